@@ -1,0 +1,260 @@
+"""One view of every speech encoder: features and their mask in, frames and their lengths out.
+
+What the encoders do not do by themselves and the tower does:
+- Whisper runs on the audio's own length (its positions up to there, padding masked) instead of 30 padded seconds.
+- Audio longer than a window is cut into windows so that every frame is made once: none is lost or doubled at a seam.
+- A batch gives what its members give alone, also for encoders with group norm, which padding would change.
+- A frozen encoder runs in evaluation mode and without gradients.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import ModelOutput
+
+from .configuration_speechllm import (
+    AUDIO_FAMILIES,
+    audio_stages,
+    minimum_input,
+    output_length,
+    receptive_field,
+)
+
+
+@dataclass
+class AudioTowerOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch, frames, dim)`): encoder frames, zero past each length.
+        lengths (`torch.Tensor` of shape `(batch,)`): valid frames of each row.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+
+
+def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(batch,) lengths -> (batch, size) bool mask of the positions before each length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class AudioTower(nn.Module):
+    """A transformers speech encoder behind the common view; subclasses run one batch of windows.
+
+    Args:
+        encoder: the transformers module; its own config is `audio_config`.
+        window: encoder frames per window.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, window: int):
+        super().__init__()
+        self.encoder = encoder
+        self.config = encoder.config
+        self.stages = audio_stages(encoder.config)
+        self.window = window
+        # Windows overlap by what one frame sees beyond its hop, so frames at a seam are those of the uncut audio.
+        field, hop = receptive_field([stage for stage in self.stages if not stage.get("padding")])
+        self.hop = receptive_field(self.stages)[1]
+        self.window_step = window * self.hop
+        self.window_size = self.window_step + field - hop if field > hop else self.window_step
+
+    @property
+    def frozen(self) -> bool:
+        """No parameter is trained (Whisper's sinusoidal positions never are)."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def forward(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
+    ) -> AudioTowerOutput:
+        """
+        Args:
+            input_features (`torch.Tensor`): log-mel `(batch, mel, frames)` or waveform `(batch, samples)`,
+                padded on the right.
+            input_features_mask (`torch.Tensor` of shape `(batch, frames or samples)`, *optional*): 1 where valid.
+
+        Raises:
+            ValueError: a row too short for one encoder frame, or a mask that is not right-padded.
+        """
+        size = input_features.shape[-1]
+        if input_features_mask is None:
+            lengths = torch.full((len(input_features),), size, device=input_features.device)
+        else:
+            input_features_mask = input_features_mask.to(input_features.device)
+            lengths = input_features_mask.sum(-1).long()
+            if input_features_mask.shape[-1] != size:
+                raise ValueError(
+                    f"input_features_mask has {input_features_mask.shape[-1]} positions, input_features {size}. "
+                    "Pass both as the processor made them."
+                )
+            if not torch.equal(input_features_mask.bool(), length_mask(lengths, size)):
+                raise ValueError("input_features must be padded on the right: its mask has a 0 before a 1.")
+        frames = output_length(lengths, self.stages)
+        if (frames < 1).any():
+            row = int((frames < 1).nonzero()[0])
+            raise ValueError(
+                f"Audio row {row} has {int(lengths[row])} input positions, too few for one encoder frame "
+                f"({minimum_input(self.stages)} are needed). Drop or lengthen this audio."
+            )
+        if self.frozen:
+            self.encoder.eval()
+        with torch.no_grad() if self.frozen else nullcontext():
+            hidden = self._run_windows(input_features.to(self.encoder.dtype), lengths)
+        hidden = hidden[:, : int(frames.max())]
+        hidden = hidden.masked_fill(~length_mask(frames, hidden.shape[1])[..., None], 0.0)
+        return AudioTowerOutput(last_hidden_state=hidden, lengths=frames)
+
+    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Cut into windows, run those that hold audio as one batch, and put their frames back in order."""
+        features = features[..., : max(int(lengths.max()), 1)]
+        if features.shape[-1] <= self.window_size:
+            return self.encode(features, lengths)
+        count = -(-(features.shape[-1] - self.window_size) // self.window_step) + 1
+        missing = (count - 1) * self.window_step + self.window_size - features.shape[-1]
+        windows = F.pad(features, (0, missing)).unfold(-1, self.window_size, self.window_step)
+        windows = windows.movedim(-2, 1)  # (batch, count, [mel,] window_size)
+        starts = torch.arange(count, device=features.device) * self.window_step
+        window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
+        used = output_length(window_lengths, self.stages) > 0
+        encoded = self.encode(windows[used], window_lengths[used])
+        hidden = encoded.new_zeros(len(features), count, self.window, encoded.shape[-1])
+        hidden[used] = F.pad(encoded, (0, 0, 0, self.window - encoded.shape[1]))
+        return hidden.flatten(1, 2)
+
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """One window per row: features and input lengths -> (rows, frames, dim)."""
+        raise NotImplementedError
+
+
+class WhisperTower(AudioTower):
+    """Whisper's encoder on the audio's own length, or on full windows (`pad_to_window`) as in its pretraining."""
+
+    def __init__(self, encoder: PreTrainedModel, window: int, pad_to_window: bool = False):
+        super().__init__(encoder, window)
+        self.pad_to_window = pad_to_window
+
+    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        if not self.pad_to_window:
+            return super()._run_windows(features, lengths)
+        if features.shape[-1] % self.window_size:
+            raise ValueError(
+                f"pad_to_window: got {features.shape[-1]} mel frames, not a multiple of the window's "
+                f"{self.window_size}. Use a processor saved with pad_to_window=True."
+            )
+        # The extractor's own padding is part of what the pretrained encoder saw: windows run whole and unmasked.
+        count = features.shape[-1] // self.window_size
+        windows = features.unflatten(-1, (count, self.window_size)).movedim(-2, 1)
+        starts = torch.arange(count, device=features.device) * self.window_size
+        used = lengths[:, None] > starts
+        encoded = self.encode(windows[used], None)
+        hidden = encoded.new_zeros(len(features), count, self.window, encoded.shape[-1])
+        hidden[used] = encoded
+        return hidden.flatten(1, 2)
+
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        encoder, mask = self.encoder, None
+        if lengths is not None:
+            # The convolutions must see zeros past the end, as they do at the end of a row of its own.
+            inside = length_mask(lengths, features.shape[-1])[:, None]
+            features = features.masked_fill(~inside, 0.0)
+        hidden = F.gelu(encoder.conv1(features))
+        if lengths is not None:
+            hidden = hidden.masked_fill(~inside, 0.0)
+        hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
+        if lengths is not None:
+            mask = length_mask(output_length(lengths, self.stages), hidden.shape[1])
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=mask)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        hidden = hidden + encoder.embed_positions(positions).to(hidden.dtype)
+        hidden = F.dropout(hidden, p=encoder.dropout, training=encoder.training)
+        for layer in encoder.layers:
+            if encoder.training and torch.rand([]) < encoder.layerdrop:
+                continue
+            hidden = layer(hidden, mask)
+        return encoder.layer_norm(hidden)
+
+
+class WaveformTower(AudioTower):
+    """wav2vec2, HuBERT, WavLM: raw samples in, convolutions without padding, one frame per 320 samples."""
+
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        # Group norm takes statistics over time and an adapter convolves past the end: padding would change both.
+        alone = getattr(self.config, "feat_extract_norm", "layer") == "group" or getattr(
+            self.config, "add_adapter", False
+        )
+        if not alone:
+            mask = length_mask(lengths, features.shape[-1])
+            return self.encoder(features.masked_fill(~mask, 0.0), attention_mask=mask.long()).last_hidden_state
+        frames = output_length(lengths, self.stages)
+        hidden = None
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            encoded = self.encoder(features[rows, :length]).last_hidden_state
+            if hidden is None:
+                hidden = encoded.new_zeros(len(features), int(frames.max()), encoded.shape[-1])
+            hidden = hidden.index_copy(0, rows, F.pad(encoded, (0, 0, 0, hidden.shape[1] - encoded.shape[1])))
+        return hidden
+
+
+def build_audio_tower(
+    audio_config: PreTrainedConfig,
+    window: int | None = None,
+    pad_to_window: bool = False,
+    encoder: PreTrainedModel | None = None,
+) -> AudioTower:
+    """A tower with new weights (or around a given `encoder`).
+
+    Args:
+        audio_config: config of a supported family, see [`SpeechLLMConfig`].
+        window: encoder frames per window, defaults to Whisper's positions, 1500 for waveform encoders.
+        pad_to_window: see [`SpeechLLMConfig`].
+
+    Raises:
+        ValueError: unknown family, with the supported ones.
+    """
+    if audio_config.model_type not in AUDIO_FAMILIES:
+        raise ValueError(
+            f"No audio tower for model type {audio_config.model_type!r}. "
+            f"Supported families: {', '.join(AUDIO_FAMILIES)}."
+        )
+    window = window or getattr(audio_config, "max_source_positions", None) or 1500
+    if audio_config.model_type == "whisper":
+        encoder = encoder or WhisperEncoder._from_config(audio_config)
+        return WhisperTower(encoder, window, pad_to_window)
+    return WaveformTower(encoder or AutoModel.from_config(audio_config), window)
+
+
+def load_encoder(audio: str, **kwargs) -> PreTrainedModel:
+    """Pretrained encoder from a Hub id or folder: a whole checkpoint, or for Whisper an encoder-only one.
+
+    Args:
+        audio: Hub id or folder.
+        **kwargs: `from_pretrained` arguments (`dtype`, `revision`, `device_map`, ...).
+
+    Raises:
+        ValueError: unknown family; weights that the checkpoint lacks, by name.
+    """
+    config = AutoConfig.from_pretrained(audio, revision=kwargs.get("revision"))
+    if config.model_type not in AUDIO_FAMILIES:
+        raise ValueError(
+            f"{audio!r} is a {config.model_type!r} model, for which there is no audio tower. "
+            f"Supported families: {', '.join(AUDIO_FAMILIES)}."
+        )
+    encoder_only = (config.architectures or [""])[0] == "WhisperEncoder"
+    auto_class = WhisperEncoder if encoder_only else AutoModel
+    encoder, info = auto_class.from_pretrained(audio, output_loading_info=True, **kwargs)
+    missing = [key for key in info["missing_keys"] if "masked_spec_embed" not in key]
+    if missing:
+        raise ValueError(
+            f"{audio!r} lacks {len(missing)} encoder weights, the first: {', '.join(sorted(missing)[:3])}. "
+            "They would be random. Use a complete checkpoint."
+        )
+    return encoder.encoder if config.model_type == "whisper" and not encoder_only else encoder
+
+
+__all__ = ["AudioTower", "AudioTowerOutput", "build_audio_tower", "load_encoder"]

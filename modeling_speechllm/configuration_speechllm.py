@@ -1,0 +1,244 @@
+"""Configuration of a SpeechLLM: an audio encoder's config, a connector's settings, a causal LM's config.
+
+Unusual here: how many audio tokens a clip becomes is *data* (`audio_stages`, `connector_stages`), so that the
+processor, which imports nothing of this package, and the model count alike.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+AUDIO_TOKEN = "<|audio|>"
+WAVEFORM_FAMILIES = ("wav2vec2", "hubert", "wavlm")
+AUDIO_FAMILIES = ("whisper", *WAVEFORM_FAMILIES)
+# What transformers itself may write beside the fields of a config class.
+_COMMON_FIELDS = {
+    *("model_type", "auto_map", "custom_pipelines", "quantization_config", "torch_dtype", "num_labels"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_commit_hash"),
+    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+    *("name_or_path", "_name_or_path"),
+    *("output_attentions", "per_layer_config", "tie_last_hidden_states", "transformers_weights"),
+}
+
+
+def stage_length(
+    length: Any, kernel: int, stride: int, padding: int = 0, ceil: bool = False, tokens: int = 1
+) -> Any:
+    """Output length of one stage; `length` is an int or an integer tensor of any shape.
+
+    A stage slides a window of `kernel` inputs by `stride` over the sequence (with `padding` on both sides) and makes
+    `tokens` outputs at each place. With `ceil` the last, partly filled window counts too, so nothing is left out.
+    """
+    length = length + 2 * padding
+    places = (length - kernel + (stride - 1 if ceil else 0)) // stride + 1
+    places = places * (places > 0)
+    if ceil:
+        places = places + (places == 0) * (length > 0)
+    return places * tokens
+
+
+def output_length(length: Any, stages: list[dict]) -> Any:
+    """Length after all `stages`, see [`stage_length`]."""
+    for stage in stages:
+        length = stage_length(length, **stage)
+    return length
+
+
+def minimum_input(stages: list[dict]) -> int:
+    """Shortest input that gives one output."""
+    needed = 1
+    for stage in reversed(stages):
+        needed = 1 if stage.get("ceil") else (needed - 1) * stage["stride"] + stage["kernel"]
+        needed = max(needed - 2 * stage.get("padding", 0), 1)
+    return needed
+
+
+def receptive_field(stages: list[dict]) -> tuple[int, int]:
+    """(inputs one output sees, inputs from one output to the next) of a chain of stages."""
+    field, hop = 1, 1
+    for stage in stages:
+        field += (stage["kernel"] - 1) * hop
+        hop *= stage["stride"]
+    return field, hop
+
+
+def audio_stages(audio_config: PreTrainedConfig) -> list[dict]:
+    """Stages from input units (mel frames for Whisper, samples for waveform encoders) to encoder frames."""
+    if audio_config.model_type == "whisper":
+        return [{"kernel": 3, "stride": 1, "padding": 1}, {"kernel": 3, "stride": 2, "padding": 1}]
+    stages = [
+        {"kernel": kernel, "stride": stride}
+        for kernel, stride in zip(audio_config.conv_kernel, audio_config.conv_stride, strict=True)
+    ]
+    if getattr(audio_config, "add_adapter", False):
+        adapter = {"kernel": audio_config.adapter_kernel_size, "stride": audio_config.adapter_stride, "padding": 1}
+        stages += [dict(adapter) for _ in range(audio_config.num_adapter_layers)]
+    return stages
+
+
+@dataclass
+class StackMLPConfig:
+    """Frame stacking and a two-layer perceptron, after Ultravox and Voxtral.
+
+    Args:
+        stride (`int`, defaults to 8): encoder frames from one audio token to the next.
+        width (`int`, *optional*, defaults to `stride`): encoder frames stacked into one audio token, >= `stride`.
+        hidden_size (`int`, *optional*, defaults to the LLM's width): inner width of the perceptron.
+        activation (`str`, defaults to `"gelu"`): a name of transformers' `ACT2FN`, or `"swiglu"` (Ultravox).
+        norm (`bool`, defaults to `True`): RMS norm on the stacked frames (Ultravox); Voxtral has none.
+        bias (`bool`, defaults to `False`): biases in both linear layers.
+    """
+
+    type: str = "stack_mlp"
+    stride: int = 8
+    width: int | None = None
+    hidden_size: int | None = None
+    activation: str = "gelu"
+    norm: bool = True
+    bias: bool = False
+
+    def __post_init__(self):
+        self.width = self.stride if self.width is None else self.width
+        if self.stride < 1 or self.width < self.stride:
+            raise ValueError(
+                f"stack_mlp: stride={self.stride}, width={self.width} would skip frames. "
+                "Use stride >= 1 and width >= stride."
+            )
+
+    @property
+    def stages(self) -> list[dict]:
+        """Length arithmetic: one token per stride, the last one padded."""
+        return [{"kernel": self.width, "stride": self.stride, "ceil": True}]
+
+
+CONNECTOR_CONFIGS = {"stack_mlp": StackMLPConfig}
+
+
+def connector_config(settings: dict | str | None) -> StackMLPConfig:
+    """Typed settings of a connector from a plain dict (`{"type": name, ...}`), a name, or None for the default.
+
+    Raises:
+        ValueError: an unknown connector or an unknown setting, with the known ones.
+    """
+    settings = {"type": settings} if isinstance(settings, str) else dict(settings or {})
+    name = settings.setdefault("type", "stack_mlp")
+    if name not in CONNECTOR_CONFIGS:
+        raise ValueError(f"Unknown connector {name!r}. Known connectors: {', '.join(sorted(CONNECTOR_CONFIGS))}.")
+    known = [field.name for field in fields(CONNECTOR_CONFIGS[name])]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"Connector {name!r} has no setting {', '.join(unknown)}. Its settings: {', '.join(known)}.")
+    return CONNECTOR_CONFIGS[name](**settings)
+
+
+@strict
+class SpeechLLMConfig(PreTrainedConfig):
+    r"""Configuration of a [`SpeechLLMForConditionalGeneration`].
+
+    Args:
+        audio_config (`PreTrainedConfig` or `dict`): config of the speech encoder: Whisper, wav2vec2 (also MMS, XLS-R),
+            HuBERT or WavLM.
+        text_config (`PreTrainedConfig` or `dict`): config of any causal language model of transformers.
+        connector (`dict`, *optional*): `{"type": name, ...settings}`; filled up with the connector's defaults.
+        audio_token_id (`int`): id of the audio placeholder; may lie outside the LLM's embedding table, which is left
+            as it is.
+        pad_to_window (`bool`, defaults to `False`): Whisper only: let the encoder see 30-second windows padded with
+            silence, as in its pretraining, instead of the audio's own length.
+        audio_window (`int`, *optional*): encoder frames per window; longer audio is windowed inside the tower.
+            Defaults to Whisper's positions, 1500 for waveform encoders.
+        initializer_range (`float`, defaults to 0.02): standard deviation of new weights.
+    """
+
+    model_type = "speechllm"
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    connector: dict | None = None
+    audio_token_id: int = 0
+    pad_to_window: bool = False
+    audio_window: int | None = None
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        unknown = sorted(name for name in kwargs if name not in _COMMON_FIELDS)
+        if unknown:
+            known = [field.name for field in fields(SpeechLLMConfig) if field.name not in _BASE_FIELDS]
+            raise ValueError(
+                f"SpeechLLMConfig has no field {', '.join(unknown)}. Its fields: {', '.join(sorted(known))}. "
+                "Remove or correct the field, or update speechllm if a newer version wrote this config."
+            )
+        super().__post_init__(**kwargs)
+        if self.audio_config.model_type not in AUDIO_FAMILIES:
+            raise ValueError(
+                f"No audio tower for model type {self.audio_config.model_type!r}. "
+                f"Supported families: {', '.join(AUDIO_FAMILIES)}."
+            )
+        if self.pad_to_window and self.audio_config.model_type != "whisper":
+            raise ValueError(
+                f"pad_to_window is Whisper's pretrained behaviour; {self.audio_config.model_type!r} has no window to "
+                "pad to. Leave it False."
+            )
+        self.connector = asdict(connector_config(self.connector))
+        if self.audio_window is None:
+            self.audio_window = getattr(self.audio_config, "max_source_positions", None) or 1500
+        limit = getattr(self.audio_config, "max_source_positions", None)
+        if self.audio_window < 1 or (limit is not None and self.audio_window > limit):
+            raise ValueError(f"audio_window={self.audio_window} frames must be from 1 to {limit or 'any number'}.")
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+    @property
+    def audio_stages(self) -> list[dict]:
+        """Stages from input units (mel frames or samples) to encoder frames."""
+        return audio_stages(self.audio_config)
+
+    @property
+    def connector_stages(self) -> list[dict]:
+        """Stages from encoder frames to audio tokens."""
+        return connector_config(self.connector).stages
+
+    @property
+    def audio_window_inputs(self) -> int:
+        """Input units (mel frames or samples) that make one full window of `audio_window` encoder frames."""
+        return self.audio_window * receptive_field(self.audio_stages)[1]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the LLM; DeepSpeed's "auto" values read it."""
+        return self.text_config.hidden_size
+
+    @classmethod
+    def from_parts(
+        cls,
+        audio: "str | PreTrainedConfig",
+        text: "str | PreTrainedConfig",
+        connector: dict | str | None = None,
+        **kwargs: Any,
+    ) -> "SpeechLLMConfig":
+        """Config from Hub ids, local folders or configs of a speech encoder and a causal LM.
+
+        Args:
+            audio, text: Hub id, folder, or `PreTrainedConfig`.
+            connector: settings as in [`SpeechLLMConfig`]; a name alone takes its defaults.
+            **kwargs: further fields of [`SpeechLLMConfig`] (`audio_token_id`, `pad_to_window`, ...).
+        """
+        audio = AutoConfig.from_pretrained(audio) if isinstance(audio, str) else audio
+        text = AutoConfig.from_pretrained(text) if isinstance(text, str) else text
+        return cls(
+            audio_config=audio,
+            text_config=text.get_text_config(decoder=True),
+            connector=asdict(connector_config(connector)),
+            **kwargs,
+        )
+
+
+_BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
+
+__all__ = ["AUDIO_TOKEN", "SpeechLLMConfig", "output_length", "stage_length"]
