@@ -24,9 +24,7 @@ _COMMON_FIELDS = {
 }
 
 
-def stage_length(
-    length: Any, kernel: int, stride: int, padding: int = 0, ceil: bool = False, tokens: int = 1
-) -> Any:
+def stage_length(length: Any, kernel: int, stride: int, padding: int = 0, ceil: bool = False, tokens: int = 1) -> Any:
     """Output length of one stage; `length` is an int or an integer tensor of any shape.
 
     A stage slides a window of `kernel` inputs by `stride` over the sequence (with `padding` on both sides) and makes
@@ -150,6 +148,8 @@ class SpeechLLMConfig(PreTrainedConfig):
         audio_window (`int`, *optional*): encoder frames per window; longer audio is windowed inside the tower.
             Defaults to Whisper's positions, 1500 for waveform encoders.
         initializer_range (`float`, defaults to 0.02): standard deviation of new weights.
+        parents (`dict`, *optional*): Hub ids (or folders) and revisions of encoder and LLM, written by `from_parts`.
+        trained_groups (`list[str]`, *optional*): in a checkpoint of trained parts only, the groups it holds.
     """
 
     model_type = "speechllm"
@@ -166,6 +166,8 @@ class SpeechLLMConfig(PreTrainedConfig):
     audio_window: int | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    parents: dict | None = None
+    trained_groups: list[str] | None = None
 
     def __post_init__(self, **kwargs):
         unknown = sorted(name for name in kwargs if name not in _COMMON_FIELDS)
@@ -208,6 +210,12 @@ class SpeechLLMConfig(PreTrainedConfig):
     def audio_window_inputs(self) -> int:
         """Input units (mel frames or samples) that make one full window of `audio_window` encoder frames."""
         return self.audio_window * receptive_field(self.audio_stages)[1]
+
+    @property
+    def audio_size(self) -> int:
+        """Width of the encoder's frames."""
+        adapted = getattr(self.audio_config, "add_adapter", False)
+        return self.audio_config.output_hidden_size if adapted else self.audio_config.hidden_size
 
     @property
     def hidden_size(self) -> int:

@@ -1,0 +1,641 @@
+"""SpeechLLM: a speech encoder, a connector and a causal language model as one transformers model.
+
+    features -> audio_tower -> multi_modal_projector -> (in place of the placeholders) -> language_model -> lm_head
+
+Unusual here:
+- The LLM is taken as it is. Its embedding table is not resized (the placeholder id may lie outside it), and scales,
+  soft caps and biases after its last layer are kept, so a text-only prompt gives the LLM's own logits.
+- `generate` merges the audio into `inputs_embeds` once, before beams are expanded.
+- A checkpoint can hold the trained parts alone; loading it fetches the frozen parents and checks every key.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple, logging
+from transformers.utils.hub import cached_file, resolve_revision
+
+from .audio_towers import build_audio_tower, length_mask, load_encoder
+from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig
+from .connectors import build_connector
+
+logger = logging.get_logger(__name__)
+
+TRAINED_FILE = "trained.safetensors"
+GROUPS = ("encoder", "connector", "llm")
+
+
+@dataclass
+class SpeechLLMModelOutputWithPast(BaseModelOutputWithPast):
+    """Base output plus `audio_hidden_states` `(audio tokens, dim)`: the embeddings put in place of placeholders."""
+
+    audio_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Causal LM output plus `audio_hidden_states` `(audio tokens, dim)`."""
+
+    audio_hidden_states: torch.Tensor | None = None
+
+
+def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
+    """What a causal LM does to its logits after the head: Cohere's scale, Granite's divisor, Gemma's soft cap."""
+    if getattr(text_config, "logit_scale", None) is not None:
+        logits = logits * text_config.logit_scale
+    if getattr(text_config, "logits_scaling", None) is not None:
+        logits = logits / text_config.logits_scaling
+    if getattr(text_config, "final_logit_softcapping", None) is not None:
+        cap = text_config.final_logit_softcapping
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+class SpeechLLMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and freezing, common to both SpeechLLM classes."""
+
+    config: SpeechLLMConfig
+    config_class = SpeechLLMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def group_modules(self) -> dict[str, list[nn.Module]]:
+        """The three groups that are frozen, trained and saved by name."""
+        base = self.base_model
+        llm = [base.language_model] + ([self.lm_head] if base is not self else [])
+        return {"encoder": [base.audio_tower], "connector": [base.multi_modal_projector], "llm": llm}
+
+    def freeze(self, *groups: str) -> None:
+        """Stops training of `groups`: any of `"encoder"`, `"connector"`, `"llm"`."""
+        self._require_grad(groups, False)
+
+    def unfreeze(self, *groups: str) -> None:
+        """Trains `groups`: any of `"encoder"`, `"connector"`, `"llm"`."""
+        self._require_grad(groups, True)
+
+    def _require_grad(self, groups: tuple[str, ...], value: bool) -> None:
+        modules = self.group_modules()
+        for group in groups:
+            if group not in modules:
+                raise ValueError(f"No parameter group {group!r}. Groups: {', '.join(GROUPS)}.")
+            for module in modules[group]:
+                module.requires_grad_(value)
+        if self.config.audio_config.model_type == "whisper":  # sinusoids, never trained
+            self.base_model.audio_tower.encoder.embed_positions.requires_grad_(False)
+
+    def _group_keys(self, groups: list[str]) -> set[str]:
+        """State-dict keys of whole groups, tied copies left out."""
+        modules = {id(module): name for name, module in self.named_modules()}
+        prefixes = [modules[id(module)] + "." for group in groups for module in self.group_modules()[group]]
+        tied = getattr(self, "all_tied_weights_keys", {})
+        return {key for key in self.state_dict() if key.startswith(tuple(prefixes)) and key not in tied}
+
+    def save_pretrained(self, save_directory: str, trained_only: bool = False, **kwargs: Any) -> None:
+        """Saves the whole model, or with `trained_only` the groups that have trained parameters.
+
+        Args:
+            save_directory: folder.
+            trained_only: write `trained.safetensors` with the trained groups, and into `config.json` the ids and
+                revisions of the frozen parents (known after `from_parts`).
+            **kwargs: `PreTrainedModel.save_pretrained` arguments.
+
+        Raises:
+            ValueError: `trained_only` without known parents, or with nothing trained.
+        """
+        if not trained_only:
+            self.config.trained_groups = None
+            return super().save_pretrained(save_directory, **kwargs)
+        modules = self.group_modules()
+        trained = [
+            group for group in GROUPS if any(p.requires_grad for module in modules[group] for p in module.parameters())
+        ]
+        if not trained:
+            raise ValueError("trained_only: every group is frozen. Unfreeze one, or save the whole model.")
+        if not self.config.parents:
+            raise ValueError(
+                "trained_only: the frozen parents are unknown, so the parts could not be put together again. "
+                "Build the model with SpeechLLMForConditionalGeneration.from_parts(...), or save the whole model."
+            )
+        keys = self._group_keys(trained)
+        state = {key: value.contiguous().cpu() for key, value in self.state_dict().items() if key in keys}
+        os.makedirs(save_directory, exist_ok=True)
+        partial = os.path.join(save_directory, TRAINED_FILE + ".partial")
+        save_file(state, partial, metadata={"format": "pt"})
+        os.replace(partial, os.path.join(save_directory, TRAINED_FILE))
+        architectures, self.config.architectures = self.config.architectures, [type(self).__name__]
+        self.config.trained_groups = trained
+        try:
+            self.config.save_pretrained(save_directory)
+            if self.can_generate():
+                self.generation_config.save_pretrained(save_directory)
+        finally:
+            self.config.trained_groups = None
+            self.config.architectures = architectures
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any):
+        """As `PreTrainedModel.from_pretrained`, but loud on any missing, mismatched or unexpected key.
+
+        A folder saved with `trained_only=True` is merged with its frozen parents, which are loaded by the ids and
+        revisions in its config; `dtype`, `device_map`, `quantization_config` and `attn_implementation` go to them.
+
+        Raises:
+            ValueError: keys that are missing, mismatched or unexpected, by name.
+        """
+        if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = kwargs.get("config")
+        if config is None:
+            hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if config.trained_groups:
+            return cls._from_trained(pretrained_model_name_or_path, config, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        _check_keys(
+            pretrained_model_name_or_path,
+            info["missing_keys"],
+            info["unexpected_keys"],
+            [key[0] for key in info["mismatched_keys"]],
+        )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_trained(cls, folder: str, config: SpeechLLMConfig, **kwargs: Any):
+        hub_names = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+        hub = {key: kwargs.pop(key) for key in hub_names if kwargs.get(key) is not None}
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("config", None)
+        kwargs = {key: kwargs[key] for key in _PARENT_KWARGS if kwargs.get(key) is not None}
+        path = cached_file(folder, TRAINED_FILE, **hub)
+        with safe_open(path, "pt") as file:
+            found = set(file.keys())
+        model = SpeechLLMForConditionalGeneration.from_parts(
+            audio=config.parents["audio"]["id"],
+            text=config.parents["text"]["id"],
+            audio_revision=config.parents["audio"]["revision"],
+            text_revision=config.parents["text"]["revision"],
+            config=config,
+            **kwargs,
+        )
+        expected = model._group_keys(config.trained_groups)
+        state = model.state_dict()
+        loaded = load_file(path)
+        mismatched = [key for key in found & expected if loaded[key].shape != state[key].shape]
+        _check_keys(folder, expected - found, found - expected, mismatched)
+        model.load_state_dict(loaded, strict=False)
+        model.tie_weights()
+        model.config.trained_groups = None
+        model.eval()
+        if cls is not SpeechLLMForConditionalGeneration:
+            model = model.model
+        info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return (model, info) if wants_info else model
+
+
+# Arguments of `from_pretrained` that concern the frozen parents.
+_PARENT_KWARGS = (
+    *("dtype", "torch_dtype", "device_map", "quantization_config", "attn_implementation", "max_memory"),
+    *("offload_folder", "trust_remote_code"),
+)
+
+
+def _check_keys(source: str, missing: Any, unexpected: Any, mismatched: Any) -> None:
+    """Raises a ValueError that names the wrong keys of a checkpoint."""
+    findings = []
+    for what, keys in (("is missing", missing), ("has unexpected", unexpected), ("has wrongly shaped", mismatched)):
+        if keys:
+            some = sorted(keys)
+            findings.append(f"{what} {len(some)} weights ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})")
+    if findings:
+        raise ValueError(
+            f"The checkpoint {str(source)!r} {' and '.join(findings)}. Missing weights would be random. "
+            "Use a complete checkpoint that matches its config.json; for one that holds only the trained part, "
+            "save with save_pretrained(folder, trained_only=True)."
+        )
+
+
+class SpeechLLMModel(SpeechLLMPreTrainedModel):
+    """Encoder, connector and the LLM without its head; owns the merging of audio into the prompt."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: SpeechLLMConfig):
+        super().__init__(config)
+        self.audio_tower = build_audio_tower(config.audio_config, config.audio_window, config.pad_to_window)
+        self.language_model = AutoModel.from_config(config.text_config)
+        text_size = self.language_model.get_input_embeddings().embedding_dim
+        self.multi_modal_projector = build_connector(config.connector, config.audio_size, text_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Encoder frames and the audio tokens made of them.
+
+        Args:
+            input_features (`torch.Tensor`): log-mel `(audios, mel, frames)` or waveform `(audios, samples)`.
+            input_features_mask (`torch.Tensor` of shape `(audios, frames or samples)`, *optional*): 1 where valid.
+
+        Returns:
+            `last_hidden_state`: encoder frames `(audios, frames, dim)`; `pooler_output`: embeddings of the valid
+            audio tokens of all audios in order, `(audio tokens, LLM dim)`.
+        """
+        frames = self.audio_tower(input_features, input_features_mask)
+        projector_weight = next(self.multi_modal_projector.parameters())
+        embeddings, lengths = self.multi_modal_projector(
+            frames.last_hidden_state.to(projector_weight.device, projector_weight.dtype), frames.lengths
+        )
+        valid = length_mask(lengths, embeddings.shape[1]).to(embeddings.device)
+        return BaseModelOutputWithPooling(last_hidden_state=frames.last_hidden_state, pooler_output=embeddings[valid])
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(batch, sequence) bool mask of audio placeholders, by id, or by embedding where no ids are given."""
+        if input_ids is not None:
+            return input_ids == self.config.audio_token_id
+        embeddings = self.get_input_embeddings()
+        if self.config.audio_token_id >= embeddings.num_embeddings:
+            raise ValueError(
+                f"The audio placeholder (id {self.config.audio_token_id}) has no row in the LLM's embedding table "
+                f"({embeddings.num_embeddings} rows), so it cannot be found in inputs_embeds. "
+                "Pass input_ids together with inputs_embeds: the ids only mark the places."
+            )
+        placeholder = embeddings(torch.tensor(self.config.audio_token_id, device=embeddings.weight.device))
+        return (inputs_embeds == placeholder.to(inputs_embeds.device)).all(-1)
+
+    def get_inputs_embeds(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The prompt as embeddings `(batch, sequence, dim)`, audio in place of its placeholders; and the audio tokens.
+
+        Raises:
+            ValueError: placeholders and audio tokens differ in number, with both.
+        """
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("SpeechLLM got neither input_ids nor inputs_embeds. Pass the processor's output.")
+        if inputs_embeds is None:
+            # A placeholder id may lie outside the table: any row will do, it is replaced.
+            outside = input_ids >= self.get_input_embeddings().num_embeddings
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
+        if input_features is None:
+            return inputs_embeds, None
+        placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
+        audio = self.get_audio_features(input_features, input_features_mask).pooler_output
+        if int(placeholders.sum()) != len(audio):
+            raise ValueError(
+                f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
+                f"placeholders, {len(input_features)} audio(s) give {len(audio)} audio tokens. Prepare both with one "
+                "processor call, without truncation, and with the processor saved beside this model."
+            )
+        audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
+        placeholders = placeholders.to(inputs_embeds.device)[..., None].expand_as(inputs_embeds)
+        return inputs_embeds.masked_scatter(placeholders, audio), audio
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> SpeechLLMModelOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): prompt with `audio_token_id` placeholders.
+            input_features, input_features_mask: one row per audio, in reading order; see `get_audio_features`.
+            inputs_embeds (`torch.Tensor` of shape `(batch, sequence, dim)`): in place of `input_ids`, or beside them,
+                in which case the ids only mark the placeholders.
+        """
+        if input_features is None and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
+            placeholders = int(self.get_placeholder_mask(input_ids).sum())
+            if placeholders:
+                raise ValueError(
+                    f"The prompt has {placeholders} audio placeholders but no input_features were given. "
+                    "Pass the audio to the processor, or take the placeholders out of the prompt."
+                )
+        inputs_embeds, audio = self.get_inputs_embeds(input_ids, inputs_embeds, input_features, input_features_mask)
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return SpeechLLMModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=audio,
+        )
+
+
+def _build_lm_head(text_config: Any) -> nn.Linear:
+    """An output layer of the shape that the family's own causal LM has (width, vocabulary, bias)."""
+    with torch.device("meta"):
+        head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
+    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
+
+
+class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixin):
+    """Hears and reads, writes text: [`SpeechLLMModel`] with the LLM's head."""
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: SpeechLLMConfig):
+        super().__init__(config)
+        self.model = SpeechLLMModel(config)
+        self.lm_head = _build_lm_head(config.text_config)
+        self._name_tied_embedding()
+        self.post_init()
+
+    def _name_tied_embedding(self) -> None:
+        """Families name their embedding differently (`embed_tokens`, `wte`, `word_embeddings`, ...)."""
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.language_model.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_audio_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See [`SpeechLLMModel.get_audio_features`]."""
+        return self.model.get_audio_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> SpeechLLMCausalLMOutputWithPast:
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): next-token targets, -100 is ignored.
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0): as in transformers; a bool mask
+                `(batch, sequence)` gives logits `(positions, vocabulary)`.
+
+        Other arguments as in [`SpeechLLMModel.forward`].
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return SpeechLLMCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=outputs.audio_hidden_states,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config: Any = None,
+        *args: Any,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `GenerationMixin.generate`; the audio is encoded and merged once, so beams and several returned
+        sequences work with any number of audios per prompt. With `input_ids` the result starts with the prompt,
+        placeholders included; with `inputs_embeds` alone it holds the new tokens only.
+        """
+        if input_features is None:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        input_ids = kwargs.pop("input_ids", inputs)
+        kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
+            input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask
+        )
+        if input_ids is None:
+            return super().generate(None, generation_config, *args, **kwargs)
+        # Logit processors look ids up in the vocabulary, where the placeholder may have no place.
+        prompt = input_ids.masked_fill(input_ids >= self.lm_head.out_features, 0)
+        result = super().generate(prompt, generation_config, *args, **kwargs)
+        sequences = result if isinstance(result, torch.Tensor) else result.sequences
+        copies = len(sequences) // len(input_ids)
+        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0).to(sequences.device)
+        return result
+
+    @classmethod
+    def from_parts(
+        cls,
+        audio: str | PreTrainedModel,
+        text: str | PreTrainedModel,
+        connector: dict | str | None = None,
+        *,
+        audio_token_id: int | None = None,
+        audio_revision: str | None = None,
+        text_revision: str | None = None,
+        config: SpeechLLMConfig | None = None,
+        pad_to_window: bool = False,
+        audio_window: int | None = None,
+        **kwargs: Any,
+    ) -> "SpeechLLMForConditionalGeneration":
+        """Joins a pretrained speech encoder and a pretrained causal LM through a new connector.
+
+        Encoder and LLM come out frozen, the connector trainable.
+
+        Args:
+            audio: Hub id or folder of a speech encoder (Whisper, wav2vec2 / MMS / XLS-R, HuBERT, WavLM), or the model.
+            text: Hub id or folder of a causal LM, or the model.
+            connector: `{"type": name, ...settings}`, a name, or None for `stack_mlp` with its defaults.
+            audio_token_id: id of the audio placeholder. By default that of `<|audio|>` in the LLM's tokenizer, else
+                the first id after it, which is the one the processor gives the added token.
+            audio_revision, text_revision: Hub revisions.
+            config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
+            pad_to_window, audio_window: see [`SpeechLLMConfig`].
+            **kwargs: `from_pretrained` arguments for the parents: `dtype`, `device_map`, `attn_implementation` for
+                both, the others (`quantization_config`, ...) for the LLM.
+
+        Raises:
+            ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
+        """
+        parents = {
+            "audio": {"id": _name(audio), "revision": resolve_revision(_name(audio), audio_revision)},
+            "text": {"id": _name(text), "revision": resolve_revision(_name(text), text_revision)},
+        }
+        if isinstance(audio, str):
+            shared = {key: kwargs[key] for key in ("dtype", "torch_dtype") if key in kwargs}
+            implementation = kwargs.get("attn_implementation")
+            if isinstance(implementation, dict):
+                implementation = implementation.get("audio_config")
+            if implementation is not None:
+                shared["attn_implementation"] = implementation
+            audio = load_encoder(audio, revision=audio_revision, **shared)
+        if isinstance(text, str):
+            if isinstance(kwargs.get("attn_implementation"), dict):
+                kwargs["attn_implementation"] = kwargs["attn_implementation"].get("text_config")
+            causal_lm = load_causal_lm(text, revision=text_revision, **kwargs)
+        else:
+            causal_lm = text
+        if config is None:
+            if audio_token_id is None:
+                audio_token_id = _placeholder_id(parents["text"]["id"], text_revision)
+            config = SpeechLLMConfig.from_parts(
+                audio.config,
+                causal_lm.config,
+                connector,
+                audio_token_id=audio_token_id,
+                pad_to_window=pad_to_window,
+                audio_window=audio_window,
+                initializer_range=getattr(causal_lm.config.get_text_config(), "initializer_range", 0.02),
+            )
+        config.parents = parents if all(parent["id"] for parent in parents.values()) else None
+        config.dtype = causal_lm.dtype
+        model = cls._assemble(config, audio, causal_lm)
+        model.freeze("encoder", "llm")
+        return model.eval()
+
+    @classmethod
+    def _assemble(
+        cls, config: SpeechLLMConfig, encoder: PreTrainedModel, causal_lm: PreTrainedModel
+    ) -> "SpeechLLMForConditionalGeneration":
+        """A model around given modules: built on the meta device, where they replace the empty ones."""
+        with torch.device("meta"):
+            model = cls(config)
+        device = causal_lm.get_input_embeddings().weight.device
+        base = model.model
+        base.language_model = causal_lm.base_model
+        model.lm_head = causal_lm.get_output_embeddings()
+        base.audio_tower = build_audio_tower(
+            encoder.config, config.audio_window, config.pad_to_window, encoder=encoder.to(device)
+        )
+        config.audio_config, config.text_config = encoder.config, base.language_model.config
+        text_size = base.get_input_embeddings().embedding_dim
+        base.multi_modal_projector = build_connector(config.connector, config.audio_size, text_size)
+        base.multi_modal_projector.to(device=device, dtype=causal_lm.dtype)
+        base.multi_modal_projector.apply(model._init_weights)
+        model.generation_config = causal_lm.generation_config
+        for name in ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit"):
+            if name in causal_lm.__dict__:
+                setattr(model, name, getattr(causal_lm, name))
+        _check_same_logits(model, causal_lm)
+        return model
+
+
+def _name(part: str | PreTrainedModel) -> str:
+    return part if isinstance(part, str) else part.config.name_or_path
+
+
+def load_causal_lm(text: str, **kwargs: Any) -> PreTrainedModel:
+    """Causal LM from a Hub id or folder.
+
+    Raises:
+        ValueError: an encoder-decoder or a family without a causal LM class, by name; missing weights.
+    """
+    causal_lm, info = AutoModelForCausalLM.from_pretrained(text, output_loading_info=True, **kwargs)
+    family = causal_lm.config.model_type
+    if causal_lm.config.is_encoder_decoder:
+        raise ValueError(f"{text!r} ({family}) is an encoder-decoder; a SpeechLLM needs a decoder-only causal LM.")
+    if info["missing_keys"]:
+        _check_keys(text, info["missing_keys"], [], [])
+    return causal_lm
+
+
+def _placeholder_id(text: str, revision: str | None) -> int:
+    """Id of the audio placeholder in the LLM's tokenizer, or the one it gets when added at the end."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(text, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No tokenizer was found with the LLM {text!r}, so the id of the audio placeholder is unknown. "
+            "Pass audio_token_id=..., or a folder that holds the tokenizer too."
+        ) from error
+    return tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer))
+
+
+@torch.no_grad()
+def _check_same_logits(model: SpeechLLMForConditionalGeneration, causal_lm: PreTrainedModel) -> None:
+    """Refuses LLM families whose logits are not those of decoder, head and the scales known to `scale_logits`."""
+    if causal_lm.device.type == "meta":
+        return
+    family = causal_lm.config.model_type
+    training = causal_lm.training
+    causal_lm.eval()
+    rows = causal_lm.get_input_embeddings().num_embeddings
+    input_ids = torch.arange(4, device=causal_lm.get_input_embeddings().weight.device)[None] * (rows // 4)
+    input_ids = torch.where(input_ids == model.config.audio_token_id, (input_ids + 1) % rows, input_ids)
+    try:
+        ours = model(input_ids=input_ids, use_cache=False).logits
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"LLM family {family!r} is not supported: it takes no inputs_embeds ({error}).") from error
+    expected = causal_lm(input_ids=input_ids, use_cache=False).logits
+    causal_lm.train(training)
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
+    if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"LLM family {family!r} is not supported: its logits are not its head's output with the scales and soft "
+            f"caps known to speechllm (largest difference {(ours - expected).abs().max():.3g})."
+        )
+
+
+__all__ = ["SpeechLLMForConditionalGeneration", "SpeechLLMModel", "SpeechLLMPreTrainedModel"]
