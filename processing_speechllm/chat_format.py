@@ -1,0 +1,230 @@
+"""From chats with audio blocks to the LLM's own prompt format, and where in it the assistant speaks.
+
+Text LLMs' templates want a string as content, so audio and text blocks are joined into one; templates that lay out
+audio blocks themselves get the blocks. Assistant turns are found by `{% generation %}` marks, or for templates without
+them by rendering the chat up to each turn, which works only where no template rewrites earlier turns (checked).
+"""
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from transformers.utils.chat_template_utils import (
+    _CONTROL_TOKEN_END,
+    _CONTROL_TOKEN_START,
+    encode_marked_chat,
+    render_jinja_template,
+)
+
+# For LLMs without a chat format (GPT-2, BLOOMZ): no role names; what the user says, a line break, the answer, the end.
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}{{- message['content'] + (eos_token or '') }}{% endgeneration %}
+    {%- else %}
+        {{- message['content'] + '\\n' }}
+    {%- endif %}
+{%- endfor %}"""
+SOURCE_KEYS = ("audio", "array", "bytes", "path", "url")
+
+Span = tuple[int, int]
+
+
+def plain_chat_template(tokenizer: Any) -> str:
+    """`CHAT_TEMPLATE`, opened by the beginning-of-sequence token if the tokenizer itself puts one before text."""
+    opens = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return "{{- bos_token }}" * opens + CHAT_TEMPLATE
+
+
+def instruction_chat(audio: list, instruction: str) -> list[dict]:
+    """One user turn: every audio, then the instruction, each on a line of its own. An audio may be None (given later).
+
+    Training and the pipeline both build their prompts here, so that a model is asked as it was taught.
+    """
+    content = []
+    for source in audio:
+        content += [{"type": "audio"} if source is None else {"type": "audio", "audio": source}]
+        content += [{"type": "text", "text": "\n"}]
+    return [{"role": "user", "content": [*content[:-1], {"type": "text", "text": "\n" * bool(audio) + instruction}]}]
+
+
+def collect_audio(chats: list[list[dict]], given: list, need_sources: bool) -> tuple[list[list[dict]], list]:
+    """
+    Take the audios out of the chats' blocks, in reading order.
+
+    Args:
+        chats: chats whose content is a string or a list of blocks; not changed.
+        given: audios for the blocks that have none of their own.
+        need_sources: whether a block without an audio is an error.
+
+    Returns:
+        the chats with bare `{"type": "audio"}` blocks, and the audios.
+
+    Raises:
+        ValueError: a block of another kind, or audios and blocks that do not pair up.
+    """
+    sources, rest, bare = [], iter(given), 0
+    new_chats = []
+    for chat in chats:
+        new_chats.append([])
+        for message in chat:
+            blocks = message.get("content")
+            if isinstance(blocks, (list, tuple)):
+                new_blocks = []
+                for block in blocks:
+                    kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+                    if kind == "text" and isinstance(block.get("text"), str):
+                        new_blocks.append({"type": "text", "text": block["text"]})
+                    elif kind == "audio":
+                        source = _block_source(block)
+                        bare += source is None
+                        sources.append(next(rest, None) if source is None else source)
+                        new_blocks.append({"type": "audio"})
+                    else:
+                        raise ValueError(
+                            f'A content block of kind {kind!r} cannot be used. Use {{"type": "text", "text": ...}} '
+                            'and {"type": "audio", "audio": ...}.'
+                        )
+                message = {**message, "content": new_blocks}
+            new_chats[-1].append(message)
+    if len(given) > bare or need_sources and len(given) < bare:
+        raise ValueError(
+            f"The chat has {bare} audio blocks without an audio of their own but {len(given)} audios were given. Give "
+            "one audio per block, in reading order."
+        )
+    return new_chats, sources
+
+
+def _block_source(block: dict) -> Any:
+    """An audio block's source as `load_audio` takes it, or None. Keys whose value is None do not count."""
+    given = {key: block[key] for key in SOURCE_KEYS if block.get(key) is not None}
+    rate = block.get("sampling_rate")
+    if not given:
+        return None
+    if len(given) > 1 and set(given) != {"bytes", "path"}:
+        raise ValueError(f"An audio block has {' and '.join(given)}. Keep one of them.")
+    if "audio" not in given:
+        return given if rate is None else {**given, "sampling_rate": rate}
+    return given["audio"] if rate is None else {"array": given["audio"], "sampling_rate": rate}
+
+
+def lay_out_content(chats: list[list[dict]], template: str, audio_token: str, variables: dict) -> list[list[dict]]:
+    """Give each message the content form that the template can read, see `content_form`."""
+    if not any(isinstance(message.get("content"), list) for chat in chats for message in chat):
+        return chats
+    form = content_form(template, audio_token, variables)
+
+    def lay_out(message: dict) -> dict:
+        content = message.get("content")
+        if not isinstance(content, list) or form == "blocks":
+            return message
+        joined = "".join(block["text"] if block["type"] == "text" else audio_token for block in content)
+        return {**message, "content": joined if form == "string" else [{"type": "text", "text": joined}]}
+
+    return [[lay_out(message) for message in chat] for chat in chats]
+
+
+def content_form(template: str, audio_token: str, variables: dict) -> str:
+    """
+    What a chat template reads as content: `"blocks"` if it lays out audio blocks itself (with this placeholder),
+    `"string"` if it prints strings, else `"text"` (lists of text blocks only). Found by rendering probes.
+    """
+    probe = "probe text"
+
+    def render(content: Any) -> str:
+        chat = [{"role": "user", "content": content}]
+        try:
+            return render_jinja_template(conversations=[chat], chat_template=template, **variables)[0][0]
+        except Exception:  # templates raise whatever they like on content they cannot read
+            return ""
+
+    blocks = render([{"type": "audio"}, {"type": "text", "text": probe}])
+    if re.search(f"{re.escape(audio_token)}\\s*{probe}", blocks) and "'type'" not in blocks:
+        return "blocks"
+    return "string" if probe in render(probe) else "text"
+
+
+def render_with_spans(
+    chats: list[list[dict]],
+    template: str,
+    want_spans: bool,
+    control_tokens: Iterable[str],
+    add_generation_prompt: bool,
+    continue_final_message: bool | str,
+    **variables: Any,
+) -> tuple[list[str], list[list[Span]]]:
+    """Render chats; if wanted also the character spans (start, end) of the assistant's turns in each."""
+    render = partial(render_jinja_template, chat_template=template, **variables)
+    has_marks = re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+    rendered, spans = render(
+        conversations=chats,
+        return_assistant_tokens_mask=want_spans and has_marks,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+    )
+    if want_spans and not has_marks:
+        pairs = zip(chats, rendered, strict=True)
+        spans = [_spans_by_prefix(chat, text, render, tuple(control_tokens)) for chat, text in pairs]
+    return rendered, spans
+
+
+def _spans_by_prefix(chat: list[dict], text: str, render: Any, control_tokens: tuple[str, ...]) -> list[Span]:
+    """Assistant turns of one chat: from the end of the prompt for the turn to the end of the chat up to it."""
+    spans = []
+    for index, message in enumerate(chat):
+        if message["role"] != "assistant":
+            continue
+        before = render(conversations=[chat[:index]], add_generation_prompt=True)[0][0]
+        until = render(conversations=[chat[: index + 1]])[0][0]
+        if not (until.startswith(before) and text.startswith(until)):
+            raise ValueError(
+                f"The chat template renders the first {index + 1} messages otherwise than as the beginning of the "
+                "whole chat, so the assistant's tokens cannot be told. Put {% generation %} and {% endgeneration %} "
+                "around the assistant's content in the template, or keep one assistant turn per chat."
+            )
+        end = len(until.rstrip())
+        if not until[:end].endswith(control_tokens):  # white space after the end-of-turn token is not the answer's
+            end = len(until)
+        spans.append((len(before), end))
+    return spans
+
+
+def has_marked_text(text: str) -> bool:
+    """Whether user text in a rendered chat spells a control token (which then carries markers)."""
+    return _CONTROL_TOKEN_START in text
+
+
+def break_at_spans(text: str, spans: list[Span]) -> tuple[str, list[Span]]:
+    """Put a lone marker, at which `encode_marked_chat` splits, at both ends of each span; also the spans moved."""
+    pieces, new_spans, last = [], [], 0
+    for index, (start, end) in enumerate(spans):
+        pieces += [text[last:start], text[start:end]]
+        new_spans.append((start + 2 * index, end + 2 * index + 1))
+        last = end
+    return _CONTROL_TOKEN_END.join([*pieces, text[last:]]), new_spans
+
+
+def expand(text: str, replacements: list[dict], spans: list[Span]) -> tuple[str, list[Span]]:
+    """Replace placeholders in a rendered chat as `text_replacement_offsets` says, and move the spans accordingly."""
+
+    def moved(position: int) -> int:
+        gains = (len(item["replacement"]) - len(item["text"]) for item in replacements if item["span"][1] <= position)
+        return position + sum(gains)
+
+    spans = [(moved(start), moved(end)) for start, end in spans]
+    for item in reversed(replacements):
+        text = text[: item["span"][0]] + item["replacement"] + text[item["span"][1] :]
+    return text, spans
+
+
+def span_mask(tokenizer: Any, text: str, spans: list[Span], add_special_tokens: bool) -> list[int]:
+    """1 for each token of `text` inside a span, else 0. Marked text must have been broken at its spans."""
+    if has_marked_text(text):
+        mask = [0] * len(encode_marked_chat(tokenizer, text))
+        for start, end in spans:
+            first, last = (len(encode_marked_chat(tokenizer, text[:position])) for position in (start, end))
+            mask[first:last] = [1] * (last - first)
+        return mask
+    offsets = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)["offset_mapping"]
+    return [int(any(left < end and right > start for start, end in spans)) for left, right in offsets]

@@ -1,0 +1,403 @@
+"""Text and audio in, tensors out: features per audio, one placeholder per audio token, the LLM's own chat format.
+
+What is unusual here:
+- How many placeholders an audio takes is worked out from data (`audio_stages`, `connector_stages`) that the model's
+  config carries too, so that processor and model agree for every length.
+- The features of an audio are computed alone and only then padded to the right, so a batch gives what its members give
+  alone. Nothing is ever truncated.
+- Text written by the user that spells a special token stays text (`sanitize_control_tokens` is on by default).
+"""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+from transformers import AddedToken, AutoFeatureExtractor, AutoTokenizer, BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .audio import as_audio_list, load_audio
+from .chat_format import (
+    break_at_spans,
+    collect_audio,
+    expand,
+    has_marked_text,
+    instruction_chat,
+    lay_out_content,
+    plain_chat_template,
+    render_with_spans,
+    span_mask,
+)
+
+STAGE_KEYS = {"kernel", "stride", "padding", "ceil", "tokens"}
+
+
+def stage_length(length: int, stages: list[dict]) -> int:
+    """
+    How many items `length` items become after `stages`.
+
+    A stage `{"kernel": k, "stride": s, "padding": p = 0, "ceil": c = False, "tokens": t = 1}` slides a window over the
+    items and gives `t` items per position; with `ceil` a last, partly filled window counts too.
+    """
+    for stage in stages:
+        kernel, stride, ceil = stage["kernel"], stage["stride"], stage.get("ceil", False)
+        if length == 0:
+            return 0
+        room = length + 2 * stage.get("padding", 0) - kernel
+        positions = (room + (stride - 1 if ceil else 0)) // stride + 1
+        length = max(positions, 1 if ceil else 0) * stage.get("tokens", 1)
+    return length
+
+
+class SpeechLLMProcessor(ProcessorMixin):
+    """
+    Processor of a SpeechLLM: a feature extractor, a tokenizer, and the arithmetic between the two.
+
+    The tokenizer gets the audio placeholder as a special token if it lacks it, its end-of-sequence token as pad token
+    if it has none, and left padding (for generation) unless it came with a side of its own. The chat template is, in
+    this order, the one given, the tokenizer's, or a plain one (see `CHAT_TEMPLATE`) for LLMs without a chat format.
+
+    Args:
+        feature_extractor: `WhisperFeatureExtractor` (log-mel) or one of the raw-waveform kind, as wav2vec2's.
+        tokenizer: tokenizer of the LLM.
+        chat_template (`str`, *optional*): Jinja template.
+        audio_token (`str`, *optional*, defaults to `"<|audio|>"`): the placeholder.
+        audio_stages (`list[dict]`): feature frames (or samples) to encoder frames, see `stage_length`.
+        connector_stages (`list[dict]`): encoder frames to audio tokens.
+        pad_to_window (`bool`, *optional*, defaults to `False`): pad the waveform with silence to whole encoder
+            windows, as Whisper was pretrained, instead of letting the cost follow the audio's length.
+        audio_window (`int`, *optional*, defaults to 3000): feature frames per encoder window, for `pad_to_window`.
+        max_audio_seconds (`float`, *optional*, defaults to 3600): longer audio is an error.
+    """
+
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        chat_template: str | dict[str, str] | None = None,
+        audio_token: str = "<|audio|>",
+        audio_stages: list[dict] | None = None,
+        connector_stages: list[dict] | None = None,
+        pad_to_window: bool = False,
+        audio_window: int = 3000,
+        max_audio_seconds: float = 3600.0,
+    ):
+        for name, stages in [("audio_stages", audio_stages), ("connector_stages", connector_stages)]:
+            if stages is None or not all({"kernel", "stride"} <= set(stage) <= STAGE_KEYS for stage in stages):
+                raise ValueError(
+                    f"{name} must be a list of dicts with kernel, stride and optionally padding, ceil, tokens, not "
+                    f"{stages!r}. Copy it from the model's config, or use SpeechLLMProcessor.from_parts."
+                )
+        if audio_token not in tokenizer.get_vocab():
+            tokenizer.add_tokens([AddedToken(audio_token, special=True, normalized=False)], special_tokens=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if "padding_side" not in tokenizer.init_kwargs:
+            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        if chat_template is None:
+            chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)
+        tokenizer.chat_template = chat_template
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        self.audio_stages = [dict(stage) for stage in audio_stages]
+        self.connector_stages = [dict(stage) for stage in connector_stages]
+        self.pad_to_window = pad_to_window
+        self.audio_window = audio_window
+        self.max_audio_seconds = max_audio_seconds
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self._hop = _hop_length(feature_extractor)
+        if pad_to_window and self._hop == 1:
+            raise ValueError(
+                f"pad_to_window is for log-mel extractors; {type(feature_extractor).__name__} takes raw waveforms. "
+                "Leave it False."
+            )
+        self.min_samples = self._find_min_samples()
+
+    @classmethod
+    def from_parts(cls, audio: Any, text: Any, config: Any, **kwargs) -> "SpeechLLMProcessor":
+        """
+        Processor for a composed model.
+
+        Args:
+            audio: Hub id or folder of the speech encoder, or a feature extractor.
+            text: Hub id or folder of the LLM, or a tokenizer. An object is copied, not changed.
+            config: the model's config; its `audio_stages`, `connector_stages`, `pad_to_window`, `audio_window_inputs`
+                and `audio_token_id` are read.
+            **kwargs: further arguments of the constructor, for example `chat_template` or `max_audio_seconds`.
+
+        Raises:
+            ValueError: the tokenizer's placeholder id or the extractor's mel bins are not those of the config.
+        """
+        by_name = isinstance(audio, str) or hasattr(audio, "__fspath__")
+        feature_extractor = AutoFeatureExtractor.from_pretrained(audio) if by_name else copy.deepcopy(audio)
+        by_name = isinstance(text, str) or hasattr(text, "__fspath__")
+        tokenizer = AutoTokenizer.from_pretrained(text) if by_name else copy.deepcopy(text)
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        kwargs.setdefault("audio_stages", config.audio_stages)
+        kwargs.setdefault("connector_stages", config.connector_stages)
+        kwargs.setdefault("pad_to_window", config.pad_to_window)
+        kwargs.setdefault("audio_window", config.audio_window_inputs)
+        processor = cls(feature_extractor, tokenizer, **kwargs)
+        if processor.audio_token_id != config.audio_token_id:
+            raise ValueError(
+                f"The tokenizer's id of {processor.audio_token} is {processor.audio_token_id}, the config's "
+                f"audio_token_id is {config.audio_token_id}. Compose model and processor from the same LLM."
+            )
+        bins = getattr(config.audio_config, "num_mel_bins", None)
+        if processor._hop > 1 and bins not in (None, feature_extractor.feature_size):
+            raise ValueError(
+                f"The feature extractor gives {feature_extractor.feature_size} mel bins, the encoder takes {bins}. "
+                "Take both from the same checkpoint."
+            )
+        return processor
+
+    def __call__(self, text: str | list[str] | None = None, audio: Any = None, **kwargs) -> BatchFeature:
+        """
+        Tokenize prompts, with every `audio_token` in them expanded to as many as its audio has tokens.
+
+        Args:
+            text: one prompt or several, with one `audio_token` per audio.
+            audio: one audio or a list, of any form that `load_audio` takes; all audios of the batch in reading order.
+            **kwargs: `sampling_rate` of bare arrays in Hz, and options of the tokenizer (`padding`, `padding_side`,
+                `return_tensors`, ...), `return_mm_token_type_ids`, `return_text_replacement_offsets`.
+
+        Returns:
+            `BatchFeature`: `input_ids` and `attention_mask` (prompts, tokens); with audio `input_features`
+            (audios, mel, frames) or (audios, samples) and `input_features_mask` (audios, frames or samples).
+
+        Raises:
+            AudioError: an audio that cannot be used.
+            ValueError: placeholders and audios differ in number, or truncation is asked for together with audio.
+        """
+        truncation = kwargs.get("truncation", kwargs.get("text_kwargs", {}).get("truncation"))
+        if audio is not None and truncation not in (None, False, "do_not_truncate"):
+            raise ValueError(
+                f"truncation={truncation!r} could cut the audio's placeholders, and each must meet its embedding. "
+                "Shorten the text or the audio instead, or drop `truncation` (max_length alone only pads)."
+            )
+        return super().__call__(text=text, audio=audio, **kwargs)
+
+    def prepare_inputs_layout(self, text=None, audio=None, **kwargs):
+        """Wrap a lone prompt or audio in a list, and decode every audio."""
+        if text is not None:
+            text = [text] if isinstance(text, str) else list(text)
+        if audio is not None:
+            rate = kwargs.get("sampling_rate", kwargs.get("audio_kwargs", {}).get("sampling_rate"))
+            audio = [self.load_audio(source, rate) for source in as_audio_list(audio)]
+        return None, text, None, audio
+
+    def load_audio(self, source: Any, source_rate: float | None = None) -> np.ndarray:
+        """One audio as the feature extractor wants it: float32 mono samples (samples,); see `audio.load_audio`."""
+        return load_audio(
+            source,
+            sampling_rate=self.feature_extractor.sampling_rate,
+            source_rate=source_rate,
+            max_seconds=self.max_audio_seconds,
+            min_samples=self.min_samples,
+        )
+
+    def validate_inputs(self, audio=None, text=None, **kwargs):
+        """Refuse a batch whose placeholders and audios differ in number."""
+        if isinstance(text, list) and all(isinstance(prompt, str) for prompt in text):
+            placeholders, audios = sum(prompt.count(self.audio_token) for prompt in text), len(audio or [])
+            if placeholders != audios:
+                raise ValueError(
+                    f"The text has {placeholders} audio blocks ({self.audio_token}) but {audios} audios were given. "
+                    "Give one audio per block, in reading order."
+                )
+        super().validate_inputs(audio=audio, text=text, **kwargs)
+
+    def _process_audio(self, audio: list[np.ndarray], **kwargs) -> tuple[dict, list[str]]:
+        features, lengths = zip(*(self._features(samples) for samples in audio), strict=True)
+        longest = max(feature.shape[-1] for feature in features)
+        padded = np.zeros((len(features), *features[0].shape[:-1], longest), dtype=np.float32)
+        mask = np.zeros((len(features), longest), dtype=np.int64)
+        for row, (feature, length) in enumerate(zip(features, lengths, strict=True)):
+            padded[row, ..., : feature.shape[-1]] = feature
+            mask[row, :length] = 1
+        tokens = [self._get_audio_token_length(length) for length in lengths]
+        inputs = {"input_features": padded, "input_features_mask": mask, "num_audio_tokens": tokens}
+        return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
+
+    def _features(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
+        """Samples (samples,) -> features (mel, frames) or (samples,) and how many of the last axis are audio."""
+        length = math.ceil(len(samples) / self._hop)
+        if self._hop > 1:
+            frames = math.ceil(length / self.audio_window) * self.audio_window if self.pad_to_window else length
+            samples = np.pad(samples, (0, frames * self._hop - len(samples)))
+        extractor = self.feature_extractor
+        options = {"truncation": False} if self._hop > 1 else {}
+        name = extractor.model_input_names[0]
+        features = extractor(
+            samples, sampling_rate=extractor.sampling_rate, padding=False, return_tensors="np", **options
+        )[name][0]
+        return features, length
+
+    def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
+        """The placeholders of one audio."""
+        return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]
+
+    def _get_audio_token_length(self, length: int) -> int:
+        """Feature frames (or samples, for raw waveforms) to audio tokens."""
+        return stage_length(stage_length(length, self.audio_stages), self.connector_stages)
+
+    def audio_token_count(self, samples: int) -> int:
+        """How many placeholders an audio of so many samples (at the extractor's rate) takes."""
+        return self._get_audio_token_length(math.ceil(samples / self._hop))
+
+    def _get_num_multimodal_tokens(self, audio_lengths: list[int] | None = None, **kwargs) -> MultiModalData:
+        """Audio tokens for audios of the given lengths in samples (serving engines ask for it)."""
+        tokens = None if audio_lengths is None else [self.audio_token_count(length) for length in audio_lengths]
+        return MultiModalData(num_audio_tokens=tokens)
+
+    def _find_min_samples(self) -> int:
+        """Samples of the shortest audio that fills one encoder frame and gives one token."""
+        length = math.prod(stage["stride"] for stage in self.audio_stages)
+        while self._get_audio_token_length(length) < 1:
+            length += 1
+        samples = length * self._hop
+        # The STFT mirrors half a window at each end, and cannot mirror more than there is.
+        return max(samples, self.feature_extractor.n_fft // 2 + 1) if self._hop > 1 else samples
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "input_features", "input_features_mask"]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["num_audio_tokens", "token_type_ids"]
+
+    instruction_chat = staticmethod(instruction_chat)
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        chat_template: str | None = None,
+        tools: list[dict] | None = None,
+        documents: list[dict] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: str | None = "auto",
+        return_dict: bool = False,
+        processor_kwargs: dict | None = None,
+        sanitize_control_tokens: bool = True,
+        audio: Any = None,
+        sampling_rate: float | None = None,
+        **kwargs,
+    ):
+        """
+        Render one chat or several with the LLM's chat template, and with `tokenize=True` process their audios.
+
+        A message's content is a string or a list of blocks, which are joined as they stand (no separator is added):
+        `{"type": "text", "text": ...}` or `{"type": "audio", "audio" | "path" | "url" | "bytes" | "array": ...}`, with
+        `"sampling_rate"` beside a bare array. A block `{"type": "audio"}` alone takes the next of `audio`.
+
+        Args:
+            conversation: messages, or a list of such.
+            return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`): also return `assistant_masks`, 1
+                on the tokens of assistant messages. Without `{% generation %}` in the template they are found by
+                rendering each chat up to each turn.
+            processor_kwargs (`dict`, *optional*): options of `__call__`, for example `{"padding_side": "right"}`.
+            sanitize_control_tokens (`bool`, *optional*, defaults to `True`): special tokens spelled in messages, tools
+                or documents are encoded as text. Applies when tokenizing; a rendered string holds them as written.
+            audio (*optional*): audios of the blocks that have none of their own, over all chats in reading order.
+            sampling_rate (`float`, *optional*): rate in Hz of bare arrays.
+            chat_template, tools, documents, add_generation_prompt, continue_final_message, tokenize, return_tensors,
+                return_dict, **kwargs: as in `ProcessorMixin.apply_chat_template`.
+
+        Returns:
+            the rendered chat(s), or with `tokenize=True` the ids, or with `return_dict=True` the whole `BatchFeature`.
+        """
+        if not conversation:
+            raise ValueError("The conversation is empty. Give at least one message.")
+        template = self._resolve_chat_template(chat_template)
+        options = self._prepare_processor_kwargs(
+            template,
+            dict(processor_kwargs or {}),
+            kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+        )
+        chats, is_batched = self._normalize_conversations(conversation)
+        chats, sources = collect_audio(chats, as_audio_list(audio), need_sources=tokenize)
+        if tokenize and sanitize_control_tokens:
+            # The last two arguments only guard combinations that are handled below.
+            chats, tools, documents, kwargs = self.tokenizer._mark_chat_inputs(
+                template, chats, tools, documents, kwargs, True, False
+            )
+        chats = lay_out_content(chats, template, self.audio_token, self.tokenizer.special_tokens_map)
+        rendered, spans = render_with_spans(
+            chats,
+            template,
+            want_spans=return_assistant_tokens_mask,
+            control_tokens=[token.content for token in self.tokenizer.added_tokens_decoder.values()],
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **{**self.tokenizer.special_tokens_map, **kwargs},
+        )
+        if not tokenize:
+            return rendered if is_batched else rendered[0]
+        options.setdefault("add_special_tokens", False)  # the template writes them
+        options.pop("return_offsets_mapping", None)
+        if return_tensors != "auto":
+            options["return_tensors"] = return_tensors
+        if sampling_rate is not None:
+            options["sampling_rate"] = sampling_rate
+        if any(map(has_marked_text, rendered)):
+            options["sanitize_control_tokens"] = True
+        if return_assistant_tokens_mask:
+            broken = [
+                break_at_spans(text, row) if has_marked_text(text) else (text, row)
+                for text, row in zip(rendered, spans, strict=True)
+            ]
+            rendered, spans = map(list, zip(*broken, strict=True))
+        options["return_text_replacement_offsets"] = True
+        inputs = self(text=rendered, audio=sources or None, **options)
+        offsets = inputs["text_replacement_offsets"]
+        if not (processor_kwargs or {}).get("return_text_replacement_offsets"):
+            del inputs["text_replacement_offsets"]
+        if return_assistant_tokens_mask:
+            rows = [expand(*row) for row in zip(rendered, offsets, spans, strict=True)]
+            masks = [span_mask(self.tokenizer, *row, options["add_special_tokens"]) for row in rows]
+            inputs["assistant_masks"] = _placed(masks, inputs["attention_mask"])
+        return inputs if return_dict else inputs["input_ids"]
+
+
+def _placed(masks: list[list[int]], attention_mask: Any) -> Any:
+    """Rows of 0 and 1 per token -> the same beside the padding, in the form (tensor, array, lists) of the other."""
+    placed = []
+    for mask, attention in zip(masks, attention_mask, strict=True):
+        row = np.asarray(attention).copy()
+        if row.sum() != len(mask):
+            raise ValueError(
+                f"The assistant's tokens cannot be told: the chat has {len(mask)} tokens but {row.sum()} were kept. "
+                "Drop `truncation`."
+            )
+        row[row == 1] = mask
+        placed.append(row)
+    if hasattr(attention_mask, "new_tensor"):
+        return attention_mask.new_tensor(np.stack(placed))
+    return np.stack(placed) if isinstance(attention_mask, np.ndarray) else [row.tolist() for row in placed]
+
+
+def _hop_length(feature_extractor: Any) -> int:
+    """Samples per feature frame: the extractor's hop for log-mel features, 1 for raw waveforms."""
+    name = feature_extractor.model_input_names[0]
+    if name == "input_values":
+        return 1
+    if name == "input_features" and getattr(feature_extractor, "n_fft", None) is not None:
+        return feature_extractor.hop_length
+    raise ValueError(
+        f"{type(feature_extractor).__name__} is not supported. Use WhisperFeatureExtractor or one of raw waveforms, "
+        "such as Wav2Vec2FeatureExtractor."
+    )
+
+
+__all__ = ["SpeechLLMProcessor", "stage_length"]
