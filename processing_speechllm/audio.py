@@ -125,7 +125,7 @@ def _check_length(name: str, seconds: float, max_seconds: float | None) -> None:
 
 
 def _read(source: Any, rate: Any, max_seconds: float | None) -> tuple[str, np.ndarray, float]:
-    """`source` in any accepted form -> (name for messages, samples of any shape and dtype, rate in Hz)."""
+    """`source` in any accepted form -> (name for messages, float samples of any shape, rate in Hz)."""
     if isinstance(source, dict):
         return _read_dict(source, rate, max_seconds)
     if isinstance(source, (str, os.PathLike)):
@@ -302,6 +302,7 @@ def _array_name(source: Any) -> str:
 
 
 def _as_array(source: Any) -> np.ndarray:
+    """A bare array, tensor or list -> float array in full scale 1.0, of the same shape."""
     if hasattr(source, "detach"):  # torch tensor; bfloat16 has no NumPy type
         source = source.detach().cpu()
         source = source.float().numpy() if source.is_floating_point() else source.numpy()
@@ -313,26 +314,27 @@ def _as_array(source: Any) -> np.ndarray:
         ) from error
     if array.ndim == 0:
         raise AudioError(f"audio is a {type(source).__name__}, which is no audio. Pass {SOURCES}.")
+    kind = array.dtype.name
+    if kind == "uint8":
+        return (array.astype(np.float32) - 128) / 128
+    if kind in INTEGER_SCALES:
+        return array / INTEGER_SCALES[kind]
+    if kind not in ("float16", "float32", "float64"):
+        raise AudioError(
+            f"{_array_name(source)}: dtype {kind} is not audio. Pass one audio, as float samples in [-1, 1] or as "
+            "int16, int32 or uint8 samples."
+        )
     return array
 
 
 def _to_mono(name: str, samples: np.ndarray) -> np.ndarray:
-    """Samples of any accepted dtype and shape -> float32 or float64 in full scale 1.0, shape (samples,)."""
+    """Float samples of any accepted shape -> float32, shape (samples,)."""
     if samples.size == 0:
         raise AudioError(f"{name}: holds zero samples. Record again, or drop this audio.")
     if samples.ndim not in (1, 2):
         raise AudioError(
             f"{name}: has {samples.ndim} dimensions. Pass one audio as (samples,) or (channels, samples); several "
             "audios go in a list."
-        )
-    kind = samples.dtype.name
-    if kind == "uint8":
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif kind in INTEGER_SCALES:
-        samples = samples / INTEGER_SCALES[kind]
-    elif kind not in ("float16", "float32", "float64"):
-        raise AudioError(
-            f"{name}: dtype {kind} is not audio. Pass float samples in [-1, 1], or int16, int32 or uint8 samples."
         )
     if samples.ndim == 1:
         return samples.astype(np.float32)
