@@ -239,7 +239,8 @@ def load_encoder(audio: str, **kwargs) -> PreTrainedModel:
     Raises:
         ValueError: unknown family; weights that the checkpoint lacks, by name.
     """
-    config = AutoConfig.from_pretrained(audio, revision=kwargs.get("revision"))
+    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    config = AutoConfig.from_pretrained(audio, **hub)
     if config.model_type not in AUDIO_FAMILIES:
         raise ValueError(
             f"{audio!r} is a {config.model_type!r} model, for which there is no audio tower. "

@@ -4,6 +4,7 @@ Unusual here: how many audio tokens a clip becomes is *data* (`audio_stages`, `c
 processor, which imports nothing of this package, and the model count alike.
 """
 
+import copy
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -240,8 +241,8 @@ class SpeechLLMConfig(PreTrainedConfig):
         audio = AutoConfig.from_pretrained(audio) if isinstance(audio, str) else audio
         text = AutoConfig.from_pretrained(text) if isinstance(text, str) else text
         return cls(
-            audio_config=audio,
-            text_config=text.get_text_config(decoder=True),
+            audio_config=copy.deepcopy(audio),  # a loaded model's config is its own
+            text_config=copy.deepcopy(text.get_text_config(decoder=True)),
             connector=asdict(connector_config(connector)),
             **kwargs,
         )

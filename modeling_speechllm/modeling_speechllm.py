@@ -9,27 +9,22 @@ Unusual here:
 - A checkpoint can hold the trained parts alone; loading it fetches the frozen parents and checks every key.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple, logging
-from transformers.utils.hub import cached_file, resolve_revision
+from transformers.utils import can_return_tuple
 
 from .audio_towers import build_audio_tower, length_mask, load_encoder
-from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig
+from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id
+from .configuration_speechllm import SpeechLLMConfig
 from .connectors import build_connector
+from .partial_checkpoints import check_keys, load_trained, save_trained, trained_groups
 
-logger = logging.get_logger(__name__)
-
-TRAINED_FILE = "trained.safetensors"
 GROUPS = ("encoder", "connector", "llm")
 
 
@@ -98,12 +93,12 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
         if self.config.audio_config.model_type == "whisper":  # sinusoids, never trained
             self.base_model.audio_tower.encoder.embed_positions.requires_grad_(False)
 
-    def _group_keys(self, groups: list[str]) -> set[str]:
+    def group_keys(self, groups: list[str]) -> set[str]:
         """State-dict keys of whole groups, tied copies left out."""
-        modules = {id(module): name for name, module in self.named_modules()}
-        prefixes = [modules[id(module)] + "." for group in groups for module in self.group_modules()[group]]
+        names = {id(module): name for name, module in self.named_modules()}
+        prefixes = tuple(names[id(module)] + "." for group in groups for module in self.group_modules()[group])
         tied = getattr(self, "all_tied_weights_keys", {})
-        return {key for key in self.state_dict() if key.startswith(tuple(prefixes)) and key not in tied}
+        return {key for key in self.state_dict() if key.startswith(prefixes) and key not in tied}
 
     def save_pretrained(self, save_directory: str, trained_only: bool = False, **kwargs: Any) -> None:
         """Saves the whole model, or with `trained_only` the groups that have trained parameters.
@@ -117,35 +112,10 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: `trained_only` without known parents, or with nothing trained.
         """
-        if not trained_only:
-            self.config.trained_groups = None
-            return super().save_pretrained(save_directory, **kwargs)
-        modules = self.group_modules()
-        trained = [
-            group for group in GROUPS if any(p.requires_grad for module in modules[group] for p in module.parameters())
-        ]
-        if not trained:
-            raise ValueError("trained_only: every group is frozen. Unfreeze one, or save the whole model.")
-        if not self.config.parents:
-            raise ValueError(
-                "trained_only: the frozen parents are unknown, so the parts could not be put together again. "
-                "Build the model with SpeechLLMForConditionalGeneration.from_parts(...), or save the whole model."
-            )
-        keys = self._group_keys(trained)
-        state = {key: value.contiguous().cpu() for key, value in self.state_dict().items() if key in keys}
-        os.makedirs(save_directory, exist_ok=True)
-        partial = os.path.join(save_directory, TRAINED_FILE + ".partial")
-        save_file(state, partial, metadata={"format": "pt"})
-        os.replace(partial, os.path.join(save_directory, TRAINED_FILE))
-        architectures, self.config.architectures = self.config.architectures, [type(self).__name__]
-        self.config.trained_groups = trained
-        try:
-            self.config.save_pretrained(save_directory)
-            if self.can_generate():
-                self.generation_config.save_pretrained(save_directory)
-        finally:
-            self.config.trained_groups = None
-            self.config.architectures = architectures
+        if trained_only:
+            save_trained(self, save_directory)
+        else:
+            super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any):
@@ -157,77 +127,22 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: keys that are missing, mismatched or unexpected, by name.
         """
-        if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        config = kwargs.get("config")
-        if config is None:
-            hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        if config.trained_groups:
-            return cls._from_trained(pretrained_model_name_or_path, config, **kwargs)
+        source = pretrained_model_name_or_path
+        if source is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(source, *args, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        _check_keys(
-            pretrained_model_name_or_path,
-            info["missing_keys"],
-            info["unexpected_keys"],
-            [key[0] for key in info["mismatched_keys"]],
-        )
+        if trained_groups(source, kwargs):
+            model = load_trained(SpeechLLMForConditionalGeneration, source, kwargs)
+            model = model.model if cls is SpeechLLMModel else model
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        else:
+            accepted = kwargs.pop("ignore_mismatched_sizes", False)
+            model, info = super().from_pretrained(
+                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+            mismatched = [] if accepted else [key[0] for key in info["mismatched_keys"]]
+            check_keys(source, info["missing_keys"], info["unexpected_keys"], mismatched)
         return (model, info) if wants_info else model
-
-    @classmethod
-    def _from_trained(cls, folder: str, config: SpeechLLMConfig, **kwargs: Any):
-        hub_names = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
-        hub = {key: kwargs.pop(key) for key in hub_names if kwargs.get(key) is not None}
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.pop("config", None)
-        kwargs = {key: kwargs[key] for key in _PARENT_KWARGS if kwargs.get(key) is not None}
-        path = cached_file(folder, TRAINED_FILE, **hub)
-        with safe_open(path, "pt") as file:
-            found = set(file.keys())
-        model = SpeechLLMForConditionalGeneration.from_parts(
-            audio=config.parents["audio"]["id"],
-            text=config.parents["text"]["id"],
-            audio_revision=config.parents["audio"]["revision"],
-            text_revision=config.parents["text"]["revision"],
-            config=config,
-            **kwargs,
-        )
-        expected = model._group_keys(config.trained_groups)
-        state = model.state_dict()
-        loaded = load_file(path)
-        mismatched = [key for key in found & expected if loaded[key].shape != state[key].shape]
-        _check_keys(folder, expected - found, found - expected, mismatched)
-        model.load_state_dict(loaded, strict=False)
-        model.tie_weights()
-        model.config.trained_groups = None
-        model.eval()
-        if cls is not SpeechLLMForConditionalGeneration:
-            model = model.model
-        info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return (model, info) if wants_info else model
-
-
-# Arguments of `from_pretrained` that concern the frozen parents.
-_PARENT_KWARGS = (
-    *("dtype", "torch_dtype", "device_map", "quantization_config", "attn_implementation", "max_memory"),
-    *("offload_folder", "trust_remote_code"),
-)
-
-
-def _check_keys(source: str, missing: Any, unexpected: Any, mismatched: Any) -> None:
-    """Raises a ValueError that names the wrong keys of a checkpoint."""
-    findings = []
-    for what, keys in (("is missing", missing), ("has unexpected", unexpected), ("has wrongly shaped", mismatched)):
-        if keys:
-            some = sorted(keys)
-            findings.append(f"{what} {len(some)} weights ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})")
-    if findings:
-        raise ValueError(
-            f"The checkpoint {str(source)!r} {' and '.join(findings)}. Missing weights would be random. "
-            "Use a complete checkpoint that matches its config.json; for one that holds only the trained part, "
-            "save with save_pretrained(folder, trained_only=True)."
-        )
 
 
 class SpeechLLMModel(SpeechLLMPreTrainedModel):
@@ -305,7 +220,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             # A placeholder id may lie outside the table: any row will do, it is replaced.
             outside = input_ids >= self.get_input_embeddings().num_embeddings
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
-        if input_features is None:
+        if input_features is None or len(input_features) == 0:
             return inputs_embeds, None
         placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
         audio = self.get_audio_features(input_features, input_features_mask).pooler_output
@@ -365,13 +280,6 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         )
 
 
-def _build_lm_head(text_config: Any) -> nn.Linear:
-    """An output layer of the shape that the family's own causal LM has (width, vocabulary, bias)."""
-    with torch.device("meta"):
-        head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
-    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
-
-
 class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixin):
     """Hears and reads, writes text: [`SpeechLLMModel`] with the LLM's head."""
 
@@ -381,7 +289,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
     def __init__(self, config: SpeechLLMConfig):
         super().__init__(config)
         self.model = SpeechLLMModel(config)
-        self.lm_head = _build_lm_head(config.text_config)
+        self.lm_head = build_lm_head(config.text_config)
         self._name_tied_embedding()
         self.post_init()
 
@@ -469,7 +377,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         sequences work with any number of audios per prompt. With `input_ids` the result starts with the prompt,
         placeholders included; with `inputs_embeds` alone it holds the new tokens only.
         """
-        if input_features is None:
+        if input_features is None or len(input_features) == 0:
             return super().generate(inputs, generation_config, *args, **kwargs)
         input_ids = kwargs.pop("input_ids", inputs)
         kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
@@ -478,7 +386,11 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         if input_ids is None:
             return super().generate(None, generation_config, *args, **kwargs)
         # Logit processors look ids up in the vocabulary, where the placeholder may have no place.
-        prompt = input_ids.masked_fill(input_ids >= self.lm_head.out_features, 0)
+        # The stand-in must not be the padding id, from which `generate` infers a missing attention mask.
+        padding = kwargs.get(
+            "pad_token_id", getattr(generation_config or self.generation_config, "pad_token_id", None)
+        )
+        prompt = input_ids.masked_fill(input_ids >= self.lm_head.out_features, 0 if padding != 0 else 1)
         result = super().generate(prompt, generation_config, *args, **kwargs)
         sequences = result if isinstance(result, torch.Tensor) else result.sequences
         copies = len(sequences) // len(input_ids)
@@ -513,33 +425,34 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             audio_revision, text_revision: Hub revisions.
             config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
             pad_to_window, audio_window: see [`SpeechLLMConfig`].
-            **kwargs: `from_pretrained` arguments for the parents: `dtype`, `device_map`, `attn_implementation` for
-                both, the others (`quantization_config`, ...) for the LLM.
+            **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The
+                encoder follows the LLM's dtype and first device; `attn_implementation` may be a dict with the keys
+                `"audio_config"` and `"text_config"`.
 
         Raises:
             ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
         """
-        parents = {
-            "audio": {"id": _name(audio), "revision": resolve_revision(_name(audio), audio_revision)},
-            "text": {"id": _name(text), "revision": resolve_revision(_name(text), text_revision)},
-        }
-        if isinstance(audio, str):
-            shared = {key: kwargs[key] for key in ("dtype", "torch_dtype") if key in kwargs}
-            implementation = kwargs.get("attn_implementation")
-            if isinstance(implementation, dict):
-                implementation = implementation.get("audio_config")
-            if implementation is not None:
-                shared["attn_implementation"] = implementation
-            audio = load_encoder(audio, revision=audio_revision, **shared)
+        parents = {"audio": parent_of(audio, audio_revision), "text": parent_of(text, text_revision)}
         if isinstance(text, str):
-            if isinstance(kwargs.get("attn_implementation"), dict):
-                kwargs["attn_implementation"] = kwargs["attn_implementation"].get("text_config")
-            causal_lm = load_causal_lm(text, revision=text_revision, **kwargs)
+            implementations = kwargs.pop("attn_implementation", None)
+            if not isinstance(implementations, dict):
+                implementations = dict.fromkeys(("audio_config", "text_config"), implementations)
+            text_kwargs = kwargs | {"attn_implementation": implementations.get("text_config")}
+            causal_lm = load_causal_lm(text, revision=text_revision, **text_kwargs)
         else:
-            causal_lm = text
+            causal_lm, implementations = text, {}
+        if isinstance(audio, str):
+            hub = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
+            audio = load_encoder(
+                audio,
+                revision=audio_revision,
+                dtype=causal_lm.dtype,
+                attn_implementation=implementations.get("audio_config"),
+                **hub,
+            )
         if config is None:
             if audio_token_id is None:
-                audio_token_id = _placeholder_id(parents["text"]["id"], text_revision)
+                audio_token_id = placeholder_id(parents["text"]["id"], text_revision)
             config = SpeechLLMConfig.from_parts(
                 audio.config,
                 causal_lm.config,
@@ -551,91 +464,9 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             )
         config.parents = parents if all(parent["id"] for parent in parents.values()) else None
         config.dtype = causal_lm.dtype
-        model = cls._assemble(config, audio, causal_lm)
+        model = assemble(cls, config, audio, causal_lm)
         model.freeze("encoder", "llm")
         return model.eval()
-
-    @classmethod
-    def _assemble(
-        cls, config: SpeechLLMConfig, encoder: PreTrainedModel, causal_lm: PreTrainedModel
-    ) -> "SpeechLLMForConditionalGeneration":
-        """A model around given modules: built on the meta device, where they replace the empty ones."""
-        with torch.device("meta"):
-            model = cls(config)
-        device = causal_lm.get_input_embeddings().weight.device
-        base = model.model
-        base.language_model = causal_lm.base_model
-        model.lm_head = causal_lm.get_output_embeddings()
-        base.audio_tower = build_audio_tower(
-            encoder.config, config.audio_window, config.pad_to_window, encoder=encoder.to(device)
-        )
-        config.audio_config, config.text_config = encoder.config, base.language_model.config
-        text_size = base.get_input_embeddings().embedding_dim
-        base.multi_modal_projector = build_connector(config.connector, config.audio_size, text_size)
-        base.multi_modal_projector.to(device=device, dtype=causal_lm.dtype)
-        base.multi_modal_projector.apply(model._init_weights)
-        model.generation_config = causal_lm.generation_config
-        for name in ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit"):
-            if name in causal_lm.__dict__:
-                setattr(model, name, getattr(causal_lm, name))
-        _check_same_logits(model, causal_lm)
-        return model
-
-
-def _name(part: str | PreTrainedModel) -> str:
-    return part if isinstance(part, str) else part.config.name_or_path
-
-
-def load_causal_lm(text: str, **kwargs: Any) -> PreTrainedModel:
-    """Causal LM from a Hub id or folder.
-
-    Raises:
-        ValueError: an encoder-decoder or a family without a causal LM class, by name; missing weights.
-    """
-    causal_lm, info = AutoModelForCausalLM.from_pretrained(text, output_loading_info=True, **kwargs)
-    family = causal_lm.config.model_type
-    if causal_lm.config.is_encoder_decoder:
-        raise ValueError(f"{text!r} ({family}) is an encoder-decoder; a SpeechLLM needs a decoder-only causal LM.")
-    if info["missing_keys"]:
-        _check_keys(text, info["missing_keys"], [], [])
-    return causal_lm
-
-
-def _placeholder_id(text: str, revision: str | None) -> int:
-    """Id of the audio placeholder in the LLM's tokenizer, or the one it gets when added at the end."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(text, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"No tokenizer was found with the LLM {text!r}, so the id of the audio placeholder is unknown. "
-            "Pass audio_token_id=..., or a folder that holds the tokenizer too."
-        ) from error
-    return tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer))
-
-
-@torch.no_grad()
-def _check_same_logits(model: SpeechLLMForConditionalGeneration, causal_lm: PreTrainedModel) -> None:
-    """Refuses LLM families whose logits are not those of decoder, head and the scales known to `scale_logits`."""
-    if causal_lm.device.type == "meta":
-        return
-    family = causal_lm.config.model_type
-    training = causal_lm.training
-    causal_lm.eval()
-    rows = causal_lm.get_input_embeddings().num_embeddings
-    input_ids = torch.arange(4, device=causal_lm.get_input_embeddings().weight.device)[None] * (rows // 4)
-    input_ids = torch.where(input_ids == model.config.audio_token_id, (input_ids + 1) % rows, input_ids)
-    try:
-        ours = model(input_ids=input_ids, use_cache=False).logits
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"LLM family {family!r} is not supported: it takes no inputs_embeds ({error}).") from error
-    expected = causal_lm(input_ids=input_ids, use_cache=False).logits
-    causal_lm.train(training)
-    tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
-    if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
-        raise ValueError(
-            f"LLM family {family!r} is not supported: its logits are not its head's output with the scales and soft "
-            f"caps known to speechllm (largest difference {(ours - expected).abs().max():.3g})."
-        )
 
 
 __all__ = ["SpeechLLMForConditionalGeneration", "SpeechLLMModel", "SpeechLLMPreTrainedModel"]

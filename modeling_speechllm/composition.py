@@ -1,0 +1,122 @@
+"""Joining pretrained parts: what `SpeechLLMForConditionalGeneration.from_parts` is made of."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.hub import resolve_revision
+
+from .audio_towers import build_audio_tower
+from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig
+from .connectors import build_connector
+from .partial_checkpoints import check_keys
+
+
+def parent_of(part: str | PreTrainedModel, revision: str | None) -> dict[str, str | None]:
+    """Hub id or folder (empty for a model never loaded from one) and the commit, None for a folder."""
+    name = part if isinstance(part, str) else part.config.name_or_path
+    commit = resolve_revision(name, revision) if name else None
+    return {"id": name, "revision": None if commit is None else str(commit)}
+
+
+def load_causal_lm(text: str, **kwargs: Any) -> PreTrainedModel:
+    """Causal LM from a Hub id or folder.
+
+    Raises:
+        ValueError: an encoder-decoder or a family without a causal LM class, by name; missing weights.
+    """
+    causal_lm, info = AutoModelForCausalLM.from_pretrained(text, output_loading_info=True, **kwargs)
+    check_keys(text, info["missing_keys"], [], [])
+    return causal_lm
+
+
+def placeholder_id(text: str, revision: str | None = None) -> int:
+    """Id of the audio placeholder in the LLM's tokenizer, or the one it gets when added at the end.
+
+    Raises:
+        ValueError: no tokenizer there.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(text, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No tokenizer was found with the LLM {text!r}, so the id of the audio placeholder is unknown. "
+            "Pass audio_token_id=..., or a folder that holds the tokenizer too."
+        ) from error
+    return tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer))
+
+
+def build_lm_head(text_config: Any) -> nn.Linear:
+    """A new output layer of the shape that the family's own causal LM has (width, vocabulary, bias)."""
+    with torch.device("meta"):
+        head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
+    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
+
+
+def assemble(
+    model_class: type, config: SpeechLLMConfig, encoder: PreTrainedModel, causal_lm: PreTrainedModel
+) -> PreTrainedModel:
+    """A SpeechLLM around given modules: built on the meta device, then its empty parts are replaced by them.
+
+    Raises:
+        ValueError: an LLM family whose logits cannot be reproduced, by name.
+    """
+    family = causal_lm.config.model_type
+    if causal_lm.config.is_encoder_decoder:
+        raise ValueError(f"LLM family {family!r} is an encoder-decoder; a SpeechLLM needs a decoder-only causal LM.")
+    with torch.device("meta"):
+        model = model_class(config)
+    device = causal_lm.get_input_embeddings().weight.device
+    base = model.model
+    base.language_model = causal_lm.base_model
+    model.lm_head = causal_lm.get_output_embeddings()
+    base.audio_tower = build_audio_tower(
+        encoder.config,
+        config.audio_window,
+        config.pad_to_window,
+        encoder=encoder.to(device=device, dtype=causal_lm.dtype),
+    )
+    config.audio_config, config.text_config = encoder.config, base.language_model.config
+    text_size = base.get_input_embeddings().embedding_dim
+    base.multi_modal_projector = build_connector(config.connector, config.audio_size, text_size)
+    base.multi_modal_projector.to(device=device, dtype=causal_lm.dtype)
+    base.multi_modal_projector.apply(model._init_weights)
+    model.generation_config = causal_lm.generation_config
+    for name in ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit"):
+        if name in causal_lm.__dict__:
+            setattr(model, name, getattr(causal_lm, name))
+    check_same_logits(model, causal_lm)
+    return model
+
+
+@torch.no_grad()
+def check_same_logits(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
+    """Refuses LLM families whose logits are not head(decoder(embeddings)) with the scales that the model knows.
+
+    Raises:
+        ValueError: the family and the finding.
+    """
+    embeddings = causal_lm.get_input_embeddings()
+    if embeddings.weight.device.type == "meta":
+        return
+    family = causal_lm.config.model_type
+    input_ids = torch.arange(4, device=embeddings.weight.device)[None] * (embeddings.num_embeddings // 4)
+    input_ids[input_ids == model.config.audio_token_id] += 1
+    training = causal_lm.training
+    causal_lm.eval()
+    model.eval()
+    expected = causal_lm(input_ids=input_ids).logits
+    try:
+        logits = model(input_ids=input_ids).logits
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"LLM family {family!r} is not supported: it does not run from embeddings ({error})."
+        ) from error
+    causal_lm.train(training)
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"LLM family {family!r} is not supported: its logits are not its head's output with the scales and soft "
+            f"caps known to speechllm (largest difference {(logits - expected).abs().max():.3g})."
+        )
