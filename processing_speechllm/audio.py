@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from .mp3_frames import walk, with_length_header
+
 MAX_CHANNELS = 16  # a 2-D array whose short side is longer is not channels x samples
 MP3_FRAME = 1152  # samples; an MP3's announced length may be off by one frame of encoder padding
 INTEGER_SCALES = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
@@ -219,6 +221,10 @@ def _decode(name: str, content: bytes, max_seconds: float | None) -> tuple[str, 
     with file:
         rate, announced, container = file.samplerate, file.frames, file.format
         _check_length(name, announced / rate if announced < 2**62 else 0.0, max_seconds)
+        if container == "MP3":
+            whole = _whole_mp3(name, content, announced)
+            if whole is not content:
+                return _decode(name, whole, max_seconds)
         try:
             samples = file.read(dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
@@ -232,6 +238,17 @@ def _decode(name: str, content: bytes, max_seconds: float | None) -> tuple[str, 
             "decoded. Copy or export the file again."
         )
     return name, samples.mean(axis=1) if len(samples) else samples, rate
+
+
+def _whole_mp3(name: str, content: bytes, announced: int) -> bytes:
+    """The MP3 itself if libsndfile will read all of it, else the same with a header that makes it do so."""
+    first, frames, samples, missing = walk(content)
+    if missing:
+        raise AudioError(
+            f"{name}: truncated MP3: {missing} bytes of its last frame are missing. Copy or export the file again."
+        )
+    # An encoder adds up to a few frames of silence at the ends, which a header then takes off again.
+    return content if frames * samples - announced <= 4 * samples else with_length_header(content, first, frames)
 
 
 def _check_wav_is_whole(name: str, content: bytes) -> None:
