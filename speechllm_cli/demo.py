@@ -1,0 +1,98 @@
+"""`speechllm demo`: the packaged recordings, each asked several things, as a table."""
+
+import argparse
+import json
+import time
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .loading import CommandError, ask_pipeline, load_pipeline, report
+
+EXAMPLE = """\
+60 seconds with it:
+  speechllm demo
+
+A tick marks an answer that is the expected one, letter by letter. The exit status is 0 if all are, else 1.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `demo` to the subparsers."""
+    parser = commands.add_parser(
+        "demo",
+        help="ask the packaged recordings several things",
+        description="Asks the embedded model about the packaged recordings and prints a table.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+
+
+def load_examples(folder: str | Path) -> list[dict]:
+    """Rows of `examples.json` in `folder`, `{"file", "language", "text", "questions": [...]}`, files as full paths.
+
+    Raises:
+        CommandError: the list or a recording is missing.
+    """
+    folder = Path(folder)
+    listing = folder / "examples.json"
+    if not listing.is_file():
+        raise CommandError(f"{listing} is missing. Reinstall speechllm: pip install --force-reinstall .")
+    rows = json.loads(listing.read_text(encoding="utf-8"))
+    for row in rows:
+        row["file"] = str(folder / row["file"])
+        if not Path(row["file"]).is_file():
+            raise CommandError(f"{row['file']} is missing. Reinstall speechllm: pip install --force-reinstall .")
+    return rows
+
+
+def display_width(text: str) -> int:
+    """Columns that `text` takes in a terminal: two for East Asian wide characters, none for combining marks."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def format_table(rows: list[list[str]], widths: list[int] | None = None) -> Iterable[str]:
+    """Lines of left-aligned columns."""
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell + " " * (width - display_width(cell)) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
+
+
+def run_examples(pipe: Any, examples: list[dict]) -> tuple[list[list[str]], int, int]:
+    """Asks everything; returns the table's rows, how many answers were as expected, and how many there are."""
+    rows, right, total = [], 0, 0
+    for example in examples:
+        rows.append([Path(example["file"]).name, f"“{example['text']}”", "", "", ""])
+        for question in example["questions"]:
+            answer = ask_pipeline(pipe, [example["file"]], question["instruction"])
+            as_expected = answer == question["expected"]
+            remark = "" if as_expected else f"expected: {question['expected']}"
+            rows.append(["", question["instruction"], answer, "✓" if as_expected else "✗", remark])
+            right, total = right + as_expected, total + 1
+    return rows, right, total
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the table; returns 0 if every answer is the expected one, else 1."""
+    started = time.perf_counter()
+    try:
+        pipe = load_pipeline(None)
+        import speechllm
+
+        examples = load_examples(Path(speechllm.NANO) / "examples")
+    except CommandError as error:
+        report(error)
+        return 2
+    rows, right, total = run_examples(pipe, examples)
+    for line in format_table(rows):
+        print(line)
+    languages = len({example["language"] for example in examples})
+    seconds = time.perf_counter() - started
+    print(f"\n{right} of {total} answers as expected, {languages} languages, {seconds:.1f} s with loading.")
+    return 0 if right == total else 1

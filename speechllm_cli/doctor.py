@@ -1,0 +1,201 @@
+"""`speechllm doctor`: what is installed, what works, and what to do about the rest.
+
+Each check is a generator of findings and runs behind a guard, so that a broken package is a line of the report and
+never its end.
+"""
+
+import argparse
+import importlib
+import io
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import demo
+from .loading import CommandError, ask_pipeline, load_pipeline
+
+EXAMPLE = """\
+60 seconds with it:
+  speechllm doctor
+
+Each line is "ok", "note" (works, with something to know) or "FAIL" with what to do. The exit status is 1 after any
+FAIL, else 0.
+"""
+MINIMUM_PYTHON = (3, 11)
+# torchaudio's last release fits a range of torch's CUDA builds only, so the three are installed together.
+TORCH_FAMILY = ("torch", "torchaudio", "torchcodec")
+TORCH_REMEDY = (
+    'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio>=2.11" "torchcodec>=0.17" from PyPI, also for use '
+    "on the CPU: torchaudio 2.11 does not load beside CPU-only wheels of torch"
+)
+
+
+@dataclass
+class Finding:
+    """One line of the report. `status` is "ok", "note" or "FAIL"; `remedy` says what to do."""
+
+    status: str
+    subject: str
+    detail: str
+    remedy: str = ""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `doctor` to the subparsers."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check the installation",
+        description="Checks versions, devices, decoders and that the embedded model answers.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter's version."""
+    detail = f"{platform.python_version()} ({sys.executable})"
+    if sys.version_info >= MINIMUM_PYTHON:
+        yield Finding("ok", "python", detail)
+    else:
+        wanted = ".".join(map(str, MINIMUM_PYTHON))
+        yield Finding("FAIL", "python", detail, f"make a virtual environment with Python {wanted} or newer")
+
+
+def check_packages() -> Iterator[Finding]:
+    """speechllm itself, and each package that it declares: installed, in the declared range, and importable."""
+    from packaging.requirements import Requirement
+
+    yield Finding("ok", "speechllm", metadata.version("speechllm"))
+    for line in metadata.requires("speechllm") or []:
+        requirement = Requirement(line)
+        if requirement.marker is None:  # else it belongs to an extra
+            yield check_package(requirement)
+
+
+def check_package(requirement: Any) -> Finding:
+    """One declared package."""
+    name = requirement.name
+    remedy = TORCH_REMEDY if name in TORCH_FAMILY else f'pip install --force-reinstall "{requirement}"'
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding("FAIL", name, "is not installed", remedy)
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding("FAIL", name, f"{version} is outside {requirement.specifier}", remedy)
+    try:
+        importlib.import_module(name.replace("-", "_"))
+    except Exception as error:  # ImportError, but also OSError and RuntimeError from binaries that do not fit
+        return Finding("FAIL", name, f"{version} cannot be imported: {describe(error)}", remedy)
+    return Finding("ok", name, version)
+
+
+def check_devices() -> Iterator[Finding]:
+    """What torch can compute on. An absent GPU is no failure."""
+    import torch
+
+    yield Finding("ok", "cpu", f"{torch.get_num_threads()} of {os.cpu_count()} threads used")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        yield Finding("ok", "cuda", f"{torch.version.cuda}: {', '.join(names)}")
+    else:
+        yield Finding("note", "cuda", "not available, the CPU is used")
+    if torch.backends.mps.is_available():
+        yield Finding("ok", "mps", "available")
+
+
+def check_decoders() -> Iterator[Finding]:
+    """Decodes a tone in each common format; torchcodec, which serves the rarer ones, may lack FFmpeg."""
+    import numpy as np
+    import soundfile
+
+    from processing_speechllm import load_audio
+
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(24000) / 24000)).astype(np.float32)
+    for name in ("WAV", "FLAC", "MP3", "OGG"):
+        file = io.BytesIO()
+        soundfile.write(file, tone, 24000, format=name)
+        samples = load_audio(file.getvalue(), sampling_rate=16000)
+        heard = float(np.sqrt(np.mean(samples**2)))
+        if abs(len(samples) - 16000) > 1600 or not 0.25 < heard < 0.45:
+            detail = f"a tone of 1 s came back as {len(samples) / 16000:.2f} s of level {heard:.2f}"
+            remedy = 'pip install --force-reinstall "soundfile>=0.13" "soxr>=1.0"'
+            yield Finding("FAIL", f"decode {name}", detail, remedy)
+        else:
+            yield Finding("ok", f"decode {name}", "1 s at 24 kHz came back as 1 s at 16 kHz")
+    try:
+        from torchcodec.decoders import AudioDecoder
+
+        AudioDecoder(file.getvalue()).get_all_samples()  # FFmpeg is first looked for here
+        yield Finding("ok", "decode others", "torchcodec with FFmpeg: M4A, MP4, WebM, ...")
+    except (ImportError, OSError, RuntimeError):
+        remedy = "install FFmpeg (4 to 9) if you need them, or convert the files to WAV"
+        yield Finding("note", "decode others", "M4A, MP4, WebM: torchcodec finds no FFmpeg here", remedy)
+
+
+def check_embedded_model() -> Iterator[Finding]:
+    """The embedded model answers one packaged recording as expected."""
+    started = time.perf_counter()
+    pipe = load_pipeline(None)
+    import speechllm
+
+    example = demo.load_examples(Path(speechllm.NANO) / "examples")[0]
+    question = example["questions"][0]
+    answer = ask_pipeline(pipe, [example["file"]], question["instruction"])
+    seconds = time.perf_counter() - started
+    detail = f"{Path(example['file']).name}, “{question['instruction']}”: “{answer}” ({seconds:.1f} s)"
+    if answer == question["expected"]:
+        yield Finding("ok", "embedded model", detail)
+    else:
+        yield Finding(
+            "FAIL",
+            "embedded model",
+            f"{detail}, expected “{question['expected']}”",
+            "reinstall speechllm: pip install --force-reinstall --no-deps . and look at the failures above",
+        )
+
+
+# Name for the report, the check, and what to do if it breaks down as a whole.
+CHECKS: list[tuple[str, Callable[[], Iterator[Finding]], str]] = [
+    ("python", check_python, "reinstall Python"),
+    ("packages", check_packages, "install speechllm: pip install . in a clone of the repository"),
+    ("devices", check_devices, TORCH_REMEDY),
+    ("decoders", check_decoders, "see the failures above; pip install . in a clone of the repository repairs them"),
+    ("embedded model", check_embedded_model, "see the failures above; else pip install --force-reinstall --no-deps ."),
+]
+
+
+def describe(error: BaseException) -> str:
+    """An error as one short line."""
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, CommandError) else f"{type(error).__name__}: "
+    return f"{kind}{text[:160]}{'…' if len(text) > 160 else ''}"
+
+
+def guarded(subject: str, check: Callable[[], Iterator[Finding]], remedy: str) -> Iterator[Finding]:
+    """The findings of a check; if it breaks down, that is its last finding."""
+    try:
+        yield from check()
+    except Exception as error:  # whatever is broken, the report goes on
+        yield Finding("FAIL", subject, describe(error), remedy)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report as it grows; returns 1 if anything failed, else 0."""
+    warnings.simplefilter("ignore")
+    failures = 0
+    for subject, check, remedy in CHECKS:
+        for finding in guarded(subject, check, remedy):
+            print(f"{finding.status:<6}{finding.subject:<17}{finding.detail}", flush=True)
+            if finding.remedy:
+                print(f"{'':<23}-> {finding.remedy}", flush=True)
+            failures += finding.status == "FAIL"
+    print(f"\n{failures} to repair." if failures else "\nEverything works.")
+    return 1 if failures else 0

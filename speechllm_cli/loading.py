@@ -1,0 +1,45 @@
+"""What several commands share: messages on standard error and the pipeline."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = "speechllm/nano"  # the embedded model's name in output
+
+
+class CommandError(Exception):
+    """Ends a command with one line on standard error: the finding and the remedy."""
+
+
+def report(message: object) -> None:
+    """One line on standard error, whatever line breaks the message has."""
+    print("speechllm:", " ".join(str(message).split()), file=sys.stderr, flush=True)
+
+
+def load_pipeline(model: str | None) -> Any:
+    """The `speech-instruct` pipeline of a Hub id or folder, of the embedded model if None.
+
+    Raises:
+        CommandError: the model cannot be loaded.
+    """
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    from speechllm import SpeechInstructPipeline  # importing it registers the model classes and the task
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if model is not None and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise CommandError(f"{model}: no such folder. Give a model's folder or a Hub id such as name/model.")
+    try:
+        return pipeline("speech-instruct", model=model, pipeline_class=SpeechInstructPipeline)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CommandError(
+            f"cannot load {model or EMBEDDED}: {reason} Give a folder or Hub id of a SpeechLLM checkpoint."
+        ) from error
+
+
+def ask_pipeline(pipe: Any, audio: list, instruction: str, **options: Any) -> str:
+    """The answer to one prompt that holds all of `audio` and the instruction."""
+    return pipe({"audio": audio, "instruction": instruction}, **options)[0]["generated_text"]

@@ -1,0 +1,59 @@
+"""Entry point of the `speechllm` command: parser and dispatch.
+
+    speechllm ask speechllm/nano/examples/en.wav "What does the speaker want?"
+    speechllm demo
+    speechllm doctor
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from . import ask, demo, doctor
+
+EXAMPLE = """\
+60 seconds with it:
+  speechllm doctor                       is everything installed and working?
+  speechllm demo                         the packaged recordings, asked several things each
+  speechllm ask question.wav "Transcribe the speech."
+"""
+
+
+class _Version(argparse.Action):
+    """Prints the installed version; looked up only when asked for."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"speechllm {metadata.version('speechllm')}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; each subcommand sets `run`, which takes the parsed arguments."""
+    parser = argparse.ArgumentParser(
+        prog="speechllm",
+        description="Ask a text LLM with ears about recordings.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (ask, demo, doctor):
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, 1 (a check failed) or 2 (wrong usage, unusable input)."""
+    arguments = build_parser().parse_args(argv)
+    sys.stdout.reconfigure(errors="replace")  # an answer in Chinese must not end a program whose terminal is Latin-1
+    try:
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
