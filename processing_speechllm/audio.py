@@ -148,7 +148,7 @@ def _read(source: Any, rate: Any, max_seconds: float | None) -> tuple[str, np.nd
         return name, decoded.data.numpy().mean(axis=0), check_rate(name, decoded.sample_rate)
     if isinstance(source, tuple) and len(source) == 2:
         array, rate = source
-        if np.ndim(array) == 0 and np.ndim(rate) > 0:
+        if isinstance(array, numbers.Number) and np.ndim(rate) > 0:
             raise AudioError("an (array, rate) pair came as (rate, array). Swap the two.")
         return _read(array, check_rate(_array_name(array), rate), max_seconds)
     if source is None or isinstance(source, (bool, numbers.Number)):

@@ -1,0 +1,173 @@
+"""Decoding, mixing and resampling: every accepted form of one audio gives the same samples."""
+
+import io
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from factories_processing import RATE, encoded, sine
+
+from processing_speechllm.audio import AudioError, as_audio_list, load_audio
+from processing_speechllm.mp3_frames import frame_size, walk, with_length_header
+
+NOISE = np.random.default_rng(0).standard_normal
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.wav"
+    path.write_bytes(encoded(sine(), subtype="FLOAT"))
+    return path
+
+
+def decoder(samples: np.ndarray, rate: int) -> SimpleNamespace:
+    """Stands in for torchcodec's AudioDecoder, which needs FFmpeg to build."""
+    data = torch.from_numpy(samples)[None]
+    return SimpleNamespace(get_all_samples=lambda: SimpleNamespace(data=data, sample_rate=rate))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda path: str(path),
+        lambda path: path,
+        lambda path: path.read_bytes(),
+        lambda path: bytearray(path.read_bytes()),
+        lambda path: path.open("rb"),
+        lambda path: {"path": str(path)},
+        lambda path: {"bytes": path.read_bytes(), "path": None},
+        lambda path: {"bytes": None, "path": str(path)},
+        lambda path: {"url": str(path)},
+        lambda path: (sine(), RATE),
+        lambda path: (sine().tolist(), RATE),
+        lambda path: (torch.from_numpy(sine()), np.int64(RATE)),
+        lambda path: {"array": sine(), "sampling_rate": RATE},
+        lambda path: {"array": sine().astype(np.float64), "sampling_rate": float(RATE), "path": "clip.wav"},
+        lambda path: decoder(sine(), RATE),
+    ],
+)
+def test_every_form_of_one_audio_gives_the_same_samples(form, wav):
+    loaded = load_audio(form(wav))
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, sine())
+
+
+def test_a_bare_array_takes_its_rate_from_the_call():
+    np.testing.assert_array_equal(load_audio(sine(), source_rate=RATE), sine())
+
+
+@pytest.mark.parametrize(("format", "tolerance"), [("WAV", 1e-4), ("FLAC", 1e-4), ("OGG", 0.02), ("MP3", 0.02)])
+def test_files_decode_to_what_was_recorded(format, tolerance):
+    loaded = load_audio(encoded(sine(1.0), format=format))
+    assert len(loaded) == RATE
+    # Lossy codecs smear the ends.
+    np.testing.assert_allclose(loaded[1000:-1000], sine(1.0)[1000:-1000], atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "float16", "float32", "float64"])
+def test_sample_types_share_one_scale(dtype):
+    wave = sine(amplitude=0.5)
+    if dtype.startswith("float"):
+        samples = wave.astype(dtype)
+    elif dtype == "uint8":
+        samples = np.round(wave * 128 + 128).astype(dtype)
+    else:
+        samples = np.round(wave * -float(np.iinfo(dtype).min)).astype(dtype)
+    step = {"int8": 1 / 128, "uint8": 1 / 128, "float16": 1e-3}.get(dtype, 1e-4)
+    np.testing.assert_allclose(load_audio((samples, RATE)), wave, atol=step)
+
+
+def test_a_bfloat16_tensor_is_taken():
+    np.testing.assert_allclose(load_audio((torch.from_numpy(sine()).bfloat16(), RATE)), sine(), atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", ["channels first", "samples first", "file"])
+def test_channels_are_averaged(shape):
+    channels = np.stack([sine(amplitude=0.6), sine(amplitude=0.2)])
+    source = {
+        "channels first": (channels, RATE),
+        "samples first": (channels.T, RATE),
+        "file": encoded(channels.T, subtype="FLOAT"),
+    }[shape]
+    np.testing.assert_allclose(load_audio(source), sine(amplitude=0.4), atol=1e-6)
+
+
+def test_a_stereo_file_shorter_than_its_channels_keeps_its_axes():
+    assert len(load_audio(encoded(np.ones((1, 2), dtype=np.float32) * 0.5, subtype="FLOAT"))) == 1
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_resampling_keeps_pitch_and_duration(rate):
+    loaded = load_audio((sine(1.0, rate=rate), rate))
+    assert abs(len(loaded) - RATE) <= 1
+    np.testing.assert_allclose(loaded[800:15000], sine(1.0)[800:15000], atol=1e-3)
+
+
+def test_silence_is_a_warning_and_is_returned():
+    with pytest.warns(UserWarning, match=r"audio array of shape \(1600,\): all 1600 samples are zero.*microphone"):
+        assert len(load_audio((np.zeros(1600, np.float32), RATE))) == 1600
+
+
+def test_sound_gives_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio((sine(), RATE))
+
+
+def test_an_address_is_fetched_only_when_given_as_url(monkeypatch):
+    calls = []
+
+    def get(url, **kwargs):
+        calls.append(url)
+        return SimpleNamespace(content=encoded(sine(), subtype="FLOAT"), raise_for_status=lambda: None)
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(get=get))
+    with pytest.raises(AudioError, match="not fetched unasked.*Pass"):
+        load_audio("https://example.org/clip.wav")
+    assert calls == []
+    np.testing.assert_array_equal(load_audio({"url": "https://example.org/clip.wav"}), sine())
+    assert calls == ["https://example.org/clip.wav"]
+
+
+def test_an_address_that_cannot_be_reached_is_named():
+    with pytest.raises(AudioError, match="http://localhost:9/clip.wav: cannot be downloaded.*Check the address"):
+        load_audio({"url": "http://localhost:9/clip.wav"})
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [(None, 0), ("a.wav", 1), (["a.wav", "b.wav"], 2), ((sine(), RATE), 1), ([0.0, 0.1, 0.2], 1), (sine(), 1)],
+)
+def test_one_audio_is_told_from_several(given, count):
+    assert len(as_audio_list(given)) == count
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_mp3_without_a_length_header_is_read_to_its_end(rate, channels):
+    noise = 0.1 * NOISE((3 * rate, channels)).astype(np.float32)
+    content = encoded(noise, rate, format="MP3", bitrate_mode="VARIABLE")
+    first = walk(content)[0]
+    bare = content[first + frame_size(content[first : first + 4])[0] :]  # its first frame holds the header
+    assert b"Xing" in content and b"Xing" not in bare
+    frame = 576 if rate < 32000 else 1152
+    assert 0 <= len(load_audio(bare, sampling_rate=rate)) - 3 * rate < 4 * frame  # the encoder's own padding
+
+
+def test_mp3_frames_are_counted_behind_and_before_tags():
+    content = encoded(sine(1.0), format="MP3")
+    first, frames, samples, missing = walk(content)
+    assert (first, samples, missing) == (0, 576, 0)
+    assert 0 <= frames * samples - RATE < 5 * 576
+    tagged = b"ID3\x03\0\0\0\0\0\x10" + bytes(16) + content + b"TAG" + bytes(125)
+    assert walk(tagged) == (26, frames, samples, 0)
+    assert walk(content[:-10])[1:] == (frames - 1, samples, 10)
+    assert walk(with_length_header(content, first, frames))[1] == frames + 1
+    assert walk(b"not an mp3 at all")[:2] == (-1, 0)
+
+
+def test_a_file_object_is_read_from_where_it_stands():
+    np.testing.assert_array_equal(load_audio(io.BytesIO(encoded(sine(), subtype="FLOAT"))), sine())

@@ -1,0 +1,217 @@
+"""Every bad input gives an error (or a warning) that names what was found and what to do about it."""
+
+import io
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from factories_processing import RATE, encoded, make_processor, sine
+
+from processing_speechllm.audio import AudioError, load_audio
+from processing_speechllm.mp3_frames import frame_size
+
+ARRAY = r"audio array of shape \(.*\): "
+
+
+def write(folder: Path, name: str, content: bytes) -> str:
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+def cut(format: str, share: float = 0.6, **kwargs) -> bytes:
+    content = encoded(sine(2.0), format=format, **kwargs)
+    return content[: int(len(content) * share)]
+
+
+def stripped_mp3() -> bytes:
+    """An MP3 cut within a frame, without the first frame, which tells the length."""
+    content = encoded(sine(2.0), format="MP3")
+    return content[frame_size(content[:4])[0] : -50]
+
+
+def wav_header_only() -> bytes:
+    return encoded(sine())[:40]
+
+
+BAD_AUDIO = {
+    # name: (source, finding, remedy)
+    "missing file": (lambda d: str(d / "gone.wav"), "gone.wav: no such file", "Check the path"),
+    "directory": (lambda d: str(d), ": is a directory", "Pass an audio file inside it"),
+    "empty file": (
+        lambda d: write(d, "e.wav", b""),
+        r"e.wav: the file is empty \(0 bytes\)",
+        "Record or copy it again",
+    ),
+    "empty bytes": (lambda d: b"", r"audio bytes \(0 bytes\): the file is empty", "Record or copy it again"),
+    "text file": (
+        lambda d: write(d, "notes.wav", b"Hello, I am a text.\n" * 9),
+        "notes.wav: is a text file",
+        "Pass an",
+    ),
+    "text in UTF-8": (
+        lambda d: write(d, "n.mp3", "Übergröße ".encode() * 99),
+        "n.mp3: is a text file",
+        "Pass an audio",
+    ),
+    "other binary": (lambda d: write(d, "x.bin", bytes(range(256)) * 9), "x.bin: .*soundfile", "Convert|Export"),
+    "truncated WAV": (
+        lambda d: write(d, "t.wav", cut("WAV")),
+        "t.wav: truncated WAV: .* 64000 bytes",
+        "Copy or export",
+    ),
+    "WAV cut in its header": (lambda d: wav_header_only(), "truncated WAV: the file ends before", "Copy or export"),
+    "truncated FLAC": (lambda d: write(d, "t.flac", cut("FLAC")), "t.flac: .*FLAC.* truncated", "Copy or export"),
+    "truncated MP3": (lambda d: write(d, "t.mp3", cut("MP3")), "t.mp3: truncated MP3", "Copy or export"),
+    "truncated MP3, no header": (lambda d: stripped_mp3(), "truncated MP3: .* last frame", "Copy or export"),
+    "text file object": (lambda d: io.StringIO("no audio"), "reads text, not bytes", "binary mode"),
+    "zero samples": (lambda d: (np.zeros(0, np.float32), RATE), ARRAY + "holds zero samples", "Record again"),
+    "zero samples in a file": (lambda d: encoded(sine(0.0)), "holds zero samples", "Record again"),
+    "NaN": (
+        lambda d: (np.r_[sine(), np.nan], RATE),
+        ARRAY + "1 of 8001 samples are NaN or inf",
+        "Repair or re-export",
+    ),
+    "infinity": (lambda d: (np.r_[sine(), [np.inf, -np.inf]], RATE), "2 of 8002 samples are NaN or inf", "Repair or"),
+    "complex": (lambda d: (sine() + 1j, RATE), ARRAY + "dtype complex", "float samples"),
+    "int64": (lambda d: (np.arange(9000), RATE), ARRAY + "dtype int64 is not audio", "int16, int32 or uint8"),
+    "bool": (lambda d: (sine() > 0, RATE), ARRAY + "dtype bool is not audio", "float samples"),
+    "strings": (lambda d: (["a.wav", "b.wav"], RATE), "audio list of 2 values: dtype str", "Pass one audio"),
+    "objects": (lambda d: (np.array([{}, {}]), RATE), ARRAY + "dtype object is not audio", "float samples"),
+    "ragged lists": (lambda d: ([[0.1, 0.2], [0.3]], RATE), "is no regular array", "Pass one audio at a time"),
+    "3-D array": (lambda d: (np.zeros((2, 1, 800), np.float32), RATE), ARRAY + "has 3 dimensions", "go in a list"),
+    "square array": (lambda d: (np.ones((2, 2), np.float32), RATE), "which side is the channels", "Mix it to mono"),
+    "99 channels": (lambda d: (np.ones((99, 800), np.float32), RATE), "which side is the channels", "Mix it to mono"),
+    "missing rate": (lambda d: sine(), ARRAY + "the sampling rate is missing", r"pass \(array, rate\)"),
+    "rate None": (lambda d: (sine(), None), "the sampling rate is missing", r"pass \(array, rate\)"),
+    "missing rate in a dict": (lambda d: {"array": sine()}, "the sampling rate is missing", "sampling_rate=..."),
+    "zero rate": (lambda d: (sine(), 0), "the sampling rate 0 is not positive", "in Hz, for example 16000"),
+    "negative rate": (lambda d: (sine(), -16000), "the sampling rate -16000 is not positive", "for example 16000"),
+    "NaN rate": (lambda d: (sine(), float("nan")), "the sampling rate nan is not positive", "for example 16000"),
+    "text as rate": (lambda d: (sine(), "16k"), "the sampling rate '16k' is not a number", "for example 16000"),
+    "(rate, array)": (lambda d: (RATE, sine()), r"came as \(rate, array\)", "Swap the two"),
+    "None": (lambda d: None, "audio is None, which is no audio", "Pass a path, bytes"),
+    "number": (lambda d: 3.5, "audio is 3.5, which is no audio", "Pass a path, bytes"),
+    "unknown object": (lambda d: object(), "audio is a object, which is no audio", "Pass a path, bytes"),
+    "dict without audio": (
+        lambda d: {"text": "hi"},
+        r"dict with keys \['text'\] holds no audio",
+        "Pass a path, bytes",
+    ),
+    "bytes that are none": (lambda d: {"bytes": "RIFF"}, '"bytes" holds a str', "Pass the content"),
+    "broken decoder": (
+        lambda d: SimpleNamespace(get_all_samples=lambda: (_ for _ in ()).throw(RuntimeError("bad packet"))),
+        r"torchcodec cannot decode it \(bad packet\)",
+        "Export the file again",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_AUDIO)
+def test_bad_audio_is_refused_with_finding_and_remedy(case, tmp_path):
+    make, finding, remedy = BAD_AUDIO[case]
+    source = make(tmp_path)
+    with pytest.raises(AudioError, match=f"(?s){finding}.*({remedy})"):
+        load_audio(source)
+    assert issubclass(AudioError, ValueError)
+
+
+BAD_FOR_MODEL = {
+    # name: (kind, source, finding, remedy); the processor knows the model's limits
+    "under one Whisper frame": (
+        "whisper",
+        (sine()[:319], RATE),
+        r"319 samples \(19.9 ms\)",
+        r"320 samples \(20.0 ms\)",
+    ),
+    "under one wav2vec2 frame": ("waveform", (sine()[:399], RATE), r"399 samples", r"400 samples \(25.0 ms\)"),
+    "under one frame at 8 kHz": ("whisper", (sine(0.01, 8000), 8000), r"160 samples \(10.0 ms\)", "320 samples"),
+    "array over the limit": (
+        "whisper",
+        (sine(2.5), RATE),
+        "2.5 s of audio are over the limit of 2 s",
+        "split the audio",
+    ),
+    "file over the limit": (
+        "whisper",
+        encoded(sine(2.5)),
+        "2.5 s of audio are over the limit of 2 s",
+        "split the audio",
+    ),
+    "NaN": ("whisper", (np.full(800, np.nan), RATE), "800 of 800 samples are NaN", "Repair or re-export"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOR_MODEL)
+@pytest.mark.parametrize("entry", ["call", "chat"])
+def test_the_processor_refuses_audio_its_model_cannot_take(case, entry):
+    kind, source, finding, remedy = BAD_FOR_MODEL[case]
+    processor = make_processor(kind, max_audio_seconds=2.0)
+    with pytest.raises(AudioError, match=f"(?s){finding}.*({remedy})"):
+        if entry == "call":
+            processor(text="<|audio|>", audio=source)
+        else:
+            processor.apply_chat_template(processor.instruction_chat([source], "Transcribe."), tokenize=True)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("whisper", 320), ("waveform", 400)])
+def test_the_shortest_audio_named_in_the_error_is_accepted(kind, least):
+    processor = make_processor(kind)
+    assert processor.min_samples == least
+    ids = processor(text="<|audio|>", audio=(sine()[:least], RATE))["input_ids"]
+    assert (ids == processor.audio_token_id).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("blocks", "audios", "finding"),
+    [
+        (2, 1, "has 2 audio blocks .*but 1 audios were given"),
+        (1, 3, "has 1 audio blocks .*but 3 audios were given"),
+        (0, 1, "has 0 audio blocks .*but 1 audios were given"),
+        (1, 0, "has 1 audio blocks .*but 0 audios were given"),
+    ],
+)
+@pytest.mark.parametrize("entry", ["call", "chat"])
+def test_blocks_and_audios_that_do_not_pair_up_are_counted(blocks, audios, finding, entry):
+    processor = make_processor()
+    audio = [(sine(), RATE)] * audios
+    with pytest.raises(ValueError, match=f"{finding}.*Give one audio per block"):
+        if entry == "call":
+            processor(text="<|audio|>" * blocks + "hello", audio=audio or None)
+        else:
+            content = [{"type": "audio"}] * blocks + [{"type": "text", "text": "hello"}]
+            processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, audio=audio)
+
+
+BAD_CHATS = {
+    "empty chat": ([], "conversation is empty", "at least one message"),
+    "image block": ([{"role": "user", "content": [{"type": "image"}]}], "kind 'image' cannot be used", '"audio"'),
+    "bare string block": ([{"role": "user", "content": ["hi"]}], "kind 'str' cannot be used", '"type": "text"'),
+    "text block without text": ([{"role": "user", "content": [{"type": "text"}]}], "kind 'text'", '"text": ...'),
+    "two sources": (
+        [{"role": "user", "content": [{"type": "audio", "path": "a.wav", "url": "b.wav"}]}],
+        "has path and url",
+        "Keep one",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHATS)
+def test_bad_chats_are_refused(case):
+    chat, finding, remedy = BAD_CHATS[case]
+    with pytest.raises(ValueError, match=f"{finding}.*{remedy}"):
+        make_processor().apply_chat_template(chat, tokenize=True)
+
+
+def test_a_wav_of_unknown_length_is_no_truncated_wav():
+    content = bytearray(encoded(sine(), subtype="PCM_16"))
+    position = content.index(b"data") + 4
+    content[position : position + 4] = struct.pack("<I", 0xFFFFFFFF)  # as written into a pipe
+    content[4:8] = struct.pack("<I", 0xFFFFFFFF)
+    assert len(load_audio(bytes(content))) == len(sine())
+
+
+def test_silence_warns_through_the_processor():
+    with pytest.warns(UserWarning, match="samples are zero.*Check the microphone"):
+        make_processor()(text="<|audio|>", audio=(np.zeros(1600, np.float32), RATE))
