@@ -18,9 +18,7 @@ from hub_cards import export_remote_code
 from processing_speechllm import SpeechLLMProcessor
 
 ROOT = Path(__file__).parent.parent
-CHAT = [
-    {"role": "user", "content": [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": "What is said?"}]}
-]
+CHAT = SpeechLLMProcessor.instruction_chat(["clip.wav"], "What is said?")
 SCRIPT = """
 import json, sys
 folder, trust = sys.argv[1], sys.argv[2] == "trust"
