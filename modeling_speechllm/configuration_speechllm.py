@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 AUDIO_TOKEN = "<|audio|>"
@@ -21,6 +21,8 @@ _COMMON_FIELDS = {
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_commit_hash"),
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
     *("name_or_path", "_name_or_path"),
+    # ... and what its Trainer sets on the config of the model it trains.
+    *("use_cache", "pad_token_id", "bos_token_id", "eos_token_id"),
     *("output_attentions", "per_layer_config", "tie_last_hidden_states", "transformers_weights"),
 }
 
@@ -171,7 +173,8 @@ class SpeechLLMConfig(PreTrainedConfig):
     trained_groups: list[str] | None = None
 
     def __post_init__(self, **kwargs):
-        unknown = sorted(name for name in kwargs if name not in _COMMON_FIELDS)
+        generation = GenerationConfig._get_default_generation_params()  # popped by the base class
+        unknown = sorted(name for name in kwargs if name not in _COMMON_FIELDS and name not in generation)
         if unknown:
             known = [field.name for field in fields(SpeechLLMConfig) if field.name not in _BASE_FIELDS]
             raise ValueError(
