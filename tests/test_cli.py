@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 import speechllm
 from processing_speechllm import SpeechLLMProcessor
+from processing_speechllm.pipeline_speech_instruct import DEFAULT_INSTRUCTION
 from speechllm_cli import demo, doctor
 from speechllm_cli.ask import LANGUAGES, split_inputs
 from speechllm_cli.loading import ask_pipeline, load_pipeline
@@ -60,7 +61,7 @@ def test_ask_prints_the_answer_of_the_pipeline(folder, recordings, capsys):
 
 def test_without_an_instruction_the_audio_is_transcribed(folder, recordings, capsys):
     main(["ask", recordings[0], "--model", str(folder), "--json"])
-    main(["ask", recordings[0], "Transcribe the audio.", "--model", str(folder), "--json"])
+    main(["ask", recordings[0], DEFAULT_INSTRUCTION, "--model", str(folder), "--json"])
     first, second = answers(capsys)
     assert first == second
 
