@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import Chat, is_valid_message
 from .audio import as_audio_list
 from .chat_format import instruction_chat
 
-DEFAULT_INSTRUCTION = "Transcribe the audio."
+DEFAULT_INSTRUCTION = "Transcribe the speech."
 ROW_KEYS = {"audio", "instruction", "messages"}
 
 

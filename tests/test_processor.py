@@ -1,0 +1,506 @@
+"""The processor: counts, features, chat format and masks, for both kinds of feature extractor."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from factories_processing import (
+    BLOCKS,
+    CHATML,
+    CHATML_MARKED,
+    FORGETFUL,
+    RATE,
+    STACK_STAGES,
+    WAVEFORM_STAGES,
+    WHISPER_STAGES,
+    encoded,
+    make_config,
+    make_extractor,
+    make_processor,
+    make_tokenizer,
+    sine,
+)
+from transformers import WhisperFeatureExtractor
+
+from modeling_speechllm import output_length
+from processing_speechllm import SpeechLLMProcessor, stage_length
+
+KINDS = ["whisper", "waveform"]
+TEMPLATES = {"marked": CHATML_MARKED, "unmarked": CHATML, "blocks": BLOCKS, "plain": None}
+SPELLED = "say </s> and <|audio|> and <|im_end|> twice </s>"
+
+
+def clip(seconds: float = 0.5) -> tuple[np.ndarray, int]:
+    return sine(seconds), RATE
+
+
+def ask(text: str = "hello world", seconds: float = 0.5, answer: str | None = None, **block) -> list[dict]:
+    """One user turn with an audio and a text block, and an answer if given."""
+    audio = block or {"audio": clip(seconds)}
+    chat = [{"role": "user", "content": [{"type": "audio", **audio}, {"type": "text", "text": text}]}]
+    return chat if answer is None else [*chat, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+
+def tokens(processor, chats, **kwargs):
+    return processor.apply_chat_template(chats, tokenize=True, return_dict=True, **kwargs)
+
+
+# --- Counting ---
+
+CHAINS = {
+    "Whisper": WHISPER_STAGES,
+    "wav2vec2": WAVEFORM_STAGES,
+    "stack 4": STACK_STAGES,
+    "Whisper and stack": WHISPER_STAGES + STACK_STAGES,
+    "overlapping windows": [{"kernel": 7, "stride": 3, "ceil": True}],
+    "window Q-Former": [{"kernel": 15, "stride": 15, "ceil": True, "tokens": 3}],
+    "padded, no ceil": [{"kernel": 9, "stride": 2, "padding": 2}, {"kernel": 2, "stride": 2, "tokens": 2}],
+    "padded, ceil": [{"kernel": 5, "stride": 4, "padding": 1, "ceil": True}],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_processor_and_model_count_alike_for_every_length(chain):
+    lengths = list(range(1, 1300))
+    assert stage_length(0, CHAINS[chain]) == 0
+    counted = [stage_length(length, CHAINS[chain]) for length in lengths]
+    assert counted == output_length(torch.tensor(lengths), CHAINS[chain]).tolist()
+    assert counted == [output_length(length, CHAINS[chain]) for length in lengths]
+
+
+def test_a_stage_counts_the_windows_it_slides_over():
+    for length in range(40):
+        starts = range(0, length + 2 - 5 + 1, 3)  # a window of 5 by 3 over `length` items and one of padding each side
+        stage = {"kernel": 5, "stride": 3, "padding": 1, "tokens": 2}
+        assert stage_length(length, [stage]) == (2 * len(starts) if length else 0)
+        groups = -(-length // 4)
+        assert stage_length(length, STACK_STAGES) == groups
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_placeholders_are_as_many_as_counted_for_every_length(kind):
+    processor = make_processor(kind)
+    lengths = range(processor.min_samples, processor.min_samples + 3000, 97)
+    for length in lengths:
+        out = processor(text="<|audio|>", audio=(sine(1.0)[:length], RATE))
+        placeholders = int((out["input_ids"] == processor.audio_token_id).sum())
+        assert placeholders == processor.audio_token_count(length) >= 1
+        units = int(out["input_features_mask"].sum())
+        assert units == (-(-length // 160) if kind == "whisper" else length)
+        assert placeholders == output_length(units, processor.audio_stages + processor.connector_stages)
+    counts = processor._get_num_multimodal_tokens(audio_lengths=list(lengths)).num_audio_tokens
+    assert counts == [processor.audio_token_count(length) for length in lengths]
+
+
+# --- Features ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_batch_gives_what_its_members_give_alone(kind, padding_side):
+    processor = make_processor(kind)
+    processor.feature_extractor.padding_side = padding_side  # must not matter: features always pad right
+    chats = [ask(seconds=seconds) for seconds in (0.31, 1.0, 0.5)] + [[{"role": "user", "content": "no audio"}]]
+    options = {"processor_kwargs": {"padding_side": padding_side}}
+    batch = tokens(processor, chats, **options)
+    assert batch["input_features"].shape[0] == batch["input_features_mask"].shape[0] == 3
+    for row, chat in enumerate(chats):
+        alone = tokens(processor, chat)
+        kept = batch["attention_mask"][row].bool()
+        assert kept[-1 if padding_side == "left" else 0] and batch["input_ids"][row][kept].tolist() == (
+            alone["input_ids"][0].tolist()
+        )
+        if row < 3:
+            size = alone["input_features"].shape[-1]
+            assert torch.equal(batch["input_features"][row, ..., :size], alone["input_features"][0])
+            assert not batch["input_features"][row, ..., size:].any()
+            assert batch["input_features_mask"][row].tolist() == [
+                int(index < size) for index in range(batch["input_features_mask"].shape[1])
+            ]
+        else:
+            assert "input_features" not in alone
+
+
+def test_whisper_features_cost_what_the_audio_lasts():
+    processor, extractor = make_processor(), WhisperFeatureExtractor()
+    for samples in (8000, 8001):
+        features = processor(text="<|audio|>", audio=(sine(1.0)[:samples], RATE))["input_features"]
+        assert features.shape == (1, 80, -(-samples // 160))
+    full = extractor(sine(0.5), sampling_rate=RATE, return_tensors="pt")["input_features"]
+    # The last frame's window reaches into what follows: mirrored audio here, silence there.
+    near = processor(text="<|audio|>", audio=clip(0.5))["input_features"]
+    assert torch.allclose(near[..., :-2], full[..., :48], atol=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 30.0, 31.0])
+def test_pad_to_window_gives_the_pretrained_features(seconds):
+    processor = make_processor(config={"pad_to_window": True})
+    out = processor(text="<|audio|>", audio=clip(seconds))
+    windows = int(-(-seconds // 30))
+    expected = WhisperFeatureExtractor()(
+        sine(seconds),
+        sampling_rate=RATE,
+        return_tensors="pt",
+        truncation=False,
+        padding="longest" if windows > 1 else "max_length",
+        pad_to_multiple_of=480000,
+    )["input_features"]
+    assert out["input_features"].shape == (1, 80, 3000 * windows)
+    assert torch.equal(out["input_features"], expected)
+    assert int(out["input_features_mask"].sum()) == round(100 * seconds)
+
+
+def test_waveforms_are_normalised_each_alone():
+    processor = make_processor("waveform")
+    loud, quiet = (sine(0.5, amplitude=0.9), RATE), (sine(0.5, amplitude=0.01), RATE)
+    features = processor(text="<|audio|><|audio|>", audio=[loud, quiet])["input_features"]
+    assert torch.allclose(features[0], features[1], atol=1e-2)
+    assert torch.allclose(features.var(-1), torch.ones(2), atol=1e-2)
+
+
+def test_audios_are_one_row_each_in_reading_order():
+    processor = make_processor()
+    block = {"type": "text", "text": "and"}
+    two = [{"role": "user", "content": [{"type": "audio", "audio": clip(0.3)}, block]}]
+    two[0]["content"] += [{"type": "audio", "audio": clip(0.6)}, block]
+    turn = ask(seconds=0.4, answer="hello") + ask(seconds=0.7)
+    out = tokens(processor, [two, turn])
+    assert out["input_features_mask"].sum(-1).tolist() == [30, 60, 40, 70]
+    counts = (out["input_ids"] == processor.audio_token_id).sum(-1).tolist()
+    assert counts == [processor.audio_token_count(4800) + processor.audio_token_count(9600), 5 + 9]
+
+
+# --- Audio blocks ---
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.wav"
+    path.write_bytes(encoded(sine(), subtype="FLOAT"))
+    return path
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda path: {"path": str(path)},
+        lambda path: {"url": str(path)},
+        lambda path: {"audio": str(path)},
+        lambda path: {"audio": path.read_bytes()},
+        lambda path: {"bytes": path.read_bytes()},
+        lambda path: {"bytes": None, "path": str(path), "sampling_rate": None},
+        lambda path: {"audio": clip()},
+        lambda path: {"audio": sine(), "sampling_rate": RATE},
+        lambda path: {"array": sine(), "sampling_rate": RATE},
+        lambda path: {"audio": torch.from_numpy(sine()), "sampling_rate": RATE},
+        lambda path: {"audio": {"array": sine(), "sampling_rate": RATE}},
+        lambda path: {"audio": {"bytes": path.read_bytes(), "path": None}},
+        lambda path: {"audio": datasets.Dataset.from_dict({"audio": [str(path)]}).cast_column(
+            "audio", datasets.Audio(decode=False))[0]["audio"]},
+    ],
+)  # fmt: skip
+def test_every_form_of_an_audio_block_gives_the_same_inputs(block, wav):
+    processor = make_processor()
+    expected, out = tokens(processor, ask()), tokens(processor, ask(**block(wav)))
+    assert torch.equal(out["input_ids"], expected["input_ids"])
+    assert torch.equal(out["input_features"], expected["input_features"])
+
+
+def test_bare_blocks_take_the_given_audios_and_the_rate_of_the_call():
+    processor = make_processor()
+    expected = tokens(processor, ask())
+    bare = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "hello world"}]}]
+    out = tokens(processor, bare, audio=[sine()], sampling_rate=RATE)
+    assert torch.equal(out["input_features"], expected["input_features"])
+    halved = tokens(processor, bare, audio=sine(1.0, rate=8000), sampling_rate=8000)
+    assert halved["input_features"].shape[-1] == 100
+
+
+def test_the_callers_chat_is_left_as_it_was():
+    chat = ask(SPELLED, path="gone.wav")
+    before = json.dumps(chat)
+    make_processor().apply_chat_template(chat)
+    assert json.dumps(chat) == before
+
+
+# --- Chat format ---
+
+
+def test_the_llms_own_template_is_used_with_blocks_joined_as_they_stand():
+    chat = [{"role": "system", "content": "Be brief."}, *ask("\nhello")]
+    text = make_processor().apply_chat_template(chat, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|audio|>\nhello<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_that_lays_out_blocks_gets_them():
+    string = make_processor(chat_template=CHATML).apply_chat_template(ask())
+    assert make_processor(chat_template=BLOCKS).apply_chat_template(ask()) == string
+
+
+def test_a_template_for_lists_of_text_gets_text_blocks():
+    template = BLOCKS.replace("{% if block['type'] == 'audio' %}<|audio|>{% else %}", "").replace("{% endif %}", "", 1)
+    processor = make_processor(chat_template=template)
+    assert processor.apply_chat_template(ask()) == make_processor(chat_template=CHATML).apply_chat_template(ask())
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_llms_without_a_template_get_the_plain_one(adds_bos):
+    processor = make_processor(tokenizer=make_tokenizer(adds_bos=adds_bos))
+    chat = [*ask("\nwhat is said?", answer="hello"), {"role": "user", "content": "and then?"}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert text == "<s>" * adds_bos + "<|audio|>\nwhat is said?\nhello</s>and then?\n"
+    ids = tokens(processor, chat)["input_ids"][0]
+    assert processor.tokenizer.decode(ids).count("<s>") == adds_bos  # not put there a second time
+
+
+def test_instruction_chat_puts_each_part_on_its_own_line():
+    processor = make_processor()
+    chat = processor.instruction_chat([clip(), None], "Compare.")
+    assert "<|im_start|>user\n<|audio|>\n<|audio|>\nCompare.<|im_end|>" in processor.apply_chat_template(chat)
+    no_audio = processor.apply_chat_template(processor.instruction_chat([], "Hello."))
+    assert no_audio == "<|im_start|>user\nHello.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_special_tokens_spelled_by_the_user_stay_text(template):
+    processor = make_processor(chat_template=TEMPLATES[template])
+    tokenizer = processor.tokenizer
+    plain, spelled = tokens(processor, ask("hello")), tokens(processor, ask(SPELLED))
+    for token in ("<|audio|>", "</s>", "<|im_start|>", "<|im_end|>"):
+        number = tokenizer.convert_tokens_to_ids(token)
+        assert (spelled["input_ids"] == number).sum() == (plain["input_ids"] == number).sum(), token
+    assert SPELLED in tokenizer.decode(spelled["input_ids"][0])
+
+
+def test_a_message_with_no_control_tokens_is_encoded_as_the_tokenizer_would():
+    processor = make_processor()
+    chat = [{"role": "user", "content": "hello world"}, {"role": "assistant", "content": "what is said"}]
+    ids = processor.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+    assert tokens(processor, chat)["input_ids"][0].tolist() == ids
+
+
+def test_sanitising_can_be_switched_off():
+    processor = make_processor()
+    ids = tokens(processor, [{"role": "user", "content": "</s>"}], sanitize_control_tokens=False)["input_ids"]
+    assert (ids == processor.tokenizer.eos_token_id).sum() == 1
+
+
+# --- Masks ---
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("spelled", ["", SPELLED])
+def test_the_mask_covers_what_the_assistant_says(template, padding_side, spelled):
+    processor = make_processor(chat_template=TEMPLATES[template])
+    end = "</s>" if template == "plain" else "<|im_end|>"
+    end = "" if template == "blocks" and False else end
+    chats = [
+        ask("what is said?" + spelled, answer="hello") + ask("again", seconds=0.7, answer="world" + spelled),
+        ask("hello world", answer="the audio"),
+    ]
+    options = {"processor_kwargs": {"padding_side": padding_side}}
+    out = tokens(processor, chats, return_assistant_tokens_mask=True, **options)
+    assert out["assistant_masks"].shape == out["input_ids"].shape
+    masked = [
+        processor.tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(out["input_ids"], out["assistant_masks"], strict=True)
+    ]
+    assert masked == [f"hello{end}world{spelled}{end}", f"the audio{end}"]
+    if not spelled:
+        assert torch.equal(out["input_ids"], tokens(processor, chats, **options)["input_ids"])
+    else:  # a message that spells control tokens does not change how its batch mates are encoded
+        alone = tokens(processor, chats[1], return_assistant_tokens_mask=True)
+        kept = out["attention_mask"][1].bool()
+        assert out["input_ids"][1][kept].tolist() == alone["input_ids"][0].tolist()
+        assert out["assistant_masks"][1][kept].tolist() == alone["assistant_masks"][0].tolist()
+
+
+def test_a_prompt_is_the_beginning_of_the_chat_it_is_trained_on():
+    processor = make_processor()
+    prompt = tokens(processor, ask(SPELLED), add_generation_prompt=True)["input_ids"][0].tolist()
+    chat = tokens(processor, ask(SPELLED, answer="hello"), return_assistant_tokens_mask=True)
+    assert chat["input_ids"][0].tolist()[: len(prompt)] == prompt
+    assert chat["assistant_masks"][0].tolist().index(1) == len(prompt)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_for_masks():
+    processor = make_processor(chat_template=FORGETFUL)
+    one_turn = tokens(processor, ask(answer="hello"), return_assistant_tokens_mask=True)
+    assert one_turn["assistant_masks"].any()
+    with pytest.raises(ValueError, match="cannot be told. Put {% generation %}"):
+        tokens(processor, ask(answer="hello") + ask(answer="world"), return_assistant_tokens_mask=True)
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", "np", None])
+def test_the_mask_comes_in_the_form_of_the_ids(return_tensors):
+    out = tokens(
+        make_processor(), ask(answer="hello"), return_assistant_tokens_mask=True, return_tensors=return_tensors
+    )
+    assert type(out["assistant_masks"]) is type(out["input_ids"])
+    assert np.shape(out["assistant_masks"]) == np.shape(out["input_ids"])
+
+
+# --- Conventions of transformers ---
+
+
+def test_truncation_with_audio_is_refused():
+    processor = make_processor()
+    with pytest.raises(ValueError, match="truncation=True could cut the audio's placeholders.*Shorten"):
+        processor(text="<|audio|> hello", audio=clip(), truncation=True, max_length=4)
+    with pytest.raises(ValueError, match="truncation='longest_first' could cut"):
+        tokens(processor, ask(), processor_kwargs={"text_kwargs": {"truncation": "longest_first", "max_length": 4}})
+    assert processor(text="hello world", truncation=True, max_length=2)["input_ids"].shape[1] == 2
+    padded = processor(text="<|audio|>", audio=clip(), padding="max_length", max_length=50)
+    assert padded["input_ids"].shape[1] == 50 and (padded["input_ids"] == processor.audio_token_id).sum() == 7
+
+
+def test_prompts_pad_left_unless_told_otherwise():
+    processor = make_processor()
+    texts = ["hello world hello world", "hello"]
+    assert processor(text=texts)["attention_mask"][1].tolist()[0] == 0
+    assert processor(text=texts, padding_side="right")["attention_mask"][1].tolist()[-1] == 0
+
+
+def test_offsets_and_modality_ids_are_given_on_request():
+    processor = make_processor()
+    out = processor(
+        text=["x<|audio|>y"], audio=clip(), return_mm_token_type_ids=True, return_text_replacement_offsets=True
+    )
+    assert torch.equal(out["mm_token_type_ids"] == 3, out["input_ids"] == processor.audio_token_id)
+    (item,) = out["text_replacement_offsets"][0]
+    assert (item["type"], item["span"], item["replacement"]) == ("audio", (1, 10), "<|audio|>" * 7)
+    chat = tokens(processor, ask(), processor_kwargs={"return_text_replacement_offsets": True})
+    assert len(chat["text_replacement_offsets"][0]) == 1
+    assert "text_replacement_offsets" not in tokens(processor, ask(answer="a"), return_assistant_tokens_mask=True)
+    assert set(tokens(processor, ask())) == set(processor.model_input_names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_saving_and_loading_changes_nothing(kind, template, tmp_path):
+    processor = make_processor(
+        kind, TEMPLATES[template], max_audio_seconds=12.5, config={"connector_stages": CHAINS["window Q-Former"]}
+    )
+    processor.save_pretrained(tmp_path / "once")
+    loaded = SpeechLLMProcessor.from_pretrained(tmp_path / "once")
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded.chat_template == processor.chat_template == loaded.tokenizer.chat_template
+    chats = [ask(SPELLED, answer="hello"), ask(seconds=0.8, answer="world")]
+    before, after = (tokens(each, chats, return_assistant_tokens_mask=True) for each in (processor, loaded))
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    loaded.save_pretrained(tmp_path / "twice")
+    files = sorted(path.name for path in (tmp_path / "once").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "twice").iterdir())
+    for name in files:
+        once, twice = ((tmp_path / folder / name).read_text() for folder in ("once", "twice"))
+        if name == "tokenizer_config.json":  # transformers notes in it how the tokenizer was loaded
+            once, twice = json.loads(once), json.loads(twice)
+            del twice["is_local"], twice["local_files_only"]
+        assert once == twice, name
+
+
+def test_loading_with_right_padding_pads_text_right_and_features_right(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    loaded = SpeechLLMProcessor.from_pretrained(tmp_path, padding_side="right")
+    out = tokens(loaded, [ask(), ask("longer hello world", seconds=0.9)])
+    assert out["attention_mask"][0, -1] == 0 and out["input_features_mask"][0, 0] == 1
+
+
+def test_parts_come_from_folders_too(tmp_path):
+    tokenizer = make_tokenizer(CHATML)
+    make_extractor().save_pretrained(tmp_path / "audio")
+    tokenizer.save_pretrained(tmp_path / "text")
+    config = make_config(tokenizer)
+    by_path = SpeechLLMProcessor.from_parts(str(tmp_path / "audio"), tmp_path / "text", config)
+    by_object = SpeechLLMProcessor.from_parts(make_extractor(), tokenizer, config)
+    assert by_path.to_dict() == by_object.to_dict()
+    assert torch.equal(tokens(by_path, ask())["input_ids"], tokens(by_object, ask())["input_ids"])
+    assert "<|audio|>" not in tokenizer.get_vocab()  # the caller's tokenizer is left as it was
+
+
+def test_a_missing_pad_token_is_the_end_token():
+    processor = make_processor()
+    assert make_tokenizer().pad_token is None and processor.tokenizer.pad_token == "</s>"
+    assert make_processor(tokenizer=make_tokenizer(CHATML, pad_token="<pad>")).tokenizer.pad_token == "<pad>"
+
+
+def test_the_tokenizers_own_placeholder_is_used():
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.add_tokens(["<|audio|>"], special_tokens=True)
+    tokenizer.add_tokens(["<|later|>"], special_tokens=True)
+    assert make_processor(tokenizer=tokenizer).audio_token_id == len(tokenizer) - 2
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"id of <\|audio\|> is \d+, the config's audio_token_id is 7. Compose"):
+        make_processor(config={"audio_token_id": 7})
+    with pytest.raises(ValueError, match="gives 128 mel bins, the encoder takes 80. Take both"):
+        tokenizer = make_tokenizer()
+        SpeechLLMProcessor.from_parts(WhisperFeatureExtractor(feature_size=128), tokenizer, make_config(tokenizer))
+    with pytest.raises(ValueError, match="pad_to_window is for log-mel extractors.*Leave it False"):
+        make_processor("waveform", config={"pad_to_window": True})
+    with pytest.raises(ValueError, match="audio_stages must be a list of dicts.*from_parts"):
+        SpeechLLMProcessor(make_extractor(), make_tokenizer())
+    with pytest.raises(ValueError, match="connector_stages must be a list of dicts"):
+        make_processor(config={"connector_stages": [{"kernel": 2, "step": 2}]})
+
+
+REMOTE = """
+import sys, numpy as np
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert "processing_speechllm" not in sys.modules and "transformers_modules" in type(processor).__module__
+chat = processor.instruction_chat([(np.zeros(8000, dtype=np.float32) + 0.1, 16000)], "hello")
+print(processor.apply_chat_template(chat, tokenize=True)[0].tolist())
+"""
+
+
+def test_the_copied_files_load_as_remote_code_without_the_package(tmp_path):
+    processor = make_processor()
+    folder = tmp_path / "model"
+    processor.save_pretrained(folder)
+    for path in Path(sys.modules["processing_speechllm"].__file__).parent.glob("*.py"):
+        if path.name != "__init__.py":
+            shutil.copy(path, folder)
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["auto_map"] = {"AutoProcessor": "processing_speechllm.SpeechLLMProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", REMOTE, str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    audio = (np.zeros(8000, dtype=np.float32) + 0.1, RATE)
+    chat = processor.instruction_chat([audio], "hello")
+    assert json.loads(done.stdout.splitlines()[-1]) == (processor.apply_chat_template(chat, tokenize=True)[0].tolist())
+
+
+def test_saving_with_an_auto_class_copies_every_file_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(SpeechLLMProcessor, "_auto_class", "AutoProcessor")
+    make_processor().save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == {
+        "audio.py",
+        "chat_format.py",
+        "mp3_frames.py",
+        "processing_speechllm.py",
+    }
