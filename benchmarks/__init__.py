@@ -1,0 +1,1 @@
+"""The papers in miniature, and the embedded default."""

@@ -1,0 +1,92 @@
+"""Prompts with text or audio in them through one SpeechLLM, in batches: for imitation and for exact match.
+
+An answer counts as exact if greedy decoding would give it token by token. One forward pass decides that: every token
+of the answer must be the most likely one after the right beginning.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate
+
+
+@dataclass
+class Question:
+    """A user turn and its answer as ids; the request is ids of text, or encoder frames (frames, dim)."""
+
+    instruction: str
+    request: list[int] | torch.Tensor
+    answer: list[int]
+    request_first: bool = True
+
+
+class Reader:
+    """Runs questions through a model's connector and LLM; encoder frames are given.
+
+    Args:
+        model: a `SpeechLLMForConditionalGeneration`.
+        encoder: of conversations to ids.
+    """
+
+    def __init__(self, model: nn.Module, encoder: Encoder):
+        self.model, self.encoder = model, encoder
+
+    def logits(self, questions: list[Question]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (answer tokens, vocabulary) before each answer token, and the labels (batch, length)."""
+        embeddings = None
+        heard = [question.request for question in questions if isinstance(question.request, torch.Tensor)]
+        counts = []
+        if heard:
+            lengths = torch.tensor([len(frames) for frames in heard])
+            padded = nn.utils.rnn.pad_sequence([frames.float() for frames in heard], batch_first=True)
+            tokens, token_counts = self.model.model.multi_modal_projector(padded, lengths)
+            counts = token_counts.tolist()
+            embeddings = torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
+        samples = []
+        remaining = iter(counts)
+        for question in questions:
+            is_audio = isinstance(question.request, torch.Tensor)
+            request = [self.encoder.audio] * next(remaining) if is_audio else question.request
+            head = self.encoder.turn(question.instruction, request, question.request_first)
+            answer = question.answer + [self.encoder.end]
+            samples.append((head + answer, [IGNORED] * len(head) + answer))
+        batch = collate(samples, self.encoder.tokenizer.pad_token_id)
+        inputs = self.model.get_input_embeddings()(batch["input_ids"])
+        if embeddings is not None:
+            places = (batch["input_ids"] == self.encoder.audio)[..., None].expand_as(inputs)
+            inputs = inputs.masked_scatter(places, embeddings.to(inputs.dtype))
+        hidden = self.model.model.language_model(
+            inputs_embeds=inputs, attention_mask=batch["attention_mask"]
+        ).last_hidden_state
+        labels = batch["labels"][:, 1:]
+        return self.model.lm_head(hidden[:, :-1][labels != IGNORED]), labels
+
+    @torch.no_grad()
+    def exact(self, questions: list[Question], batch: int = 64) -> list[bool]:
+        """Whether greedy decoding answers each question exactly."""
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i].request))
+        found = [False] * len(questions)
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits, labels = self.logits([questions[i] for i in part])
+            wrong = torch.zeros(labels.shape, dtype=torch.bool)
+            wrong[labels != IGNORED] = logits.argmax(-1) != labels[labels != IGNORED]
+            for i, bad in zip(part, wrong.any(1).tolist(), strict=True):
+                found[i] = not bad
+        return found
+
+    @torch.no_grad()
+    def greedy(self, question: Question, limit: int = 40) -> list[int]:
+        """The LLM's own greedy answer to a question about text, without its end token."""
+        head = self.encoder.turn(question.instruction, question.request, question.request_first)
+        output = self.model.generate(
+            input_ids=torch.tensor([head]),
+            attention_mask=torch.ones(1, len(head)),
+            max_new_tokens=limit,
+            do_sample=False,
+        )
+        answer = output[0, len(head) :].tolist()
+        return answer[: answer.index(self.encoder.end)] if self.encoder.end in answer else answer

@@ -1,0 +1,105 @@
+"""Training conversations: a request, one to three instructions about it, and their answers, as token ids.
+
+The request stands in the first user turn where the audio embeddings will stand later. In a share of the samples its
+tokens are spaced out by the audio placeholder token at the pace of speech, so the LLM, which sees text only, learns
+that the placeholder's embedding means nothing and that words may come at any distance: this is what connector outputs
+look like.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.nanoworld.tasks import Example, draw, tasks_for
+from benchmarks.nanoworld.tokenizer import AUDIO, END, START
+from benchmarks.nanoworld.world import LANGUAGES, Frame, frames_by_kind
+
+TASK_WEIGHTS = {"translate": 3.0, "context": 3.0, "sum": 2.0, "transcribe": 1.5, "count_words": 1.5}
+TURN_SHARES = (0.35, 0.4, 0.25)  # of conversations with one, two and three instructions
+SPACED_SHARE = 0.35
+NO_LINE_BREAK_SHARE = 0.25  # instruction and request side by side
+IGNORED = -100
+
+
+@dataclass
+class Conversation:
+    """What is asked about one request, in order; `request_first` says which stands first in the user turn."""
+
+    frame: Frame
+    language: str
+    examples: list[Example]
+    request_first: bool
+
+
+def draw_conversation(split: str, rng: random.Random) -> Conversation:
+    """A random conversation: kinds by the square root of their size, so that small kinds are heard too."""
+    kinds = {kind: members for kind, members in frames_by_kind(split).items() if members}
+    (members,) = rng.choices(list(kinds.values()), [len(members) ** 0.5 for members in kinds.values()])
+    frame, language = rng.choice(members), rng.choice(LANGUAGES)
+    tasks = tasks_for(frame, language)
+    weights = [TASK_WEIGHTS.get(task, 1.0) for task in tasks]
+    (turns,) = rng.choices((1, 2, 3), TURN_SHARES)
+    examples = [draw(task, frame, language, rng) for task in rng.choices(tasks, weights, k=turns)]
+    return Conversation(frame, language, examples, rng.random() < 0.5)
+
+
+class Encoder:
+    """Conversations to ids, equal to the chat template's own, with ids of pieces remembered."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self.tokenizer = tokenizer
+        self.known: dict[str, list[int]] = {}
+        self.audio, self.end, start = tokenizer.convert_tokens_to_ids([AUDIO, END, START])
+        self.line_break = self.ids("\n")
+        self.user = [start, *self.ids("user\n")]
+        self.assistant = [start, *self.ids("assistant\n")]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a piece of text."""
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.known[text]
+
+    def turn(
+        self, instruction: str, request: list[int] | None = None, request_first: bool = False, line_break: bool = True
+    ) -> list[int]:
+        """Ids of a user turn up to where the assistant's answer begins."""
+        content = self.ids(instruction)
+        if request is not None:
+            gap = self.line_break if line_break else []
+            content = request + gap + content if request_first else content + gap + request
+        return self.user + content + [self.end] + self.assistant
+
+    def spaced(self, request: list[int], rng: random.Random) -> list[int]:
+        """The request with zero to four placeholders around each token."""
+        out = [self.audio] * rng.randint(0, 4)
+        for token in request:
+            out += [token] + [self.audio] * rng.choice((0, 0, 1, 1, 2, 3, 4))
+        return out
+
+    def sample(self, conversation: Conversation, rng: random.Random) -> tuple[list[int], list[int]]:
+        """Input ids of a whole conversation and its labels, which stand on answers only."""
+        request = self.ids(conversation.frame.text(conversation.language))
+        if rng.random() < SPACED_SHARE:
+            request = self.spaced(request, rng)
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, example in enumerate(conversation.examples):
+            shown = request if number == 0 else None
+            line_break = rng.random() >= NO_LINE_BREAK_SHARE
+            head = self.turn(example.instruction, shown, conversation.request_first, line_break)
+            answer = self.ids(example.answer) + [self.end]
+            ids += head + answer
+            labels += [IGNORED] * len(head) + answer
+        return ids, labels
+
+
+def collate(samples: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    """Right-padded ids, attention mask and labels, each (batch, length)."""
+    length = max(len(ids) for ids, _ in samples)
+    ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in samples])
+    labels = torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in samples])
+    mask = torch.arange(length) < torch.tensor([len(ids) for ids, _ in samples])[:, None]
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}

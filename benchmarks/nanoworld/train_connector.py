@@ -1,0 +1,207 @@
+"""Stage 3: the connector, trained on the LLM's own answers; encoder and LLM are frozen.
+
+    python -m benchmarks.nanoworld.train_connector --out build/nanoworld
+    python -m benchmarks.nanoworld.train_connector --out build/fsdd --data ../shared/data/fsdd --steps 300 \\
+        --audio ../shared/ckpt/whisper-tiny.en-encoder --text build/nanoworld/llm --stride 4 --width 8
+
+For each sentence the LLM answers a few prompts about the transcript; the connector learns, by cross-entropy, to make it give
+the same answers to the recording. The second command joins any other encoder and trains on a folder of spoken digits
+(`manifest.jsonl`), then reports through the pipeline how many digits of the unseen speakers are right.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import AutoFeatureExtractor, PreTrainedModel
+
+from benchmarks.nanoworld.answering import Question, Reader
+from benchmarks.nanoworld.clips import Clip, digit_clips, digit_rows, nano_clips
+from benchmarks.nanoworld.conversations import IGNORED, TASK_WEIGHTS, Encoder
+from benchmarks.nanoworld.tasks import draw, tasks_for
+from benchmarks.nanoworld.tokenizer import get_tokenizer
+from benchmarks.nanoworld.training import Optimizer, load_checkpoint, log, save_checkpoint
+from modeling_speechllm import SpeechLLMForConditionalGeneration
+from processing_speechllm import SpeechLLMProcessor
+
+STEPS = 3000
+BATCH = 64  # recordings
+LR = 2e-3
+SEED = 3
+PROMPTS_PER_SENTENCE = 5
+REQUEST_FIRST_SHARE = 0.75  # as the pipeline asks
+SAVE_EVERY = 100
+CHECK_EVERY = 300
+
+
+def compose(audio: Path, text: Path, stride: int, width: int) -> SpeechLLMForConditionalGeneration:
+    """Encoder folder and LLM folder joined by a new stack-MLP connector; both come out frozen."""
+    settings = {"type": "stack_mlp", "stride": stride, "width": width, "hidden_size": 512}
+    torch.manual_seed(SEED)
+    return SpeechLLMForConditionalGeneration.from_parts(audio=str(audio), text=str(text), connector=settings)
+
+
+def imitation_targets(path: Path, reader: Reader, clips: list[Clip]) -> dict[str, list[dict]]:
+    """For every sentence among the clips a few instructions and the LLM's greedy answers to them, kept in `path`."""
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    encoder = reader.encoder
+    sentences = {clip.request.text(clip.language): clip for clip in clips}
+    rows, questions = [], []
+    for sentence, clip in sentences.items():
+        rng = random.Random(f"{SEED}|{sentence}")
+        tasks = tasks_for(clip.request, clip.language)
+        for task in rng.choices(tasks, [TASK_WEIGHTS.get(task, 1.0) for task in tasks], k=PROMPTS_PER_SENTENCE):
+            example = draw(task, clip.request, clip.language, rng)
+            first = rng.random() < REQUEST_FIRST_SHARE
+            rows.append((sentence, task))
+            request, answer = encoder.ids(sentence), encoder.ids(example.answer)
+            questions.append(Question(example.instruction, request, answer, first))
+    targets: dict[str, list[dict]] = {}
+    exact = reader.exact(questions)
+    progress = tqdm(rows, desc="targets", mininterval=5)
+    for (sentence, task), question, right in zip(progress, questions, exact, strict=True):
+        # Where the exact answer is the greedy one there is nothing to generate.
+        answer = question.answer if right else reader.greedy(question)
+        row = {"task": task, "instruction": question.instruction, "answer": answer, "first": question.request_first}
+        targets.setdefault(sentence, []).append(row)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(targets, ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)
+    return targets
+
+
+def batch_at(step: int, clips: list[Clip], targets: dict[str, list[dict]], steps_per_epoch: int) -> list[Question]:
+    """The questions of a step, a function of the step alone: an epoch is a permutation of the recordings."""
+    order = list(range(len(clips)))
+    random.Random(f"{SEED}|{step // steps_per_epoch}").shuffle(order)
+    rng = random.Random(f"{SEED}|step {step}")
+    start = step % steps_per_epoch * BATCH
+    questions = []
+    for index in order[start : start + BATCH]:
+        clip = clips[index]
+        row = rng.choice(targets[clip.request.text(clip.language)])
+        questions.append(Question(row["instruction"], clip.frames, row["answer"], row["first"]))
+    return questions
+
+
+def check(reader: Reader, clips: list[Clip], count: int = 600) -> dict[str, float]:
+    """Exact answers on unseen recordings, in all, by task and by language."""
+    rng = random.Random(SEED)
+    names, questions = [], []
+    for clip in rng.sample(clips, min(count, len(clips))):
+        task = rng.choice(tasks_for(clip.request, clip.language))
+        example = draw(task, clip.request, clip.language, rng)
+        names.append((task, clip.language))
+        questions.append(Question(example.instruction, clip.frames, reader.encoder.ids(example.answer)))
+    hits: dict[str, list[bool]] = {"all": []}
+    for (task, language), right in zip(names, reader.exact(questions), strict=True):
+        for name in ("all", task, language):
+            hits.setdefault(name, []).append(right)
+    return {name: sum(found) / len(found) for name, found in hits.items()}
+
+
+def fit(
+    out: Path,
+    model: PreTrainedModel,
+    encoder: Encoder,
+    clips: list[Clip],
+    unseen: list[Clip],
+    steps: int,
+) -> None:
+    """Trains the connector to the end (from the last checkpoint, if any)."""
+    reader, projector = Reader(model, encoder), model.model.multi_modal_projector
+    begin = time.monotonic()
+    targets = imitation_targets(out / "targets.json", reader, clips)
+    log(out, "connector: targets", sentences=len(targets), seconds=time.monotonic() - begin)
+    optimizer, checkpoint = Optimizer(projector, steps, LR), out / "connector.checkpoint.safetensors"
+    done, seconds = load_checkpoint(checkpoint, projector, optimizer)
+    parameters = sum(parameter.numel() for parameter in projector.parameters())
+    log(out, "connector: start", step=done, parameters=parameters, recordings=len(clips))
+    begin, recent = time.monotonic() - seconds, []
+    steps_per_epoch = max(len(clips) // BATCH, 1)
+    for step in tqdm(range(done, steps), desc="connector", initial=done, total=steps, mininterval=5):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, labels = reader.logits(batch_at(step, clips, targets, steps_per_epoch))
+        loss = F.cross_entropy(logits.float(), labels[labels != IGNORED])
+        loss.backward()
+        optimizer.update(step)
+        recent.append(loss.item())
+        if (step + 1) % SAVE_EVERY == 0:
+            spent = time.monotonic() - begin
+            save_checkpoint(checkpoint, projector, optimizer, step + 1, spent)
+            mean = sum(recent[-SAVE_EVERY:]) / len(recent[-SAVE_EVERY:])
+            log(out, "connector", step=step + 1, loss=mean, seconds=spent)
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+            log(out, "connector: validation", step=step + 1, **check(reader, unseen))
+    log(out, "connector: done", seconds=time.monotonic() - begin)
+
+
+def train(out: Path, steps: int = STEPS, stride: int = 2, width: int = 4, threads: int = 2) -> None:
+    """Trains the nano connector and saves the whole SpeechLLM with its processor to `out/nano`, in half precision."""
+    folder = out / "nano"
+    if (folder / "model.safetensors").exists():
+        return
+    torch.set_num_threads(threads)
+    model = compose(out / "encoder", out / "llm", stride, width)
+    tower = model.model.audio_tower
+    clips, unseen = nano_clips(out, "train", tower), nano_clips(out, "validation", tower)
+    fit(out, model, Encoder(get_tokenizer(out / "llm")), clips, unseen, steps)
+    processor = SpeechLLMProcessor.from_parts(out / "encoder", out / "llm", model.config, max_audio_seconds=60.0)
+    save(model, processor, folder)
+
+
+def save(model: PreTrainedModel, processor: SpeechLLMProcessor, folder: Path) -> None:
+    """Model in float16 and processor, without names of local folders."""
+    model.config.parents = None
+    processor.save_pretrained(folder)
+    model.half().save_pretrained(folder)
+
+
+def train_digits(
+    out: Path,
+    data: Path,
+    audio: Path,
+    text: Path,
+    unseen: tuple[str, ...],
+    steps: int,
+    stride: int,
+    width: int,
+    threads: int,
+) -> None:
+    """Trains a connector from any encoder to the nano LLM on spoken digits; reports accuracy on unseen speakers."""
+    from benchmarks.nanoworld.evaluate import digit_accuracy
+
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    model = compose(audio, text, stride, width)
+    extractor, tower = AutoFeatureExtractor.from_pretrained(audio), model.model.audio_tower
+    clips = digit_clips(data, out, "train", digit_rows(data, unseen, False), tower, extractor)
+    rows = digit_rows(data, unseen, True)
+    unseen_clips = digit_clips(data, out, "unseen", rows, tower, extractor)
+    fit(out, model, Encoder(get_tokenizer(text)), clips, unseen_clips, steps)
+    save(model, SpeechLLMProcessor.from_parts(audio, text, model.config), out / "model")
+    log(out, "digits: unseen speakers, through the pipeline", **digit_accuracy(out / "model", data, rows))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/nanoworld"))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--stride", type=int, default=2, help="encoder frames per audio token")
+    parser.add_argument("--width", type=int, default=4, help="encoder frames stacked into one audio token")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, help="folder of spoken digits with a manifest.jsonl")
+    parser.add_argument("--audio", type=Path, help="speech encoder, with --data")
+    parser.add_argument("--text", type=Path, help="nano LLM folder, with --data")
+    parser.add_argument("--unseen", nargs="+", default=["george", "theo"], help="test speakers, with --data")
+    arguments = vars(parser.parse_args())
+    if arguments["data"] is None:
+        train(**{name: arguments[name] for name in ("out", "steps", "stride", "width", "threads")})
+    else:
+        train_digits(**arguments)
