@@ -33,7 +33,7 @@ Span = tuple[int, int]
 
 def plain_chat_template(tokenizer: Any) -> str:
     """`CHAT_TEMPLATE`, opened by the beginning-of-sequence token if the tokenizer itself puts one before text."""
-    opens = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    opens = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{- bos_token }}" * opens + CHAT_TEMPLATE
 
 
