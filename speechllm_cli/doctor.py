@@ -32,8 +32,8 @@ MINIMUM_PYTHON = (3, 11)
 # torchaudio's last release fits a range of torch's CUDA builds only, so the three are installed together.
 TORCH_FAMILY = ("torch", "torchaudio", "torchcodec")
 TORCH_REMEDY = (
-    'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio>=2.11" "torchcodec>=0.17" from PyPI, also for use '
-    "on the CPU: torchaudio 2.11 does not load beside CPU-only wheels of torch"
+    'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio>=2.11" "torchcodec>=0.17" (from PyPI also for use '
+    "on the CPU: torchaudio 2.11 does not load beside CPU-only wheels of torch)"
 )
 
 
@@ -197,5 +197,6 @@ def run(arguments: argparse.Namespace) -> int:
             if finding.remedy:
                 print(f"{'':<23}-> {finding.remedy}", flush=True)
             failures += finding.status == "FAIL"
-    print(f"\n{failures} to repair." if failures else "\nEverything works.")
+    summary = f"{failures} to repair. Begin with the first: others may follow." if failures else "Everything works."
+    print(f"\n{summary}")
     return 1 if failures else 0

@@ -20,12 +20,15 @@ def load_pipeline(model: str | None) -> Any:
     """The `speech-instruct` pipeline of a Hub id or folder, of the embedded model if None.
 
     Raises:
-        CommandError: the model cannot be loaded.
+        CommandError: the model, or a package that it needs, cannot be loaded.
     """
-    from transformers import pipeline
-    from transformers.utils import logging
+    try:
+        from transformers import pipeline
+        from transformers.utils import logging
 
-    from speechllm import SpeechInstructPipeline  # importing it registers the model classes and the task
+        from speechllm import SpeechInstructPipeline  # importing it registers the model classes and the task
+    except (ImportError, OSError, RuntimeError) as error:
+        raise CommandError(f"a package is missing or broken ({error}). Run: speechllm doctor") from error
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

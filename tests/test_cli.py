@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -284,6 +285,29 @@ def test_doctor_goes_on_after_a_check_that_breaks_down(monkeypatch, capsys):
     assert failure.startswith("FAIL") and "OSError: libtorch_cuda.so" in failure
     assert remedy.strip() == "-> install it again"
     assert python.startswith("ok    python")
+
+
+@pytest.fixture
+def broken_torchaudio(tmp_path) -> dict[str, str]:
+    """An environment whose torchaudio does not fit its torch."""
+    (tmp_path / "torchaudio.py").write_text("raise OSError('libtorch_cuda.so: cannot open shared object file')")
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def test_doctor_survives_a_torchaudio_that_does_not_fit_torch(broken_torchaudio):
+    result = run_installed("doctor", env=broken_torchaudio)
+    assert result.returncode == 1 and result.stderr == ""
+    lines = result.stdout.splitlines()
+    (place,) = [index for index, line in enumerate(lines) if line.startswith("FAIL  torchaudio ")]
+    assert "OSError: libtorch_cuda.so" in lines[place] and '"torch>=2.11,<2.15"' in lines[place + 1]
+    assert lines[-1].endswith("Begin with the first: others may follow.")
+
+
+def test_ask_with_a_broken_package_points_to_doctor(broken_torchaudio, recordings):
+    result = run_installed("ask", recordings[0], env=broken_torchaudio)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("speechllm: a package is missing or broken (")
+    assert result.stderr.endswith("Run: speechllm doctor\n")
 
 
 def test_doctor_without_any_failure_exits_with_0(monkeypatch, capsys):
