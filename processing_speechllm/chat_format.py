@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from transformers.utils.chat_template_utils import (
     _CONTROL_TOKEN_END,
     _CONTROL_TOKEN_START,
@@ -228,3 +229,20 @@ def span_mask(tokenizer: Any, text: str, spans: list[Span], add_special_tokens: 
         return mask
     offsets = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)["offset_mapping"]
     return [int(any(left < end and right > start for start, end in spans)) for left, right in offsets]
+
+
+def place_masks(masks: list[list[int]], attention_mask: Any) -> Any:
+    """Rows of 0 and 1 per token -> the same beside the padding, in the form (tensor, array, lists) of the other."""
+    placed = []
+    for mask, attention in zip(masks, attention_mask, strict=True):
+        row = np.asarray(attention).copy()
+        if row.sum() != len(mask):
+            raise ValueError(
+                f"The assistant's tokens cannot be told: the chat has {len(mask)} tokens but {row.sum()} were kept. "
+                "Drop `truncation`."
+            )
+        row[row == 1] = mask
+        placed.append(row)
+    if hasattr(attention_mask, "new_tensor"):
+        return attention_mask.new_tensor(np.stack(placed))
+    return np.stack(placed) if isinstance(attention_mask, np.ndarray) else [row.tolist() for row in placed]

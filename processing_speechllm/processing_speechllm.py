@@ -10,6 +10,7 @@ What is unusual here:
 
 import copy
 import math
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from .chat_format import (
     has_marked_text,
     instruction_chat,
     lay_out_content,
+    place_masks,
     plain_chat_template,
     render_with_spans,
     span_mask,
 )
 
+MAX_FRAME = 1_000_000  # feature frames or samples; no encoder frame spans more
 STAGE_KEYS = {"kernel", "stride", "padding", "ceil", "tokens"}
 
 
@@ -254,10 +257,14 @@ class SpeechLLMProcessor(ProcessorMixin):
 
     def _find_min_samples(self) -> int:
         """Samples of the shortest audio that fills one encoder frame and gives one token."""
-        length = math.prod(stage["stride"] for stage in self.audio_stages)
-        while self._get_audio_token_length(length) < 1:
-            length += 1
-        samples = length * self._hop
+        lengths = range(math.prod(stage["stride"] for stage in self.audio_stages), MAX_FRAME)
+        first = bisect_left(lengths, 1, key=self._get_audio_token_length)
+        if first == len(lengths):
+            raise ValueError(
+                f"No audio gives an audio token with audio_stages={self.audio_stages}, "
+                f"connector_stages={self.connector_stages}. Copy them from the model's config."
+            )
+        samples = lengths[first] * self._hop
         # The STFT mirrors half a window at each end, and cannot mirror more than there is.
         return max(samples, self.feature_extractor.n_fft // 2 + 1) if self._hop > 1 else samples
 
@@ -366,25 +373,8 @@ class SpeechLLMProcessor(ProcessorMixin):
         if return_assistant_tokens_mask:
             rows = [expand(*row) for row in zip(rendered, offsets, spans, strict=True)]
             masks = [span_mask(self.tokenizer, *row, options["add_special_tokens"]) for row in rows]
-            inputs["assistant_masks"] = _placed(masks, inputs["attention_mask"])
+            inputs["assistant_masks"] = place_masks(masks, inputs["attention_mask"])
         return inputs if return_dict else inputs["input_ids"]
-
-
-def _placed(masks: list[list[int]], attention_mask: Any) -> Any:
-    """Rows of 0 and 1 per token -> the same beside the padding, in the form (tensor, array, lists) of the other."""
-    placed = []
-    for mask, attention in zip(masks, attention_mask, strict=True):
-        row = np.asarray(attention).copy()
-        if row.sum() != len(mask):
-            raise ValueError(
-                f"The assistant's tokens cannot be told: the chat has {len(mask)} tokens but {row.sum()} were kept. "
-                "Drop `truncation`."
-            )
-        row[row == 1] = mask
-        placed.append(row)
-    if hasattr(attention_mask, "new_tensor"):
-        return attention_mask.new_tensor(np.stack(placed))
-    return np.stack(placed) if isinstance(attention_mask, np.ndarray) else [row.tolist() for row in placed]
 
 
 def _hop_length(feature_extractor: Any) -> int:

@@ -1,6 +1,7 @@
 """Decoding, mixing and resampling: every accepted form of one audio gives the same samples."""
 
 import io
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,41 @@ def test_files_decode_to_what_was_recorded(format, tolerance):
     assert len(loaded) == RATE
     # Lossy codecs smear the ends.
     np.testing.assert_allclose(loaded[1000:-1000], sine(1.0)[1000:-1000], atol=tolerance)
+
+
+def fake_torchcodec(monkeypatch, decoder_class) -> None:
+    """Puts a decoder in the place of torchcodec's, which needs FFmpeg."""
+    module = SimpleNamespace(AudioDecoder=decoder_class)
+    monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace(decoders=module))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
+
+
+def test_what_soundfile_cannot_read_goes_to_torchcodec(monkeypatch):
+    contents = []
+
+    class AudioDecoder:
+        def __init__(self, content):
+            contents.append(content)
+            self.metadata = SimpleNamespace(duration_seconds_from_header=0.5)
+
+        def get_all_samples(self):
+            return SimpleNamespace(data=torch.from_numpy(np.stack([sine(), sine() / 3])), sample_rate=RATE)
+
+    fake_torchcodec(monkeypatch, AudioDecoder)
+    m4a = b"\x00\x00\x00\x1cftypM4A \x00\x00\x02\x00" + bytes(range(256))
+    np.testing.assert_allclose(load_audio(m4a), sine() * 2 / 3, atol=1e-6)
+    with pytest.raises(AudioError, match="0.5 s of audio are over the limit of 0.4 s"):
+        load_audio(m4a, max_seconds=0.4)
+    assert contents == [m4a, m4a]
+
+
+def test_what_neither_can_read_is_refused(monkeypatch):
+    def refuse(content):
+        raise RuntimeError("moov atom not found\nand so on")
+
+    fake_torchcodec(monkeypatch, refuse)
+    with pytest.raises(AudioError, match=r"neither soundfile .* nor torchcodec \(moov atom not found\).*Export"):
+        load_audio(b"\x00\x00\x00\x1cftypM4A \xff\xfe\xfd\xfc")
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "float16", "float32", "float64"])

@@ -456,6 +456,8 @@ def test_parts_that_do_not_fit_are_refused():
         SpeechLLMProcessor(make_extractor(), make_tokenizer())
     with pytest.raises(ValueError, match="connector_stages must be a list of dicts"):
         make_processor(config={"connector_stages": [{"kernel": 2, "step": 2}]})
+    with pytest.raises(ValueError, match="No audio gives an audio token.*Copy them from the model's config"):
+        make_processor(config={"connector_stages": [{"kernel": 2, "stride": 2, "tokens": 0}]})
 
 
 REMOTE = """
