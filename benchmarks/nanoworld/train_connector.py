@@ -4,9 +4,9 @@
     python -m benchmarks.nanoworld.train_connector --out build/fsdd --data ../shared/data/fsdd --steps 300 \\
         --audio ../shared/ckpt/whisper-tiny.en-encoder --text build/nanoworld/llm --stride 4 --width 8
 
-For each sentence the LLM answers a few prompts about the transcript; the connector learns, by cross-entropy, to make it give
-the same answers to the recording. The second command joins any other encoder and trains on a folder of spoken digits
-(`manifest.jsonl`), then reports through the pipeline how many digits of the unseen speakers are right.
+For each sentence the LLM answers a few prompts about the transcript; the connector learns, by cross-entropy, to make
+it give the same answers to the recording. The second command joins any other encoder and trains on a folder of spoken
+digits (`manifest.jsonl`), then reports through the pipeline how many digits of the unseen speakers are right.
 """
 
 import argparse
