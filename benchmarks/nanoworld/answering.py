@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate
+from benchmarks.nanoworld.training import autocast
 
 
 @dataclass
@@ -35,13 +36,13 @@ class Reader:
 
     def logits(self, questions: list[Question]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (answer tokens, vocabulary) before each answer token, and the labels (batch, length)."""
-        embeddings = None
+        embeddings, device = None, self.model.device
         heard = [question.request for question in questions if isinstance(question.request, torch.Tensor)]
         counts = []
         if heard:
             lengths = torch.tensor([len(frames) for frames in heard])
             padded = nn.utils.rnn.pad_sequence([frames.float() for frames in heard], batch_first=True)
-            tokens, token_counts = self.model.model.multi_modal_projector(padded, lengths)
+            tokens, token_counts = self.model.model.multi_modal_projector(padded.to(device), lengths.to(device))
             counts = token_counts.tolist()
             embeddings = torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
         samples = []
@@ -53,6 +54,7 @@ class Reader:
             answer = question.answer + [self.encoder.end]
             samples.append((head + answer, [IGNORED] * len(head) + answer))
         batch = collate(samples, self.encoder.tokenizer.pad_token_id)
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         inputs = self.model.get_input_embeddings()(batch["input_ids"])
         if embeddings is not None:
             places = (batch["input_ids"] == self.encoder.audio)[..., None].expand_as(inputs)
@@ -70,9 +72,9 @@ class Reader:
         found = [False] * len(questions)
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with autocast(self.model.device):
                 logits, labels = self.logits([questions[i] for i in part])
-            wrong = torch.zeros(labels.shape, dtype=torch.bool)
+            wrong = torch.zeros_like(labels, dtype=torch.bool)
             wrong[labels != IGNORED] = logits.argmax(-1) != labels[labels != IGNORED]
             for i, bad in zip(part, wrong.any(1).tolist(), strict=True):
                 found[i] = not bad
@@ -82,11 +84,9 @@ class Reader:
     def greedy(self, question: Question, limit: int = 40) -> list[int]:
         """The LLM's own greedy answer to a question about text, without its end token."""
         head = self.encoder.turn(question.instruction, question.request, question.request_first)
+        ids = torch.tensor([head], device=self.model.device)
         output = self.model.generate(
-            input_ids=torch.tensor([head]),
-            attention_mask=torch.ones(1, len(head)),
-            max_new_tokens=limit,
-            do_sample=False,
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False
         )
         answer = output[0, len(head) :].tolist()
         return answer[: answer.index(self.encoder.end)] if self.encoder.end in answer else answer

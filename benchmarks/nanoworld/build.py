@@ -16,15 +16,15 @@ import time
 from pathlib import Path
 
 from benchmarks.nanoworld import speech
-from benchmarks.nanoworld.training import log
+from benchmarks.nanoworld.logbook import log
 
 
-def in_parallel(out: Path, modules: list[str], cores: int) -> None:
+def in_parallel(out: Path, modules: list[str], cores: int, device: str) -> None:
     """Runs stages as processes of their own, each with its share of the cores; fails if one fails."""
     threads = max(cores // len(modules), 1)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    commands = [[sys.executable, "-m", module, "--out", str(out), "--threads", str(threads)] for module in modules]
-    running = [subprocess.Popen(command, env=environment) for command in commands]
+    options = ["--out", str(out), "--threads", str(threads), "--device", device]
+    running = [subprocess.Popen([sys.executable, "-m", module, *options], env=environment) for module in modules]
     try:
         failed = [module for module, process in zip(modules, running, strict=True) if process.wait() != 0]
     finally:
@@ -35,15 +35,15 @@ def in_parallel(out: Path, modules: list[str], cores: int) -> None:
         raise SystemExit(f"{', '.join(failed)} failed; see the output above. The same command resumes the build.")
 
 
-def build(out: Path, package: Path | None, cores: int) -> None:
+def build(out: Path, package: Path | None, cores: int, device: str) -> None:
     """All stages in order; see the module's description."""
     out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    log(out, "build: start", cores=cores)
+    log(out, "build: start", cores=cores, device=device)
     speech.build(out, workers=cores)
-    in_parallel(out, ["benchmarks.nanoworld.train_llm", "benchmarks.nanoworld.train_encoder"], cores)
-    in_parallel(out, ["benchmarks.nanoworld.train_connector"], cores)
-    in_parallel(out, ["benchmarks.nanoworld.evaluate"], cores)
+    in_parallel(out, ["benchmarks.nanoworld.train_llm", "benchmarks.nanoworld.train_encoder"], cores, device)
+    in_parallel(out, ["benchmarks.nanoworld.train_connector"], cores, device)
+    in_parallel(out, ["benchmarks.nanoworld.evaluate"], cores, device)
     if package is not None:
         from benchmarks.nanoworld.package import make_package
 
@@ -56,4 +56,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("build/nanoworld"), help="folder of all intermediate results")
     parser.add_argument("--package", type=Path, help="folder for the finished model, card and examples")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; two cores need about two hours")
     build(**vars(parser.parse_args()))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from benchmarks.nanoworld import speech
 from benchmarks.nanoworld.lexicon import NUMBERS
 from benchmarks.nanoworld.train_encoder import pad_features
+from benchmarks.nanoworld.training import autocast
 from benchmarks.nanoworld.world import Frame, frames
 from modeling_speechllm.audio_towers import AudioTower
 
@@ -42,10 +43,10 @@ def encode(tower: AudioTower, features: list[np.ndarray], name: str) -> tuple[to
     for start in tqdm(range(0, len(order), BATCH), desc=f"encode {name}", mininterval=5):
         part = order[start : start + BATCH]
         padded, mask = pad_features([torch.from_numpy(features[i].astype(np.float32)) for i in part])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = tower(padded, mask)
+        with autocast(tower.encoder.device):
+            output = tower(padded.to(tower.encoder.device), mask.to(tower.encoder.device))
         for i, row, length in zip(part, output.last_hidden_state, output.lengths.tolist(), strict=True):
-            encoded[i] = row[:length].half()
+            encoded[i] = row[:length].half().cpu()
     return torch.cat(encoded), torch.tensor([len(row) for row in encoded])
 
 

@@ -88,15 +88,15 @@ def meets_bar(tasks: dict, languages: dict) -> bool:
     return mean["text"] >= 95 and mean["speech"] >= 0.85 * mean["text"] and each
 
 
-def evaluate(out: Path, model_folder: Path, threads: int = 2) -> dict:
+def evaluate(out: Path, model_folder: Path, threads: int = 2, device: str = "cpu") -> dict:
     """Scores the saved model; prints the tables and writes `out/evaluation.json`."""
     from modeling_speechllm import SpeechLLMForConditionalGeneration
     from processing_speechllm import SpeechLLMProcessor
 
     torch.set_num_threads(threads)
-    model = SpeechLLMForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32).eval()
+    model = SpeechLLMForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32).to(device).eval()
     encoder = Encoder(SpeechLLMProcessor.from_pretrained(model_folder).tokenizer)
-    transcripts, recognised = recognition(load_trained(out), out, encoder)
+    transcripts, recognised = recognition(load_trained(out).to(device), out, encoder)
     clips = nano_clips(out, "test", model.model.audio_tower)
     reader = Reader(model, encoder)
     known, held_out = (ask(reader, clips, transcripts, flag) for flag in (False, True))
@@ -137,5 +137,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("build/nanoworld"))
     parser.add_argument("--model", type=Path, help="model folder, defaults to OUT/nano")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    evaluate(arguments.out, arguments.model or arguments.out / "nano", arguments.threads)
+    evaluate(arguments.out, arguments.model or arguments.out / "nano", arguments.threads, arguments.device)

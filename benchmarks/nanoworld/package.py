@@ -10,7 +10,6 @@ files.
 import argparse
 import json
 import random
-import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 
 from benchmarks.nanoworld import speech
 from benchmarks.nanoworld.evaluate import format_table
+from benchmarks.nanoworld.logbook import stage_seconds
 from benchmarks.nanoworld.tasks import Example, draw
 from benchmarks.nanoworld.world import LANGUAGES, Frame, frames_of
 
@@ -68,13 +68,6 @@ def make_examples(out: Path, folder: Path, pipe) -> list[dict]:
         listing.append(row | {"questions": questions})
     (folder / "examples.json").write_text(json.dumps(listing, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return listing
-
-
-def stage_seconds(out: Path) -> dict[str, float]:
-    """Wall seconds of the finished stages, from the log."""
-    lines = (out / "log.txt").read_text(encoding="utf-8").splitlines()
-    found = [re.search(r" (\w+): done .*?seconds=([\d.e+]+)", line) for line in lines]
-    return {match[1]: float(match[2]) for match in found if match}
 
 
 CARD = """\

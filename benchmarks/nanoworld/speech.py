@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.world import LANGUAGES, Frame, frames_of, stable_hash
 
 SAMPLING_RATE = 16_000  # Hz
@@ -205,6 +207,7 @@ def build(out: Path, workers: int = 2) -> None:
         for path, rows in tqdm(shards, desc="speech", unit="shard"):
             if path.exists():
                 continue
+            begin = time.monotonic()
             recordings = list(zip(rows, pool.map(_try_record, rows, chunksize=8), strict=True))
             failed = [row for row, samples in recordings if samples is None]
             rows = [row for row, samples in recordings if samples is not None]
@@ -217,6 +220,7 @@ def build(out: Path, workers: int = 2) -> None:
             partial = path.with_suffix(".partial")
             save_file({"frames": frames, "lengths": lengths}, partial, metadata={"rows": manifest})
             partial.replace(path)
+            log(out, "speech: done", shard=path.stem, left_out=len(failed), seconds=time.monotonic() - begin)
 
 
 def load(out: Path, split: str) -> tuple[list[dict], list[np.ndarray]]:

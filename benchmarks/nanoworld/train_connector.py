@@ -23,9 +23,10 @@ from transformers import AutoFeatureExtractor, PreTrainedModel
 from benchmarks.nanoworld.answering import Question, Reader
 from benchmarks.nanoworld.clips import Clip, digit_clips, digit_rows, nano_clips
 from benchmarks.nanoworld.conversations import IGNORED, TASK_WEIGHTS, Encoder
+from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tasks import draw, tasks_for
 from benchmarks.nanoworld.tokenizer import get_tokenizer
-from benchmarks.nanoworld.training import Optimizer, load_checkpoint, log, save_checkpoint
+from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 
@@ -126,7 +127,7 @@ def fit(
     begin, recent = time.monotonic() - seconds, []
     steps_per_epoch = max(len(clips) // BATCH, 1)
     for step in tqdm(range(done, steps), desc="connector", initial=done, total=steps, mininterval=5):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(model.device):
             logits, labels = reader.logits(batch_at(step, clips, targets, steps_per_epoch))
         loss = F.cross_entropy(logits.float(), labels[labels != IGNORED])
         loss.backward()
@@ -142,13 +143,15 @@ def fit(
     log(out, "connector: done", seconds=time.monotonic() - begin)
 
 
-def train(out: Path, steps: int = STEPS, stride: int = 2, width: int = 4, threads: int = 2) -> None:
+def train(
+    out: Path, steps: int = STEPS, stride: int = 2, width: int = 4, threads: int = 2, device: str = "cpu"
+) -> None:
     """Trains the nano connector and saves the whole SpeechLLM with its processor to `out/nano`, in half precision."""
     folder = out / "nano"
     if (folder / "model.safetensors").exists():
         return
     torch.set_num_threads(threads)
-    model = compose(out / "encoder", out / "llm", stride, width)
+    model = compose(out / "encoder", out / "llm", stride, width).to(device)
     tower = model.model.audio_tower
     clips, unseen = nano_clips(out, "train", tower), nano_clips(out, "validation", tower)
     fit(out, model, Encoder(get_tokenizer(out / "llm")), clips, unseen, steps)
@@ -173,13 +176,14 @@ def train_digits(
     stride: int,
     width: int,
     threads: int,
+    device: str,
 ) -> None:
     """Trains a connector from any encoder to the nano LLM on spoken digits; reports accuracy on unseen speakers."""
     from benchmarks.nanoworld.evaluate import digit_accuracy
 
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    model = compose(audio, text, stride, width)
+    model = compose(audio, text, stride, width).to(device)
     extractor, tower = AutoFeatureExtractor.from_pretrained(audio), model.model.audio_tower
     clips = digit_clips(data, out, "train", digit_rows(data, unseen, False), tower, extractor)
     rows = digit_rows(data, unseen, True)
@@ -196,12 +200,13 @@ if __name__ == "__main__":
     parser.add_argument("--stride", type=int, default=2, help="encoder frames per audio token")
     parser.add_argument("--width", type=int, default=4, help="encoder frames stacked into one audio token")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="folder of spoken digits with a manifest.jsonl")
     parser.add_argument("--audio", type=Path, help="speech encoder, with --data")
     parser.add_argument("--text", type=Path, help="nano LLM folder, with --data")
     parser.add_argument("--unseen", nargs="+", default=["george", "theo"], help="test speakers, with --data")
     arguments = vars(parser.parse_args())
     if arguments["data"] is None:
-        train(**{name: arguments[name] for name in ("out", "steps", "stride", "width", "threads")})
+        train(**{name: arguments[name] for name in ("out", "steps", "stride", "width", "threads", "device")})
     else:
         train_digits(**arguments)

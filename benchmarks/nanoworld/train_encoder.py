@@ -19,8 +19,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, WhisperConfig
 
 from benchmarks.nanoworld import speech
+from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tokenizer import get_tokenizer
-from benchmarks.nanoworld.training import Optimizer, load_checkpoint, log, save_checkpoint
+from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
 from benchmarks.nanoworld.world import LANGUAGES, frames
 from modeling_speechllm.audio_towers import AudioTower, build_audio_tower
 
@@ -135,8 +136,8 @@ class Batches:
 
 def ctc_loss(logits: torch.Tensor, lengths: torch.Tensor, targets: list[list[int]]) -> torch.Tensor:
     """CTC per target token."""
-    flat = torch.tensor([label for target in targets for label in target])
-    sizes = torch.tensor([len(target) for target in targets])
+    flat = torch.tensor([label for target in targets for label in target], device=logits.device)
+    sizes = torch.tensor([len(target) for target in targets], device=logits.device)
     log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
     total = F.ctc_loss(log_probabilities, flat, lengths, sizes, blank=0, reduction="sum", zero_infinity=True)
     return total / sizes.sum()
@@ -156,13 +157,14 @@ def edit_distance(left: list, right: list) -> int:
 def recognise(model: CTCEncoder, features: list[np.ndarray], batch: int = 50) -> list[list[int]]:
     """Greedy CTC token ids of many clips, in their order."""
     model.eval()
+    device = model.head.weight.device
     order = np.argsort([len(feature) for feature in features], kind="stable")
     found: list[list[int]] = [[] for _ in features]
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         padded, mask = pad_features([torch.from_numpy(features[i].astype(np.float32)) for i in part])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, lengths = model(padded, mask)
+        with autocast(device):
+            logits, lengths = model(padded.to(device), mask.to(device))
         for i, tokens in zip(part, model.best_tokens(logits, lengths), strict=True):
             found[i] = tokens
     model.train()
@@ -183,7 +185,7 @@ def validate(model: CTCEncoder, rows: list[dict], features: list, tokenizer: Pre
     return result
 
 
-def train(out: Path, steps: int = STEPS, threads: int = 1) -> None:
+def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
     """Trains to the end (from the last checkpoint, if any) and saves `out/encoder` and `out/ctc_head.safetensors`."""
     folder = out / "encoder"
     if (folder / "model.safetensors").exists():
@@ -191,7 +193,7 @@ def train(out: Path, steps: int = STEPS, threads: int = 1) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
     tokenizer = get_tokenizer(out / "llm")
-    model = new_encoder(tokenizer)
+    model = new_encoder(tokenizer).to(device)
     classes = {token: index + 1 for index, token in enumerate(model.token_ids.tolist())}
     rows, features = speech.load(out, "train")
     batches = Batches(rows, features, [[classes[i] for i in tokenizer(row["text"])["input_ids"]] for row in rows])
@@ -204,8 +206,8 @@ def train(out: Path, steps: int = STEPS, threads: int = 1) -> None:
     begin, recent = time.monotonic() - seconds, []
     for step in tqdm(range(done, steps), desc="encoder", initial=done, total=steps, mininterval=5):
         padded, mask, targets = batches.at(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, lengths = model(padded, mask)
+        with autocast(model.head.weight.device):
+            logits, lengths = model(padded.to(device), mask.to(device))
         loss = ctc_loss(logits, lengths, targets)
         loss.backward()
         optimizer.update(step)
@@ -218,7 +220,7 @@ def train(out: Path, steps: int = STEPS, threads: int = 1) -> None:
             log(out, "encoder: validation", step=step + 1, **validate(model, checked_rows, checked, tokenizer))
     log(out, "encoder: done", seconds=time.monotonic() - begin)
     head = {"weight": model.head.weight, "bias": model.head.bias, "token_ids": model.token_ids}
-    save_file({name: tensor.detach().clone() for name, tensor in head.items()}, out / "ctc_head.safetensors")
+    save_file({name: tensor.detach().cpu() for name, tensor in head.items()}, out / "ctc_head.safetensors")
     model.tower.encoder.save_pretrained(folder)
     speech.feature_extractor().save_pretrained(folder)
 
@@ -240,4 +242,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("build/nanoworld"))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     train(**vars(parser.parse_args()))

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate, draw_conversation
+from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tokenizer import get_tokenizer
-from benchmarks.nanoworld.training import Optimizer, load_checkpoint, log, save_checkpoint
+from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
 
 STEPS = 2400
 BATCH = 64  # conversations
@@ -62,7 +63,7 @@ def batch_at(step: int, encoder: Encoder, cache: dict) -> dict[str, torch.Tensor
 
 def losses(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], audio: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy of the answers, and of the other tokens (placeholders left out)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(model.device):
         hidden = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         target, answer = batch["input_ids"][:, 1:], batch["labels"][:, 1:] != IGNORED
         rest = batch["attention_mask"][:, 1:].bool() & ~answer & (target != audio)
@@ -87,7 +88,8 @@ def exact_match(model: LlamaForCausalLM, encoder: Encoder, count: int = 600) -> 
     for start in range(0, count, 50):
         part = rows[start : start + 50]
         batch = collate([sample for _, sample in part], encoder.tokenizer.pad_token_id)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        with autocast(model.device):
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         # Greedy decoding gives the answer exactly if every token is the best one after the right prefix.
         wrong = (logits[:, :-1].argmax(-1) != batch["labels"][:, 1:]) & (batch["labels"][:, 1:] != IGNORED)
@@ -97,7 +99,7 @@ def exact_match(model: LlamaForCausalLM, encoder: Encoder, count: int = 600) -> 
     return {"all": sum(everything) / len(everything)} | {task: sum(h) / len(h) for task, h in sorted(right.items())}
 
 
-def train(out: Path, steps: int = STEPS, threads: int = 1) -> None:
+def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
     """Trains to the end (from the last checkpoint, if any) and saves LLM and tokenizer to `out/llm`."""
     folder = out / "llm"
     if (folder / "model.safetensors").exists():
@@ -105,7 +107,7 @@ def train(out: Path, steps: int = STEPS, threads: int = 1) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
     tokenizer = get_tokenizer(folder)
-    model = LlamaForCausalLM(llm_config(tokenizer))
+    model = LlamaForCausalLM(llm_config(tokenizer)).to(device)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     encoder, optimizer, checkpoint = (
@@ -117,7 +119,7 @@ def train(out: Path, steps: int = STEPS, threads: int = 1) -> None:
     log(out, "llm: start", step=done, parameters=sum(parameter.numel() for parameter in model.parameters()))
     begin, cache, seen = time.monotonic() - seconds, {}, 0
     for step in tqdm(range(done, steps), desc="llm", initial=done, total=steps, mininterval=5):
-        batch = batch_at(step, encoder, cache)
+        batch = {name: tensor.to(device) for name, tensor in batch_at(step, encoder, cache).items()}
         answers, rest = losses(model, batch, encoder.audio)
         (answers + REST_WEIGHT * rest).backward()
         optimizer.update(step)
@@ -137,4 +139,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("build/nanoworld"))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     train(**vars(parser.parse_args()))

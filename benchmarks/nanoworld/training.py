@@ -1,4 +1,4 @@
-"""What the three trainings share: optimizer, schedule, checkpoints that a killed run resumes from, and a log.
+"""What the three trainings share: optimizer, schedule and checkpoints that a killed run resumes from.
 
 Matrices inside the networks are trained by Muon, everything else (embeddings, norms, convolutions, heads) by AdamW. A
 checkpoint is one safetensors file (weights, optimizer states, step) that replaces the previous one atomically.
@@ -6,7 +6,6 @@ Batches depend on the step alone, so a resumed run sees what the uninterrupted r
 """
 
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -15,15 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 
-def log(out: Path, message: str, **numbers) -> None:
-    """One line to `out/log.txt` and the screen: time of day, message, numbers."""
-    values = [
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in numbers.items()
-    ]
-    line = f"{time.strftime('%H:%M:%S')} {message} {' '.join(values)}".rstrip()
-    with (out / "log.txt").open("a", encoding="utf-8") as stream:
-        stream.write(line + "\n")
-    print(line, flush=True)
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 matrix products, on CPU and GPU."""
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 class Optimizer:
