@@ -3,8 +3,9 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from .audio_towers import AudioTower, build_audio_tower
-from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig, output_length
+from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig
 from .connectors import CONNECTORS
+from .lengths import output_length
 from .modeling_speechllm import SpeechLLMForConditionalGeneration, SpeechLLMModel, SpeechLLMPreTrainedModel
 
 AutoConfig.register("speechllm", SpeechLLMConfig, exist_ok=True)

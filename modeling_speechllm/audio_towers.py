@@ -18,20 +18,17 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput
 
-from .configuration_speechllm import (
-    AUDIO_FAMILIES,
-    audio_stages,
-    minimum_input,
-    output_length,
-    receptive_field,
-)
+from .configuration_speechllm import AUDIO_FAMILIES, audio_stages
+from .connector_base import length_mask
+from .lengths import minimum_input, output_length, receptive_field
 
 
 @dataclass
 class AudioTowerOutput(ModelOutput):
     """
     Args:
-        last_hidden_state (`torch.Tensor` of shape `(batch, frames, dim)`): encoder frames, zero past each length.
+        last_hidden_state (`torch.Tensor` of shape `(batch, frames, dim)`): encoder frames, zero past each length; with
+            layers asked for `(batch, frames, layers, dim)`.
         lengths (`torch.Tensor` of shape `(batch,)`): valid frames of each row.
     """
 
@@ -39,9 +36,9 @@ class AudioTowerOutput(ModelOutput):
     lengths: torch.Tensor | None = None
 
 
-def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """(batch,) lengths -> (batch, size) bool mask of the positions before each length."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
+def pad_time(sequence: torch.Tensor, size: int) -> torch.Tensor:
+    """Zeros at the end of dimension 1 up to `size`."""
+    return F.pad(sequence, (0, 0) * (sequence.ndim - 2) + (0, size - sequence.shape[1]))
 
 
 class AudioTower(nn.Module):
@@ -70,13 +67,18 @@ class AudioTower(nn.Module):
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def forward(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        layers: list[int] | None = None,
     ) -> AudioTowerOutput:
         """
         Args:
             input_features (`torch.Tensor`): log-mel `(batch, mel, frames)` or waveform `(batch, samples)`,
                 padded on the right.
             input_features_mask (`torch.Tensor` of shape `(batch, frames or samples)`, *optional*): 1 where valid.
+            layers (`list[int]`, *optional*): encoder layers to return in place of the output, 0 being the input of
+                the first and the last being the output.
 
         Raises:
             ValueError: a row too short for one encoder frame, or a mask that is not right-padded.
@@ -104,16 +106,17 @@ class AudioTower(nn.Module):
         if self.frozen:
             self.encoder.eval()
         with torch.no_grad() if self.frozen else nullcontext():
-            hidden = self._run_windows(input_features.to(self.encoder.dtype), lengths)
+            hidden = self._run_windows(input_features.to(self.encoder.dtype), lengths, layers)
         hidden = hidden[:, : int(frames.max())]
-        hidden = hidden.masked_fill(~length_mask(frames, hidden.shape[1])[..., None], 0.0)
+        past = ~length_mask(frames, hidden.shape[1])
+        hidden = hidden.masked_fill(past.view(*past.shape, *[1] * (hidden.ndim - 2)), 0.0)
         return AudioTowerOutput(last_hidden_state=hidden, lengths=frames)
 
-    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None) -> torch.Tensor:
         """Cut into windows, run those that hold audio as one batch, and put their frames back in order."""
         features = features[..., : max(int(lengths.max()), 1)]
         if features.shape[-1] <= self.window_size:
-            return self.encode(features, lengths)
+            return self.encode(features, lengths, layers)
         count = -(-(features.shape[-1] - self.window_size) // self.window_step) + 1
         missing = (count - 1) * self.window_step + self.window_size - features.shape[-1]
         windows = F.pad(features, (0, missing)).unfold(-1, self.window_size, self.window_step)
@@ -121,13 +124,13 @@ class AudioTower(nn.Module):
         starts = torch.arange(count, device=features.device) * self.window_step
         window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
         used = output_length(window_lengths, self.stages) > 0
-        encoded = self.encode(windows[used], window_lengths[used])
-        hidden = encoded.new_zeros(len(features), count, self.window, encoded.shape[-1])
-        hidden[used] = F.pad(encoded, (0, 0, 0, self.window - encoded.shape[1]))
+        encoded = self.encode(windows[used], window_lengths[used], layers)
+        hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
+        hidden[used] = pad_time(encoded, self.window)
         return hidden.flatten(1, 2)
 
-    def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """One window per row: features and input lengths -> (rows, frames, dim)."""
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
+        """One window per row: features and input lengths -> (rows, frames, dim) or (rows, frames, layers, dim)."""
         raise NotImplementedError
 
 
@@ -138,9 +141,9 @@ class WhisperTower(AudioTower):
         super().__init__(encoder, window)
         self.pad_to_window = pad_to_window
 
-    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None) -> torch.Tensor:
         if not self.pad_to_window:
-            return super()._run_windows(features, lengths)
+            return super()._run_windows(features, lengths, layers)
         if features.shape[-1] % self.window_size:
             raise ValueError(
                 f"pad_to_window: got {features.shape[-1]} mel frames, not a multiple of the window's "
@@ -151,12 +154,14 @@ class WhisperTower(AudioTower):
         windows = features.unflatten(-1, (count, self.window_size)).movedim(-2, 1)
         starts = torch.arange(count, device=features.device) * self.window_size
         used = lengths[:, None] > starts
-        encoded = self.encode(windows[used], None)
-        hidden = encoded.new_zeros(len(features), count, self.window, encoded.shape[-1])
+        encoded = self.encode(windows[used], None, layers)
+        hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
         hidden[used] = encoded
         return hidden.flatten(1, 2)
 
-    def encode(self, features: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    def encode(
+        self, features: torch.Tensor, lengths: torch.Tensor | None, layers: list[int] | None = None
+    ) -> torch.Tensor:
         encoder, mask = self.encoder, None
         if lengths is not None:
             # The convolutions must see zeros past the end, as they do at the end of a row of its own.
@@ -172,33 +177,42 @@ class WhisperTower(AudioTower):
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         hidden = hidden + encoder.embed_positions(positions).to(hidden.dtype)
         hidden = F.dropout(hidden, p=encoder.dropout, training=encoder.training)
+        states = [hidden]
         for layer in encoder.layers:
-            if encoder.training and torch.rand([]) < encoder.layerdrop:
-                continue
-            hidden = layer(hidden, mask)
-        return encoder.layer_norm(hidden)
+            if not (encoder.training and torch.rand([]) < encoder.layerdrop):
+                hidden = layer(hidden, mask)
+            states.append(hidden)
+        hidden = states[-1] = encoder.layer_norm(hidden)
+        return torch.stack([states[number] for number in layers], dim=2) if layers else hidden
 
 
 class WaveformTower(AudioTower):
     """wav2vec2, HuBERT, WavLM: raw samples in, convolutions without padding, one frame per 320 samples."""
 
-    def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
         # Group norm takes statistics over time and an adapter convolves past the end: padding would change both.
         alone = getattr(self.config, "feat_extract_norm", "layer") == "group" or getattr(
             self.config, "add_adapter", False
         )
         if not alone:
             mask = length_mask(lengths, features.shape[-1])
-            return self.encoder(features.masked_fill(~mask, 0.0), attention_mask=mask.long()).last_hidden_state
+            return self._hidden(features.masked_fill(~mask, 0.0), mask.long(), layers)
         frames = output_length(lengths, self.stages)
         hidden = None
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
-            encoded = self.encoder(features[rows, :length]).last_hidden_state
+            encoded = self._hidden(features[rows, :length], None, layers)
             if hidden is None:
-                hidden = encoded.new_zeros(len(features), int(frames.max()), encoded.shape[-1])
-            hidden = hidden.index_copy(0, rows, F.pad(encoded, (0, 0, 0, hidden.shape[1] - encoded.shape[1])))
+                hidden = encoded.new_zeros(len(features), int(frames.max()), *encoded.shape[2:])
+            hidden = hidden.index_copy(0, rows, pad_time(encoded, hidden.shape[1]))
         return hidden
+
+    def _hidden(self, samples: torch.Tensor, mask: torch.Tensor | None, layers: list[int] | None) -> torch.Tensor:
+        output = self.encoder(samples, attention_mask=mask, output_hidden_states=bool(layers))
+        if not layers:
+            return output.last_hidden_state
+        states = (*output.hidden_states[:-1], output.last_hidden_state)
+        return torch.stack([states[number] for number in layers], dim=2)
 
 
 def build_audio_tower(

@@ -79,7 +79,9 @@ def assemble(
     )
     config.audio_config, config.text_config = encoder.config, base.language_model.config
     text_size = base.get_input_embeddings().embedding_dim
-    base.multi_modal_projector = build_connector(config.connector, config.audio_size, text_size)
+    base.multi_modal_projector = build_connector(
+        config.connector, config.audio_size, text_size, config.audio_window, len(config.audio_layers)
+    )
     base.multi_modal_projector.to(device=device, dtype=causal_lm.dtype)
     base.multi_modal_projector.apply(model._init_weights)
     model.generation_config = causal_lm.generation_config

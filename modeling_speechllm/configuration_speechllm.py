@@ -5,12 +5,15 @@ processor, which imports nothing of this package, and the model count alike.
 """
 
 import copy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_connectors import connector_config
+from .lengths import receptive_field
 
 AUDIO_TOKEN = "<|audio|>"
 WAVEFORM_FAMILIES = ("wav2vec2", "hubert", "wavlm")
@@ -27,45 +30,6 @@ _COMMON_FIELDS = {
 }
 
 
-def stage_length(length: Any, kernel: int, stride: int, padding: int = 0, ceil: bool = False, tokens: int = 1) -> Any:
-    """Output length of one stage; `length` is an int or an integer tensor of any shape.
-
-    A stage slides a window of `kernel` inputs by `stride` over the sequence (with `padding` on both sides) and makes
-    `tokens` outputs at each place. With `ceil` the last, partly filled window counts too, so nothing is left out.
-    """
-    length = length + 2 * padding
-    places = (length - kernel + (stride - 1 if ceil else 0)) // stride + 1
-    places = places * (places > 0)
-    if ceil:
-        places = places + (places == 0) * (length > 0)
-    return places * tokens
-
-
-def output_length(length: Any, stages: list[dict]) -> Any:
-    """Length after all `stages`, see [`stage_length`]."""
-    for stage in stages:
-        length = stage_length(length, **stage)
-    return length
-
-
-def minimum_input(stages: list[dict]) -> int:
-    """Shortest input that gives one output."""
-    needed = 1
-    for stage in reversed(stages):
-        needed = 1 if stage.get("ceil") else (needed - 1) * stage["stride"] + stage["kernel"]
-        needed = max(needed - 2 * stage.get("padding", 0), 1)
-    return needed
-
-
-def receptive_field(stages: list[dict]) -> tuple[int, int]:
-    """(inputs one output sees, inputs from one output to the next) of a chain of stages."""
-    field, hop = 1, 1
-    for stage in stages:
-        field += (stage["kernel"] - 1) * hop
-        hop *= stage["stride"]
-    return field, hop
-
-
 def audio_stages(audio_config: PreTrainedConfig) -> list[dict]:
     """Stages from input units (mel frames for Whisper, samples for waveform encoders) to encoder frames."""
     if audio_config.model_type == "whisper":
@@ -78,61 +42,6 @@ def audio_stages(audio_config: PreTrainedConfig) -> list[dict]:
         adapter = {"kernel": audio_config.adapter_kernel_size, "stride": audio_config.adapter_stride, "padding": 1}
         stages += [dict(adapter) for _ in range(audio_config.num_adapter_layers)]
     return stages
-
-
-@dataclass
-class StackMLPConfig:
-    """Frame stacking and a two-layer perceptron, after Ultravox and Voxtral.
-
-    Args:
-        stride (`int`, defaults to 8): encoder frames from one audio token to the next.
-        width (`int`, *optional*, defaults to `stride`): encoder frames stacked into one audio token, >= `stride`.
-        hidden_size (`int`, *optional*, defaults to the LLM's width): inner width of the perceptron.
-        activation (`str`, defaults to `"gelu"`): a name of transformers' `ACT2FN`, or `"swiglu"` (Ultravox).
-        norm (`bool`, defaults to `True`): RMS norm on the stacked frames (Ultravox); Voxtral has none.
-        bias (`bool`, defaults to `False`): biases in both linear layers.
-    """
-
-    type: str = "stack_mlp"
-    stride: int = 8
-    width: int | None = None
-    hidden_size: int | None = None
-    activation: str = "gelu"
-    norm: bool = True
-    bias: bool = False
-
-    def __post_init__(self):
-        self.width = self.stride if self.width is None else self.width
-        if self.stride < 1 or self.width < self.stride:
-            raise ValueError(
-                f"stack_mlp: stride={self.stride}, width={self.width} would skip frames. "
-                "Use stride >= 1 and width >= stride."
-            )
-
-    @property
-    def stages(self) -> list[dict]:
-        """Length arithmetic: one token per stride, the last one padded."""
-        return [{"kernel": self.width, "stride": self.stride, "ceil": True}]
-
-
-CONNECTOR_CONFIGS = {"stack_mlp": StackMLPConfig}
-
-
-def connector_config(settings: dict | str | None) -> StackMLPConfig:
-    """Typed settings of a connector from a plain dict (`{"type": name, ...}`), a name, or None for the default.
-
-    Raises:
-        ValueError: an unknown connector or an unknown setting, with the known ones.
-    """
-    settings = {"type": settings} if isinstance(settings, str) else dict(settings or {})
-    name = settings.setdefault("type", "stack_mlp")
-    if name not in CONNECTOR_CONFIGS:
-        raise ValueError(f"Unknown connector {name!r}. Known connectors: {', '.join(sorted(CONNECTOR_CONFIGS))}.")
-    known = [field.name for field in fields(CONNECTOR_CONFIGS[name])]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ValueError(f"Connector {name!r} has no setting {', '.join(unknown)}. Its settings: {', '.join(known)}.")
-    return CONNECTOR_CONFIGS[name](**settings)
 
 
 @strict
@@ -208,7 +117,7 @@ class SpeechLLMConfig(PreTrainedConfig):
     @property
     def connector_stages(self) -> list[dict]:
         """Stages from encoder frames to audio tokens."""
-        return connector_config(self.connector).stages
+        return connector_config(self.connector).stages(self.audio_window)
 
     @property
     def audio_window_inputs(self) -> int:
@@ -220,6 +129,16 @@ class SpeechLLMConfig(PreTrainedConfig):
         """Width of the encoder's frames."""
         adapted = getattr(self.audio_config, "add_adapter", False)
         return self.audio_config.output_hidden_size if adapted else self.audio_config.hidden_size
+
+    @property
+    def audio_layers(self) -> list[int]:
+        """Encoder layers that the connector mixes, empty for the encoder's output alone."""
+        layers = connector_config(self.connector).layers
+        count = self.audio_config.num_hidden_layers + 1
+        layers = list(range(count)) if layers == "all" else layers or []
+        if not all(-count <= layer < count for layer in layers):
+            raise ValueError(f"Connector layers {layers} are not all from 0 to {count - 1}, which this encoder has.")
+        return [layer % count for layer in layers]
 
     @property
     def hidden_size(self) -> int:
@@ -253,4 +172,4 @@ class SpeechLLMConfig(PreTrainedConfig):
 
 _BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
 
-__all__ = ["AUDIO_TOKEN", "SpeechLLMConfig", "output_length", "stage_length"]
+__all__ = ["AUDIO_TOKEN", "SpeechLLMConfig", "audio_stages"]

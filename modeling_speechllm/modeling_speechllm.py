@@ -19,9 +19,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from .audio_towers import build_audio_tower, length_mask, load_encoder
+from .audio_towers import build_audio_tower, load_encoder
 from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id
 from .configuration_speechllm import SpeechLLMConfig
+from .connector_base import ConnectorOutput, Initialized, length_mask
 from .connectors import build_connector
 from .partial_checkpoints import check_keys, load_trained, save_trained, trained_groups
 
@@ -30,16 +31,26 @@ GROUPS = ("encoder", "connector", "llm")
 
 @dataclass
 class SpeechLLMModelOutputWithPast(BaseModelOutputWithPast):
-    """Base output plus `audio_hidden_states` `(audio tokens, dim)`: the embeddings put in place of placeholders."""
+    """Base output plus `audio_hidden_states` `(audio tokens, dim)`, the embeddings put in place of placeholders, and
+    what else the connector gave."""
 
     audio_hidden_states: torch.Tensor | None = None
+    connector: ConnectorOutput | None = None
 
 
 @dataclass
 class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Causal LM output plus `audio_hidden_states` `(audio tokens, dim)`."""
+    """Causal LM output plus `audio_hidden_states` and `connector` of [`SpeechLLMModelOutputWithPast`]."""
 
     audio_hidden_states: torch.Tensor | None = None
+    connector: ConnectorOutput | None = None
+
+
+@dataclass
+class SpeechLLMAudioOutput(BaseModelOutputWithPooling):
+    """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...)."""
+
+    connector: ConnectorOutput | None = None
 
 
 def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
@@ -68,6 +79,12 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Initialized):
+            module.initialize(self.config.initializer_range)
 
     def group_modules(self) -> dict[str, list[nn.Module]]:
         """The three groups that are frozen, trained and saved by name."""
@@ -155,7 +172,9 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         self.audio_tower = build_audio_tower(config.audio_config, config.audio_window, config.pad_to_window)
         self.language_model = AutoModel.from_config(config.text_config)
         text_size = self.language_model.get_input_embeddings().embedding_dim
-        self.multi_modal_projector = build_connector(config.connector, config.audio_size, text_size)
+        self.multi_modal_projector = build_connector(
+            config.connector, config.audio_size, text_size, config.audio_window, len(config.audio_layers)
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -166,25 +185,37 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
 
     @can_return_tuple
     def get_audio_features(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        language: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> SpeechLLMAudioOutput:
         """Encoder frames and the audio tokens made of them.
 
         Args:
             input_features (`torch.Tensor`): log-mel `(audios, mel, frames)` or waveform `(audios, samples)`.
             input_features_mask (`torch.Tensor` of shape `(audios, frames or samples)`, *optional*): 1 where valid.
+            language (`torch.LongTensor` of shape `(audios,)`, *optional*): indices into the connector's `languages`,
+                -1 for unknown.
 
         Returns:
             `last_hidden_state`: encoder frames `(audios, frames, dim)`; `pooler_output`: embeddings of the valid
-            audio tokens of all audios in order, `(audio tokens, LLM dim)`.
+            audio tokens of all audios in order, `(audio tokens, LLM dim)`; what else the connector gives.
         """
-        frames = self.audio_tower(input_features, input_features_mask)
-        projector_weight = next(self.multi_modal_projector.parameters())
-        embeddings, lengths = self.multi_modal_projector(
-            frames.last_hidden_state.to(projector_weight.device, projector_weight.dtype), frames.lengths
+        frames = self.audio_tower(input_features, input_features_mask, self.config.audio_layers)
+        weight = next(self.multi_modal_projector.parameters())
+        connected = self.multi_modal_projector(
+            frames.last_hidden_state.to(weight.device, weight.dtype),
+            frames.lengths.to(weight.device),
+            language if language is None else language.to(weight.device),
         )
-        valid = length_mask(lengths, embeddings.shape[1]).to(embeddings.device)
-        return BaseModelOutputWithPooling(last_hidden_state=frames.last_hidden_state, pooler_output=embeddings[valid])
+        valid = length_mask(connected.lengths, connected.embeddings.shape[1])
+        return SpeechLLMAudioOutput(
+            last_hidden_state=frames.last_hidden_state,
+            pooler_output=connected.embeddings[valid],
+            connector=connected,
+        )
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
@@ -208,8 +239,10 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The prompt as embeddings `(batch, sequence, dim)`, audio in place of its placeholders; and the audio tokens.
+        language: torch.LongTensor | None = None,
+    ) -> tuple[torch.Tensor, SpeechLLMAudioOutput | None]:
+        """The prompt as embeddings `(batch, sequence, dim)`, audio in place of its placeholders; and the audio's own
+        output.
 
         Raises:
             ValueError: placeholders and audio tokens differ in number, with both.
@@ -223,7 +256,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         if input_features is None or len(input_features) == 0:
             return inputs_embeds, None
         placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
-        audio = self.get_audio_features(input_features, input_features_mask).pooler_output
+        output = self.get_audio_features(input_features, input_features_mask, language)
+        audio = output.pooler_output
         if int(placeholders.sum()) != len(audio):
             raise ValueError(
                 f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
@@ -232,7 +266,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             )
         audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
         placeholders = placeholders.to(inputs_embeds.device)[..., None].expand_as(inputs_embeds)
-        return inputs_embeds.masked_scatter(placeholders, audio), audio
+        return inputs_embeds.masked_scatter(placeholders, audio), output
 
     @can_return_tuple
     def forward(
@@ -245,6 +279,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        language: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> SpeechLLMModelOutputWithPast:
         """
@@ -253,6 +288,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             input_features, input_features_mask: one row per audio, in reading order; see `get_audio_features`.
             inputs_embeds (`torch.Tensor` of shape `(batch, sequence, dim)`): in place of `input_ids`, or beside them,
                 in which case the ids only mark the placeholders.
+            language (`torch.LongTensor` of shape `(audios,)`, *optional*): language of each audio, -1 for unknown.
         """
         if input_features is None and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
             placeholders = int(self.get_placeholder_mask(input_ids).sum())
@@ -261,7 +297,9 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                     f"The prompt has {placeholders} audio placeholders but no input_features were given. "
                     "Pass the audio to the processor, or take the placeholders out of the prompt."
                 )
-        inputs_embeds, audio = self.get_inputs_embeds(input_ids, inputs_embeds, input_features, input_features_mask)
+        inputs_embeds, audio = self.get_inputs_embeds(
+            input_ids, inputs_embeds, input_features, input_features_mask, language
+        )
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         outputs = self.language_model(
@@ -276,7 +314,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            audio_hidden_states=audio,
+            audio_hidden_states=None if audio is None else audio.pooler_output,
+            connector=None if audio is None else audio.connector,
         )
 
 
@@ -328,6 +367,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        language: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> SpeechLLMCausalLMOutputWithPast:
         """
@@ -347,6 +387,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            language=language,
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
@@ -361,6 +402,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,
+            connector=outputs.connector,
         )
 
     @torch.no_grad()
@@ -371,6 +413,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         *args: Any,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
+        language: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `GenerationMixin.generate`; the audio is encoded and merged once, so beams and several returned
@@ -381,7 +424,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             return super().generate(inputs, generation_config, *args, **kwargs)
         input_ids = kwargs.pop("input_ids", inputs)
         kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
-            input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask
+            input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
         )
         if input_ids is None:
             return super().generate(None, generation_config, *args, **kwargs)

@@ -8,7 +8,7 @@ from factories_processing import make_tokenizer
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from modeling_speechllm import output_length
-from modeling_speechllm.configuration_speechllm import minimum_input, receptive_field, stage_length
+from modeling_speechllm.lengths import minimum_input, receptive_field, stage_length
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm import stage_length as processor_length
 

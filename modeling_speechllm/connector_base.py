@@ -1,0 +1,107 @@
+"""What every connector is: encoder frames and lengths in, LLM input embeddings and lengths out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_connectors import ConnectorConfig
+from .lengths import output_length
+
+
+@dataclass
+class ConnectorOutput(ModelOutput):
+    """
+    Args:
+        embeddings (`torch.Tensor` of shape `(batch, tokens, text_size)`): LLM embeddings, anything past lengths.
+        lengths (`torch.Tensor` of shape `(batch,)`): valid audio tokens of each row.
+        language_logits (`torch.Tensor` of shape `(batch, languages)`, *optional*): of connectors with a language gate.
+        language_ctc_logits (`torch.Tensor` of shape `(batch, frames, languages + 1)`, *optional*) and
+        language_ctc_lengths (`torch.Tensor` of shape `(batch,)`, *optional*): of an intermediate language CTC.
+    """
+
+    embeddings: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    language_logits: torch.Tensor | None = None
+    language_ctc_logits: torch.Tensor | None = None
+    language_ctc_lengths: torch.Tensor | None = None
+
+
+def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(batch,) lengths -> (batch, size) bool mask of the positions before each length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def zero_past(sequence: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(batch, time, dim) with zeros past each row's length, so that what slides over the end sees what it would see
+    if the row stood alone."""
+    return sequence.masked_fill(~length_mask(lengths, sequence.shape[1])[..., None], 0.0)
+
+
+class Initialized(nn.Module):
+    """A module with parameters of its own."""
+
+    def initialize(self, std: float) -> None:
+        """Sets the parameters that this module itself holds (not its children's), with `transformers.initialization`,
+        which leaves loaded weights alone. `std` is the config's `initializer_range`."""
+        raise NotImplementedError
+
+
+class LayerMix(Initialized):
+    """Softmax-weighted sum over encoder layers with one learned weight each (ELMo; BLOOMZMMS), equal at the start."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers))
+
+    def initialize(self, std: float) -> None:
+        init.zeros_(self.weight)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, layers, dim) -> (batch, frames, dim)."""
+        return torch.einsum("btld,l->btd", hidden_states, self.weight.softmax(0).to(hidden_states.dtype))
+
+
+class Connector(nn.Module):
+    """Base of all connectors; a subclass implements `project`.
+
+    Args:
+        config: settings.
+        audio_size: width of the encoder's frames.
+        text_size: width of the LLM's embeddings.
+        window: encoder frames per window of the tower.
+        audio_layers: how many encoder layers arrive, 0 for the output alone.
+    """
+
+    def __init__(self, config: ConnectorConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
+        super().__init__()
+        self.config = config
+        self.stages = config.stages(window)
+        if audio_layers:
+            self.layer_mix = LayerMix(audio_layers)
+
+    def forward(
+        self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None = None
+    ) -> ConnectorOutput:
+        """
+        Args:
+            frames (`torch.Tensor`): `(batch, frames, audio_size)`, or `(batch, frames, layers, audio_size)` where
+                layers are mixed; zero past `lengths`.
+            lengths (`torch.Tensor` of shape `(batch,)`): valid frames.
+            language (`torch.LongTensor` of shape `(batch,)`, *optional*): language labels, -1 for unknown.
+        """
+        if frames.ndim == 4:
+            frames = self.layer_mix(frames)
+        output = self.project(frames, lengths, language)
+        if output.lengths is None:
+            output.lengths = output_length(lengths, self.stages)
+        return output
+
+    def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
+        """As `forward`, after layers were mixed; lengths left out of the output follow from `stages`."""
+        raise NotImplementedError
+
+
+__all__ = ["Connector", "ConnectorOutput", "Initialized", "LayerMix", "length_mask", "zero_past"]
