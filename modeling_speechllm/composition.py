@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import resolve_revision
 
 from .audio_towers import build_audio_tower
@@ -45,6 +45,29 @@ def placeholder_id(text: str, revision: str | None = None) -> int:
             "Pass audio_token_id=..., or a folder that holds the tokenizer too."
         ) from error
     return tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer))
+
+
+def read_decoder(settings: dict | str | None, **hub: Any) -> tuple[dict | str | None, PreTrainedModel | None]:
+    """The pretrained Whisper decoder that a `whisper_qformer` connector names, and the settings with its sizes.
+
+    Raises:
+        ValueError: the checkpoint is no whole Whisper model.
+    """
+    if not isinstance(settings, dict) or not settings.get("decoder"):
+        return settings, None
+    config = AutoConfig.from_pretrained(settings["decoder"], **hub)
+    if config.model_type != "whisper" or (config.architectures or [""])[0] == "WhisperEncoder":
+        raise ValueError(f"decoder={settings['decoder']!r} is no whole Whisper checkpoint, so it has no decoder.")
+    sizes = {
+        "hidden_size": config.d_model,
+        "decoder_layers": config.decoder_layers,
+        "heads": config.decoder_attention_heads,
+        "ffn_size": config.decoder_ffn_dim,
+        "positions": config.max_target_positions,
+    }
+    model, info = AutoModel.from_pretrained(settings["decoder"], output_loading_info=True, **hub)
+    check_keys(settings["decoder"], info["missing_keys"], [], [])
+    return sizes | settings, model.decoder
 
 
 def build_lm_head(text_config: Any) -> nn.Linear:

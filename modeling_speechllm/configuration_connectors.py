@@ -66,7 +66,75 @@ class StackMLPConfig(ConnectorConfig):
         return [{"kernel": self.width, "stride": self.stride, "ceil": True}]
 
 
-CONNECTOR_CONFIGS = {"stack_mlp": StackMLPConfig}
+@dataclass
+class QueryBankConfig(ConnectorConfig):
+    """What connectors with learned queries share: how many, and a bank of them per language (LAD, `query_bank.py`).
+
+    Args:
+        queries (`int`): queries per window.
+        languages (`list[str]`, *optional*): names of the languages, one bank entry each; None is one shared entry.
+        gate (`"conv"` or `"attention"`, *optional*): hears the language; needed for more than one entry.
+        gate_size (`int`, defaults to 256): width inside the gate.
+        selection (`"hard"` or `"soft"`, defaults to `"hard"`): pick one entry, or mix them by the gate's posterior.
+    """
+
+    queries: int = 1
+    languages: list[str] | None = None
+    gate: str | None = None
+    gate_size: int = 256
+    selection: str = "hard"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.languages and len(self.languages) > 1 and self.gate is None:
+            raise ValueError(
+                f'{self.type}: {len(self.languages)} languages need a gate. Set gate="conv" or "attention".'
+            )
+        if self.gate is not None and not self.languages:
+            raise ValueError(f"{self.type}: a gate needs the names of the languages. Set languages=[...].")
+        if self.languages and len(set(self.languages)) != len(self.languages):
+            raise ValueError(f"{self.type}: languages {self.languages} are not all different.")
+        for name, value, known in (
+            ("gate", self.gate, (None, "conv", "attention")),
+            ("selection", self.selection, ("hard", "soft")),
+        ):
+            if value not in known:
+                raise ValueError(f"{self.type}: {name} must be one of {', '.join(map(repr, known))}, not {value!r}.")
+
+
+@dataclass
+class WhisperQFormerConfig(QueryBankConfig):
+    """The Whisper decoder as Q-Former, after DiVA and LAD.
+
+    Args:
+        queries (`int`, defaults to 256): L; LAD found longer ones best.
+        decoder (`str`, *optional*): Hub id or folder of a whole Whisper checkpoint whose decoder `from_parts` starts
+            from; sizes are read from it.
+        hidden_size (`int`, *optional*, defaults to the encoder's width), decoder_layers (`int`, defaults to 4), heads
+            (`int`, *optional*, defaults to one per 64), ffn_size (`int`, *optional*, defaults to 4 times the width),
+            positions (`int`, defaults to 448): sizes of the decoder.
+    """
+
+    type: str = "whisper_qformer"
+    queries: int = 256
+    decoder: str | None = None
+    hidden_size: int | None = None
+    decoder_layers: int = 4
+    heads: int | None = None
+    ffn_size: int | None = None
+    positions: int = 448
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.queries <= self.positions:
+            raise ValueError(f"whisper_qformer: queries={self.queries} must be from 1 to positions={self.positions}.")
+
+    def stages(self, window: int) -> list[dict]:
+        """One set of queries per encoder window."""
+        return [{"kernel": window, "stride": window, "ceil": True, "tokens": self.queries}]
+
+
+CONNECTOR_CONFIGS = {"stack_mlp": StackMLPConfig, "whisper_qformer": WhisperQFormerConfig}
 
 
 def connector_config(settings: dict | str | None) -> ConnectorConfig:
@@ -86,4 +154,11 @@ def connector_config(settings: dict | str | None) -> ConnectorConfig:
     return CONNECTOR_CONFIGS[name](**settings)
 
 
-__all__ = ["CONNECTOR_CONFIGS", "ConnectorConfig", "StackMLPConfig", "connector_config"]
+__all__ = [
+    "CONNECTOR_CONFIGS",
+    "ConnectorConfig",
+    "QueryBankConfig",
+    "StackMLPConfig",
+    "WhisperQFormerConfig",
+    "connector_config",
+]

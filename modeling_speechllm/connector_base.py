@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -38,6 +39,31 @@ def zero_past(sequence: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(batch, time, dim) with zeros past each row's length, so that what slides over the end sees what it would see
     if the row stood alone."""
     return sequence.masked_fill(~length_mask(lengths, sequence.shape[1])[..., None], 0.0)
+
+
+def fold_windows(
+    frames: torch.Tensor, lengths: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cuts rows into windows of `size` frames and leaves out the empty ones.
+
+    (batch, frames, dim), (batch,) -> windows (rows, at most size, dim), their lengths (rows,), and which of the
+    (batch, windows) they are. A single, shorter window is not padded.
+    """
+    count = max(-(-frames.shape[1] // size), 1)
+    if count == 1:
+        return frames, lengths, torch.ones_like(lengths[:, None], dtype=torch.bool)
+    frames = F.pad(frames, (0, 0, 0, count * size - frames.shape[1]))
+    windows = frames.unflatten(1, (count, size))
+    window_lengths = (lengths[:, None] - torch.arange(count, device=lengths.device) * size).clamp(0, size)
+    used = window_lengths > 0
+    return windows[used], window_lengths[used], used
+
+
+def unfold_tokens(tokens: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """(rows, n, dim) outputs of the windows that [`fold_windows`] kept -> (batch, windows * n, dim)."""
+    unfolded = tokens.new_zeros(*used.shape, *tokens.shape[1:])
+    unfolded[used] = tokens
+    return unfolded.flatten(1, 2)
 
 
 class Initialized(nn.Module):
@@ -104,4 +130,13 @@ class Connector(nn.Module):
         raise NotImplementedError
 
 
-__all__ = ["Connector", "ConnectorOutput", "Initialized", "LayerMix", "length_mask", "zero_past"]
+__all__ = [
+    "Connector",
+    "ConnectorOutput",
+    "Initialized",
+    "LayerMix",
+    "fold_windows",
+    "length_mask",
+    "unfold_tokens",
+    "zero_past",
+]

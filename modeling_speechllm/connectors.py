@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 from .configuration_connectors import StackMLPConfig, connector_config
 from .connector_base import Connector, ConnectorOutput
 from .lengths import output_length
+from .whisper_qformer import WhisperQFormer
 
 
 class StackMLP(Connector):
@@ -39,7 +40,7 @@ class StackMLP(Connector):
         return ConnectorOutput(embeddings=self.linear_2(hidden))
 
 
-CONNECTORS = {"stack_mlp": StackMLP}
+CONNECTORS = {"stack_mlp": StackMLP, "whisper_qformer": WhisperQFormer}
 
 
 def build_connector(

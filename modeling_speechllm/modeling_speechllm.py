@@ -20,7 +20,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .audio_towers import build_audio_tower, load_encoder
-from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id
+from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id, read_decoder
 from .configuration_speechllm import SpeechLLMConfig
 from .connector_base import ConnectorOutput, Initialized, length_mask
 from .connectors import build_connector
@@ -420,15 +420,13 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         sequences work with any number of audios per prompt. With `input_ids` the result starts with the prompt,
         placeholders included; with `inputs_embeds` alone it holds the new tokens only.
         """
-        if input_features is None or len(input_features) == 0:
-            return super().generate(inputs, generation_config, *args, **kwargs)
         input_ids = kwargs.pop("input_ids", inputs)
-        kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
-            input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
-        )
-        if input_ids is None:
-            return super().generate(None, generation_config, *args, **kwargs)
-        # Logit processors look ids up in the vocabulary, where the placeholder may have no place.
+        if input_features is not None and len(input_features) > 0:
+            kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
+                input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
+            )
+        if input_ids is None or kwargs.get("inputs_embeds") is None:
+            return super().generate(input_ids, generation_config, *args, **kwargs)
         # The stand-in must not be the padding id, from which `generate` infers a missing attention mask.
         padding = kwargs.get(
             "pad_token_id", getattr(generation_config or self.generation_config, "pad_token_id", None)
@@ -493,7 +491,9 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
                 attn_implementation=implementations.get("audio_config"),
                 **hub,
             )
+        decoder = None
         if config is None:
+            connector, decoder = read_decoder(connector)
             if audio_token_id is None:
                 audio_token_id = placeholder_id(parents["text"]["id"], text_revision)
             config = SpeechLLMConfig.from_parts(
@@ -508,6 +508,8 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         config.parents = parents if all(parent["id"] for parent in parents.values()) else None
         config.dtype = causal_lm.dtype
         model = assemble(cls, config, audio, causal_lm)
+        if decoder is not None:
+            model.model.multi_modal_projector.load_decoder(decoder)
         model.freeze("encoder", "llm")
         return model.eval()
 
