@@ -46,7 +46,9 @@ class AttentionGate(nn.Module):
 
     def __init__(self, audio_size: int, hidden_size: int, languages: int):
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(audio_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1, bias=False))
+        self.score = nn.Sequential(
+            nn.Linear(audio_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1, bias=False)
+        )
         self.mlp = nn.Sequential(nn.Linear(audio_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, languages))
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ What is unusual here:
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -29,6 +29,7 @@ class Prompt:
     messages: list[dict]
     audio: list
     is_chat: bool  # given as a chat, so answered by the chat continued; else by the answer alone
+    languages: list[dict] | None = None  # what was heard in each audio, if asked for
 
     @property
     def continues(self) -> bool:
@@ -82,6 +83,8 @@ class SpeechInstructPipeline(Pipeline):
         instruction: str | None = None,
         sampling_rate: float | None = None,
         audio: Any = None,
+        language: str | None = None,
+        return_language: bool | None = None,
         processor_kwargs: dict | None = None,
         return_full_text: bool | None = None,
         return_tensors: bool | None = None,
@@ -95,7 +98,12 @@ class SpeechInstructPipeline(Pipeline):
         if repeated := sorted(set(generate_kwargs or {}) & set(kwargs)):
             raise ValueError(f"{', '.join(repeated)} given twice: directly and in generate_kwargs. Keep one.")
         preprocess = {"instruction": instruction, "audio": audio}
-        forward = {"sampling_rate": sampling_rate, "processor_kwargs": processor_kwargs}
+        forward = {
+            "sampling_rate": sampling_rate,
+            "language": language,
+            "return_language": return_language,
+            "processor_kwargs": processor_kwargs,
+        }
         postprocess = {
             "return_full_text": return_full_text,
             "return_tensors": return_tensors,
@@ -109,7 +117,21 @@ class SpeechInstructPipeline(Pipeline):
             given[1]["generate_kwargs"] = {**(generate_kwargs or {}), **kwargs}
         if instruction is not None:
             check_instruction(instruction)
+        if language is not None or return_language:
+            self._check_language(language)
         return tuple(given)
+
+    def _check_language(self, language: str | None) -> None:
+        """Raise a `ValueError` unless the connector knows languages, and this one among them."""
+        connector = self.model.config.connector
+        languages = connector.get("languages")
+        if not languages or not connector.get("gate"):
+            raise ValueError(
+                f"The {connector['type']} connector of this model has no language bank with a gate. Leave out "
+                "`language` and `return_language`."
+            )
+        if language is not None and language not in languages:
+            raise ValueError(f"The language bank has no entry {language!r}. It has: {', '.join(languages)}.")
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
         """
@@ -121,6 +143,10 @@ class SpeechInstructPipeline(Pipeline):
             instruction (`str`, *optional*): what to do with the audio; rows may bring their own.
             sampling_rate (`float`, *optional*): rate in Hz of bare arrays.
             audio (*optional*): audio or list of audios for the bare audio blocks of a chat.
+            language (`str`, *optional*): hint which language is spoken, of the connector's `languages`; selects the
+                entry of the query bank for all audios of the call.
+            return_language (`bool`, *optional*): add `"language"` to each answer: for every audio of the prompt the
+                most probable language, `{"label": ..., "score": ...}`, and the posterior `"scores"` over all.
             return_full_text (`bool`, *optional*): chat with the answer, or the answer alone.
             return_tensors (`bool`, *optional*): return `generated_token_ids` instead of text.
             skip_special_tokens (`bool`, *optional*, defaults to `True`): leave special tokens out of the text.
@@ -173,6 +199,8 @@ class SpeechInstructPipeline(Pipeline):
         self,
         model_inputs: dict,
         sampling_rate: float | None = None,
+        language: str | None = None,
+        return_language: bool | None = None,
         processor_kwargs: dict | None = None,
         generate_kwargs: dict | None = None,
     ) -> dict:
@@ -195,9 +223,41 @@ class SpeechInstructPipeline(Pipeline):
             processor_kwargs=processor_kwargs,
         ).to(self.device, dtype=self.model.dtype)
         length = encoded["input_ids"].shape[1]
+        posteriors = None
+        if (language is not None or return_language) and "input_features" in encoded:
+            encoded, posteriors = self._hear(encoded, language)
         sequences = self.model.generate(**encoded, **self._fitted(generate_kwargs or {}, length))
         new_tokens = sequences[:, length:]
+        if return_language:
+            prompts = self._with_languages(prompts, posteriors)
         return {"new_tokens": new_tokens.reshape(len(prompts), -1, new_tokens.shape[-1]), "prompt": prompts}
+
+    def _hear(self, encoded: Any, language: str | None) -> tuple[dict, Any]:
+        """Encode the audio once, for the answer and for the posterior (audios, languages) of its language."""
+        features = encoded["input_features"]
+        labels = None
+        if language is not None:
+            index = self.model.config.connector["languages"].index(language)
+            labels = features.new_full((len(features),), index).long()
+        embeds, audio = self.model.model.get_inputs_embeds(
+            encoded["input_ids"], None, features, encoded["input_features_mask"], labels
+        )
+        merged = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        return merged | {"inputs_embeds": embeds}, audio.connector.language_logits.float().softmax(-1)
+
+    def _with_languages(self, prompts: list[Prompt], posteriors: Any) -> list[Prompt]:
+        """The prompts with the most probable language of each of their audios and the posterior over all."""
+        rows = iter([] if posteriors is None else posteriors.tolist())
+        names = self.model.config.connector["languages"]
+        heard = []
+        for prompt in prompts:
+            scores = [dict(zip(names, next(rows), strict=True)) for _ in range(count_audio(prompt.messages))]
+            labels = [max(row, key=row.get) for row in scores]
+            languages = [
+                {"label": label, "score": row[label], "scores": row} for label, row in zip(labels, scores, strict=True)
+            ]
+            heard.append(replace(prompt, languages=languages))
+        return heard
 
     def _fitted(self, generate_kwargs: dict, length: int) -> dict:
         """Generation options for prompts of `length` tokens, checked against the LLM's positions."""
@@ -233,12 +293,19 @@ class SpeechInstructPipeline(Pipeline):
             return [{"generated_token_ids": sequence} for sequence in sequences]
         full = prompt.is_chat if return_full_text is None else return_full_text
         answers = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
-        return [{"generated_text": with_answer(prompt, answer) if full else answer} for answer in answers]
+        language = {} if prompt.languages is None else {"language": prompt.languages}
+        return [{"generated_text": with_answer(prompt, answer) if full else answer, **language} for answer in answers]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save model and processor, so that `pipeline("speech-instruct", model=save_directory)` finds both."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def count_audio(messages: list[dict]) -> int:
+    """Audio blocks in a chat."""
+    contents = [message.get("content") for message in messages]
+    return sum(block["type"] == "audio" for blocks in contents if isinstance(blocks, list) for block in blocks)
 
 
 def check_instruction(instruction: Any) -> None:
