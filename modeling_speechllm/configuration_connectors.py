@@ -41,6 +41,7 @@ class StackMLPConfig(ConnectorConfig):
         hidden_size (`int`, *optional*, defaults to the LLM's width): inner width of the perceptron.
         activation (`str`, defaults to `"gelu"`): a name of transformers' `ACT2FN`, or `"swiglu"` (Ultravox).
         norm (`bool`, defaults to `True`): RMS norm on the stacked frames (Ultravox); Voxtral has none.
+        inner_norm (`bool`, defaults to `False`): RMS norm between activation and second layer (Ultravox from 0.5 on).
         bias (`bool`, defaults to `False`): biases in both linear layers.
     """
 
@@ -50,6 +51,7 @@ class StackMLPConfig(ConnectorConfig):
     hidden_size: int | None = None
     activation: str = "gelu"
     norm: bool = True
+    inner_norm: bool = False
     bias: bool = False
 
     def __post_init__(self):
@@ -134,19 +136,174 @@ class WhisperQFormerConfig(QueryBankConfig):
         return [{"kernel": window, "stride": window, "ceil": True, "tokens": self.queries}]
 
 
-CONNECTOR_CONFIGS = {"stack_mlp": StackMLPConfig, "whisper_qformer": WhisperQFormerConfig}
+@dataclass
+class ConvConfig(ConnectorConfig):
+    """Strided convolutions and a bottleneck adapter, after BLSP.
+
+    Args:
+        convolutions (`int`, defaults to 3): how many, each followed by a gated linear unit.
+        kernel (`int`, defaults to 5), stride (`int`, defaults to 2): of each; `kernel // 2` zeros pad both sides.
+        hidden_size (`int`, *optional*, defaults to the encoder's width): width between convolutions, after the gate.
+        bottleneck_size (`int`, defaults to 512): inner width of the adapter.
+    """
+
+    type: str = "conv"
+    convolutions: int = 3
+    kernel: int = 5
+    stride: int = 2
+    hidden_size: int | None = None
+    bottleneck_size: int = 512
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.convolutions < 1 or not 1 <= self.stride <= self.kernel:
+            raise ValueError(
+                f"conv: convolutions={self.convolutions}, kernel={self.kernel}, stride={self.stride} would skip "
+                "frames. Use convolutions >= 1, stride >= 1 and kernel >= stride."
+            )
+
+    def stages(self, window: int) -> list[dict]:
+        """One stage per convolution."""
+        stage = {"kernel": self.kernel, "stride": self.stride, "padding": self.kernel // 2}
+        return [dict(stage) for _ in range(self.convolutions)]
+
+
+@dataclass
+class WindowQFormerConfig(QueryBankConfig):
+    """A Q-Former per window of frames, after SALMONN and Granite Speech.
+
+    Args:
+        queries (`int`, defaults to 1): audio tokens per window; divides `width`, so that the token rate is even.
+        width (`int`, defaults to 17): encoder frames per window (SALMONN: 17 = 0.33 s; Granite: 15 with 3 queries).
+        hidden_size (`int`, defaults to 768), qformer_layers (`int`, defaults to 2), heads (`int`, defaults to 12),
+            ffn_size (`int`, defaults to 3072): sizes of the Q-Former, which cross-attends in every layer.
+        dropout (`float`, defaults to 0.1): on hidden states and attention weights, as in BLIP-2.
+    """
+
+    type: str = "window_qformer"
+    queries: int = 1
+    width: int = 17
+    hidden_size: int = 768
+    qformer_layers: int = 2
+    heads: int = 12
+    ffn_size: int = 3072
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.queries < 1 or self.width < 1 or self.width % self.queries:
+            raise ValueError(
+                f"window_qformer: queries={self.queries} must divide width={self.width}, "
+                "so that every audio token stands for the same number of frames."
+            )
+        if self.hidden_size % self.heads:
+            raise ValueError(f"window_qformer: heads={self.heads} must divide hidden_size={self.hidden_size}.")
+
+    def stages(self, window: int) -> list[dict]:
+        """`queries` tokens per window of frames, the last window padded."""
+        return [{"kernel": self.width, "stride": self.width, "ceil": True, "tokens": self.queries}]
+
+
+@dataclass
+class ConformerCTCConfig(ConnectorConfig):
+    """E-Branchformer with an intermediate language CTC, after BLOOMZMMS; sizes by default are the paper's.
+
+    Args:
+        layers (defaults to `"all"`): see [`ConnectorConfig`].
+        reduced_size (`int`, defaults to 128): frames are mapped to it first.
+        channels (`int`, defaults to 64): of the two-dimensional convolutions that follow. Ours: the paper does not
+            tell, and ESPnet's own front, as many as `hidden_size`, would exceed the paper's size by 0.04 B.
+        hidden_size (`int`, defaults to 1024), blocks (`int`, defaults to 17), heads (`int`, defaults to 8): of the
+            E-Branchformer.
+        ffn_size (`int`, defaults to 2048): inner width of its feed-forward halves.
+        gating_size (`int`, defaults to 8192): inner width of its convolutional gating MLP, both halves together.
+        kernel (`int`, defaults to 31): of its depthwise convolutions.
+        dropout (`float`, defaults to 0.1): on hidden states, positions and attention weights.
+        languages (`list[str]` or `int`, defaults to 0): names or number of the languages that the intermediate CTC
+            tells apart (its blank is one more, the last); 0 is no such CTC.
+        language_block (`int`, defaults to 3): the block after which it reads and conditions.
+    """
+
+    type: str = "conformer_ctc"
+    layers: str | list[int] | None = "all"
+    reduced_size: int = 128
+    channels: int = 64
+    hidden_size: int = 1024
+    blocks: int = 17
+    heads: int = 8
+    ffn_size: int = 2048
+    gating_size: int = 8192
+    kernel: int = 31
+    dropout: float = 0.1
+    languages: list[str] | int = 0
+    language_block: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reduced_size < 7:  # two convolutions of kernel 3 and stride 2
+            raise ValueError(f"conformer_ctc: reduced_size={self.reduced_size} must be at least 7.")
+        if self.hidden_size % (2 * self.heads) or self.gating_size % 2 or self.kernel % 2 == 0:
+            raise ValueError(
+                f"conformer_ctc: hidden_size={self.hidden_size} must be a multiple of twice heads={self.heads}, "
+                f"gating_size={self.gating_size} even, kernel={self.kernel} odd."
+            )
+        if self.language_count and not 1 <= self.language_block <= self.blocks:
+            raise ValueError(
+                f"conformer_ctc: language_block={self.language_block} must be from 1 to blocks={self.blocks}."
+            )
+
+    @property
+    def language_count(self) -> int:
+        """How many languages the intermediate CTC tells apart."""
+        return self.languages if isinstance(self.languages, int) else len(self.languages)
+
+    def stages(self, window: int) -> list[dict]:
+        """Four frames to one in the front, two to one in the length adaptor, each padded."""
+        front = [{"kernel": 3, "stride": 2, "ceil": True} for _ in range(2)]
+        return [*front, {"kernel": 2, "stride": 2, "ceil": True}]
+
+
+CONNECTOR_CONFIGS = {
+    config.type: config
+    for config in (StackMLPConfig, ConvConfig, WindowQFormerConfig, ConformerCTCConfig, WhisperQFormerConfig)
+}
+
+# Published connectors by name; docs/connectors.md tells their sources and what differs.
+PRESETS = {
+    "ultravox": {"type": "stack_mlp", "hidden_size": 2048, "activation": "swiglu", "inner_norm": True},
+    "voxtral": {"type": "stack_mlp", "stride": 4, "norm": False},
+    "blsp": {"type": "conv"},
+    "salmonn": {"type": "window_qformer"},
+    "granite": {
+        "type": "window_qformer",
+        "width": 15,
+        "queries": 3,
+        "hidden_size": 1024,
+        "heads": 16,
+        "ffn_size": 4096,
+    },
+    "bloomzmms": {"type": "conformer_ctc", "languages": 139},
+}
 
 
 def connector_config(settings: dict | str | None) -> ConnectorConfig:
     """Typed settings of a connector from a plain dict (`{"type": name, ...}`), a name, or None for the default.
+
+    A name of `PRESETS` stands for its settings; a dict may change some of them.
 
     Raises:
         ValueError: an unknown connector or an unknown setting, with the known ones.
     """
     settings = {"type": settings} if isinstance(settings, str) else dict(settings or {})
     name = settings.setdefault("type", "stack_mlp")
+    if name in PRESETS:
+        settings = PRESETS[name] | settings | {"type": PRESETS[name]["type"]}
+        name = settings["type"]
     if name not in CONNECTOR_CONFIGS:
-        raise ValueError(f"Unknown connector {name!r}. Known connectors: {', '.join(sorted(CONNECTOR_CONFIGS))}.")
+        raise ValueError(
+            f"Unknown connector {name!r}. Known connectors: {', '.join(sorted(CONNECTOR_CONFIGS))}. "
+            f"Known presets: {', '.join(sorted(PRESETS))}."
+        )
     known = [field.name for field in fields(CONNECTOR_CONFIGS[name])]
     unknown = sorted(set(settings) - set(known))
     if unknown:
@@ -156,9 +313,13 @@ def connector_config(settings: dict | str | None) -> ConnectorConfig:
 
 __all__ = [
     "CONNECTOR_CONFIGS",
+    "PRESETS",
+    "ConformerCTCConfig",
     "ConnectorConfig",
+    "ConvConfig",
     "QueryBankConfig",
     "StackMLPConfig",
     "WhisperQFormerConfig",
+    "WindowQFormerConfig",
     "connector_config",
 ]

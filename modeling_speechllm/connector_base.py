@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_connectors import ConnectorConfig
-from .lengths import output_length
+from .lengths import output_length, stage_length
 
 
 @dataclass
@@ -39,6 +39,13 @@ def zero_past(sequence: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(batch, time, dim) with zeros past each row's length, so that what slides over the end sees what it would see
     if the row stood alone."""
     return sequence.masked_fill(~length_mask(lengths, sequence.shape[1])[..., None], 0.0)
+
+
+def fill_last(sequence: torch.Tensor, width: int, stride: int) -> torch.Tensor:
+    """(batch, time, ...) with zeros at the end, so that the last window of a `ceil` stage is whole."""
+    places = stage_length(sequence.shape[1], width, stride, ceil=True)
+    missing = (places - 1) * stride + width - sequence.shape[1]
+    return F.pad(sequence, (0, 0) * (sequence.ndim - 2) + (0, missing))
 
 
 def fold_windows(
@@ -135,6 +142,7 @@ __all__ = [
     "ConnectorOutput",
     "Initialized",
     "LayerMix",
+    "fill_last",
     "fold_windows",
     "length_mask",
     "unfold_tokens",

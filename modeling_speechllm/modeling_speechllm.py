@@ -17,11 +17,12 @@ from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .audio_towers import build_audio_tower, load_encoder
 from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id, read_decoder
 from .configuration_speechllm import SpeechLLMConfig
+from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, Initialized, length_mask
 from .connectors import build_connector
 from .partial_checkpoints import check_keys, load_trained, save_trained, trained_groups
@@ -50,6 +51,15 @@ class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 class SpeechLLMAudioOutput(BaseModelOutputWithPooling):
     """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...)."""
 
+    connector: ConnectorOutput | None = None
+
+
+@dataclass
+class SpeechLLMCTCOutput(ModelOutput):
+    """CTC `logits` `(audios, tokens, vocabulary)` and their `lengths` `(audios,)`, and the connector's own output."""
+
+    logits: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
     connector: ConnectorOutput | None = None
 
 
@@ -216,6 +226,37 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             pooler_output=connected.embeddings[valid],
             connector=connected,
         )
+
+    @property
+    def ctc_blank(self) -> int:
+        """Token id of CTC's blank: the LLM's padding token, which no transcript holds.
+
+        Raises:
+            ValueError: the LLM names none.
+        """
+        blank = self.config.text_config.pad_token_id
+        if blank is None or not 0 <= blank < self.get_input_embeddings().num_embeddings:
+            raise ValueError(
+                f"The LLM's padding token (id {blank}) has no row in its embeddings, so it cannot be CTC's blank. "
+                "Set text_config.pad_token_id to a special token that no transcript holds."
+            )
+        return blank
+
+    def get_ctc_logits(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        language: torch.LongTensor | None = None,
+    ) -> SpeechLLMCTCOutput:
+        """CTC logits of the audio tokens over the LLM's vocabulary, with its own frozen input embeddings as the output
+        layer (BLOOMZMMS, stage 1); the blank is `ctc_blank`. Arguments as in `get_audio_features`.
+
+        Works with any connector. CTC needs as many audio tokens as the transcript has, and one more wherever a token
+        repeats.
+        """
+        connected = self.get_audio_features(input_features, input_features_mask, language).connector
+        logits = ctc_logits(connected.embeddings, self.get_input_embeddings().weight)
+        return SpeechLLMCTCOutput(logits=logits, lengths=connected.lengths.to(logits.device), connector=connected)
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
