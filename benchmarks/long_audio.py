@@ -23,7 +23,7 @@ CONNECTORS = {
         "hidden_size": 256,
         "heads": 4,
         "blocks": 2,
-        "cgmlp_size": 512,
+        "gating_size": 512,
         "ffn_size": 512,
     },
     "whisper_qformer": {"type": "whisper_qformer", "queries": 64, "decoder_layers": 2},
