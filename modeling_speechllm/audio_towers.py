@@ -1,10 +1,13 @@
 """One view of every speech encoder: features and their mask in, frames and their lengths out.
 
 What the encoders do not do by themselves and the tower does:
-- Whisper runs on the audio's own length (its positions up to there, padding masked) instead of 30 padded seconds.
+- Whisper and encoders made from it run on the audio's own length (positions up to there, padding masked) instead of
+  30 padded seconds.
 - Audio longer than a window is cut into windows so that every frame is made once: none is lost or doubled at a seam.
-- A batch gives what its members give alone, also for encoders with group norm, which padding would change.
+- A batch gives what its members give alone, also for encoders with group norm or adapters, which padding would change.
 - A frozen encoder runs in evaluation mode and without gradients.
+
+Features have time as their last axis in every family: `(batch, samples)` or `(batch, features, positions)`.
 """
 
 from contextlib import nullcontext
@@ -15,12 +18,32 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from .configuration_speechllm import AUDIO_FAMILIES, audio_stages
+from .audio_families import (
+    FILTERBANK_FAMILIES,
+    POOLED_FAMILIES,
+    WHISPER_FAMILIES,
+    audio_stages,
+    default_window,
+    encoder_config,
+    has_adapter,
+)
 from .connector_base import length_mask
-from .lengths import minimum_input, output_length, receptive_field
+from .lengths import look_back, minimum_input, output_length, receptive_field
+
+# Encoders that no Auto class knows; the others are built and loaded by theirs.
+ENCODER_CLASSES = {"whisper": WhisperEncoder, "seamless_m4t_v2": SeamlessM4Tv2SpeechEncoder}
+# Where whole checkpoints keep the encoder's weights; the others are found by transformers itself.
+ENCODER_PREFIXES = {
+    "whisper": r"^(model\.)?encoder\.",
+    "seamless_m4t_v2": r"^speech_encoder\.",
+    "parakeet_encoder": r"^encoder\.",
+    "qwen2_audio_encoder": r"^(model\.)?audio_tower\.",
+    "audioflamingo3_encoder": r"^(model\.)?audio_tower\.",
+}
 
 
 @dataclass
@@ -55,11 +78,18 @@ class AudioTower(nn.Module):
         self.config = encoder.config
         self.stages = audio_stages(encoder.config)
         self.window = window
-        # Windows overlap by what one frame sees beyond its hop, so frames at a seam are those of the uncut audio.
-        field, hop = receptive_field([stage for stage in self.stages if not stage.get("padding")])
-        self.hop = receptive_field(self.stages)[1]
+        field, self.hop = receptive_field(self.stages)
         self.window_step = window * self.hop
-        self.window_size = self.window_step + field - hop if field > hop else self.window_step
+        # Windows overlap by what their last frame sees beyond them, so frames at a seam are those of the uncut audio.
+        # Padded convolutions see the window's own padding there. Seamless' adapter makes a frame more than hops: the
+        # first looks back into the padding, and in later windows the window before has made it.
+        self.lead = max(output_length(self.window_step, self.stages) - window, 0)
+        if self.lead:
+            overlap = field - look_back(self.stages) + (self.lead - 1) * self.hop
+        else:
+            field, hop = receptive_field([stage for stage in self.stages if not stage.get("padding")])
+            overlap = field - hop
+        self.window_size = self.window_step + max(overlap, 0)
 
     @property
     def frozen(self) -> bool:
@@ -74,15 +104,18 @@ class AudioTower(nn.Module):
     ) -> AudioTowerOutput:
         """
         Args:
-            input_features (`torch.Tensor`): log-mel `(batch, mel, frames)` or waveform `(batch, samples)`,
-                padded on the right.
-            input_features_mask (`torch.Tensor` of shape `(batch, frames or samples)`, *optional*): 1 where valid.
+            input_features (`torch.Tensor`): filterbank features `(batch, features, positions)` or waveform
+                `(batch, samples)`, padded on the right.
+            input_features_mask (`torch.Tensor` of shape `(batch, positions or samples)`, *optional*): 1 where valid.
             layers (`list[int]`, *optional*): encoder layers to return in place of the output, 0 being the input of
-                the first and the last being the output.
+                the first and the last being the output; where the encoder ends in pooling, they are pooled too.
 
         Raises:
-            ValueError: a row too short for one encoder frame, or a mask that is not right-padded.
+            ValueError: a row too short for one encoder frame, a mask that is not right-padded, or layers of an
+                encoder with an adapter, which has more frames in its layers than in its output.
         """
+        if layers and has_adapter(self.config):
+            raise ValueError("layers: this encoder ends in an adapter. Load it with add_adapter=False in its config.")
         size = input_features.shape[-1]
         if input_features_mask is None:
             lengths = torch.full((len(input_features),), size, device=input_features.device)
@@ -123,11 +156,12 @@ class AudioTower(nn.Module):
         windows = windows.movedim(-2, 1)  # (batch, count, [mel,] window_size)
         starts = torch.arange(count, device=features.device) * self.window_step
         window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
-        used = output_length(window_lengths, self.stages) > 0
+        used = output_length(window_lengths, self.stages) > self.lead * (starts > 0)
         encoded = self.encode(windows[used], window_lengths[used], layers)
         hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
-        hidden[used] = pad_time(encoded, self.window)
-        return hidden.flatten(1, 2)
+        hidden[used] = pad_time(encoded[:, self.lead :], self.window)
+        first = encoded[used.nonzero()[:, 1] == 0, : self.lead]
+        return torch.cat([first, hidden.flatten(1, 2)], dim=1)
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
         """One window per row: features and input lengths -> (rows, frames, dim) or (rows, frames, layers, dim)."""
@@ -136,6 +170,8 @@ class AudioTower(nn.Module):
 
 class WhisperTower(AudioTower):
     """Whisper's encoder on the audio's own length, or on full windows (`pad_to_window`) as in its pretraining."""
+
+    masks_silence = False  # pretraining attended to the silence after the audio
 
     def __init__(self, encoder: PreTrainedModel, window: int, pad_to_window: bool = False):
         super().__init__(encoder, window)
@@ -149,30 +185,38 @@ class WhisperTower(AudioTower):
                 f"pad_to_window: got {features.shape[-1]} mel frames, not a multiple of the window's "
                 f"{self.window_size}. Use a processor saved with pad_to_window=True."
             )
-        # The extractor's own padding is part of what the pretrained encoder saw: windows run whole and unmasked.
+        # The extractor's own padding is part of what the pretrained encoder saw: windows run whole.
         count = features.shape[-1] // self.window_size
         windows = features.unflatten(-1, (count, self.window_size)).movedim(-2, 1)
         starts = torch.arange(count, device=features.device) * self.window_size
-        used = lengths[:, None] > starts
-        encoded = self.encode(windows[used], None, layers)
+        window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
+        used = window_lengths > 0
+        attended = window_lengths[used] if self.masks_silence else None
+        encoded = self.encode(windows[used], attended, layers, keep_silence=True)
         hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
         hidden[used] = encoded
         return hidden.flatten(1, 2)
 
     def encode(
-        self, features: torch.Tensor, lengths: torch.Tensor | None, layers: list[int] | None = None
+        self,
+        features: torch.Tensor,
+        lengths: torch.Tensor | None,
+        layers: list[int] | None = None,
+        keep_silence: bool = False,
     ) -> torch.Tensor:
+        """See [`AudioTower.encode`]; attends to everything without `lengths`, and with `keep_silence` the
+        convolutions see the features past them."""
         encoder, mask = self.encoder, None
-        if lengths is not None:
+        if not keep_silence:
             # The convolutions must see zeros past the end, as they do at the end of a row of its own.
             inside = length_mask(lengths, features.shape[-1])[:, None]
             features = features.masked_fill(~inside, 0.0)
         hidden = F.gelu(encoder.conv1(features))
-        if lengths is not None:
+        if not keep_silence:
             hidden = hidden.masked_fill(~inside, 0.0)
         hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
         if lengths is not None:
-            mask = length_mask(output_length(lengths, self.stages), hidden.shape[1])
+            mask = length_mask(output_length(lengths, self.stages[:2]), hidden.shape[1])
             mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=mask)
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         hidden = hidden + encoder.embed_positions(positions).to(hidden.dtype)
@@ -182,37 +226,67 @@ class WhisperTower(AudioTower):
             if not (encoder.training and torch.rand([]) < encoder.layerdrop):
                 hidden = layer(hidden, mask)
             states.append(hidden)
-        hidden = states[-1] = encoder.layer_norm(hidden)
-        return torch.stack([states[number] for number in layers], dim=2) if layers else hidden
+        output = encoder.layer_norm(self.pool(states.pop()))
+        if not layers:
+            return output
+        return torch.stack([(*map(self.pool, states), output)[number] for number in layers], dim=2)
+
+    def pool(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the encoder does to the frames `(rows, frames, dim)` before its last layer norm."""
+        return hidden
 
 
-class WaveformTower(AudioTower):
-    """wav2vec2, HuBERT, WavLM: raw samples in, convolutions without padding, one frame per 320 samples."""
+class PooledWhisperTower(WhisperTower):
+    """Qwen2-Audio's and Audio Flamingo 3's encoders: Whisper, then the average of every two frames.
+
+    As in the original, an odd last frame (20 ms) has no partner and makes no frame.
+    """
+
+    masks_silence = True
+
+    def pool(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.encoder.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
+
+
+class MaskedTower(AudioTower):
+    """Encoders whose own forward takes a mask: wav2vec2, HuBERT, WavLM, w2v-BERT, Seamless, Parakeet."""
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
         # Group norm takes statistics over time and an adapter convolves past the end: padding would change both.
-        alone = getattr(self.config, "feat_extract_norm", "layer") == "group" or getattr(
-            self.config, "add_adapter", False
-        )
-        if not alone:
+        if getattr(self.config, "feat_extract_norm", "layer") != "group" and not has_adapter(self.config):
             mask = length_mask(lengths, features.shape[-1])
-            return self._hidden(features.masked_fill(~mask, 0.0), mask.long(), layers)
+            inside = mask if features.ndim == 2 else mask[:, None]
+            return self._hidden(features.masked_fill(~inside, 0.0), mask.long(), layers)
         frames = output_length(lengths, self.stages)
         hidden = None
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
-            encoded = self._hidden(features[rows, :length], None, layers)
+            encoded = self._hidden(features[rows, ..., :length], None, layers)
             if hidden is None:
                 hidden = encoded.new_zeros(len(features), int(frames.max()), *encoded.shape[2:])
             hidden = hidden.index_copy(0, rows, pad_time(encoded, hidden.shape[1]))
         return hidden
 
-    def _hidden(self, samples: torch.Tensor, mask: torch.Tensor | None, layers: list[int] | None) -> torch.Tensor:
-        output = self.encoder(samples, attention_mask=mask, output_hidden_states=bool(layers))
+    def _hidden(self, features: torch.Tensor, mask: torch.Tensor | None, layers: list[int] | None) -> torch.Tensor:
+        if self.config.model_type in FILTERBANK_FAMILIES:
+            features = features.transpose(1, 2)
+        settings = {"attention_mask": mask, "output_hidden_states": bool(layers)}
+        if self.encoder.training and getattr(self.config, "mask_time_prob", 0) > 0:
+            # SpecAugment refuses audio shorter than one of its masks.
+            frames = output_length(features.shape[1], [stage for stage in self.stages if not stage.get("padding")])
+            if frames < self.config.mask_time_length:
+                settings["mask_time_indices"] = features.new_zeros(len(features), frames, dtype=torch.bool)
+        output = self.encoder(features, **settings)
         if not layers:
             return output.last_hidden_state
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         return torch.stack([states[number] for number in layers], dim=2)
+
+
+def build_encoder(audio_config: PreTrainedConfig) -> PreTrainedModel:
+    """The family's transformers module with new weights."""
+    encoder_class = ENCODER_CLASSES.get(audio_config.model_type)
+    return encoder_class._from_config(audio_config) if encoder_class else AutoModel.from_config(audio_config)
 
 
 def build_audio_tower(
@@ -225,51 +299,51 @@ def build_audio_tower(
 
     Args:
         audio_config: config of a supported family, see [`SpeechLLMConfig`].
-        window: encoder frames per window, defaults to Whisper's positions, 1500 for waveform encoders.
+        window: encoder frames per window, see `audio_window` of [`SpeechLLMConfig`].
         pad_to_window: see [`SpeechLLMConfig`].
 
     Raises:
         ValueError: unknown family, with the supported ones.
     """
-    if audio_config.model_type not in AUDIO_FAMILIES:
-        raise ValueError(
-            f"No audio tower for model type {audio_config.model_type!r}. "
-            f"Supported families: {', '.join(AUDIO_FAMILIES)}."
-        )
-    window = window or getattr(audio_config, "max_source_positions", None) or 1500
-    if audio_config.model_type == "whisper":
-        encoder = encoder or WhisperEncoder._from_config(audio_config)
-        return WhisperTower(encoder, window, pad_to_window)
-    return WaveformTower(encoder or AutoModel.from_config(audio_config), window)
+    audio_config = encoder_config(audio_config)
+    window = window or default_window(audio_config)
+    encoder = encoder or build_encoder(audio_config)
+    if audio_config.model_type not in WHISPER_FAMILIES:
+        return MaskedTower(encoder, window)
+    tower_class = PooledWhisperTower if audio_config.model_type in POOLED_FAMILIES else WhisperTower
+    return tower_class(encoder, window, pad_to_window)
 
 
-def load_encoder(audio: str, **kwargs) -> PreTrainedModel:
-    """Pretrained encoder from a Hub id or folder: a whole checkpoint, or for Whisper an encoder-only one.
+def load_encoder(audio: str, config: PreTrainedConfig | None = None, **kwargs) -> PreTrainedModel:
+    """Pretrained encoder from a Hub id or folder: a whole checkpoint, of which only the encoder is loaded, or an
+    encoder-only one.
 
     Args:
         audio: Hub id or folder.
+        config: the encoder's config in place of the checkpoint's, for example one with `add_adapter=False`.
         **kwargs: `from_pretrained` arguments (`dtype`, `revision`, `device_map`, ...).
 
     Raises:
         ValueError: unknown family; weights that the checkpoint lacks, by name.
     """
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-    config = AutoConfig.from_pretrained(audio, **hub)
-    if config.model_type not in AUDIO_FAMILIES:
-        raise ValueError(
-            f"{audio!r} is a {config.model_type!r} model, for which there is no audio tower. "
-            f"Supported families: {', '.join(AUDIO_FAMILIES)}."
-        )
-    encoder_only = (config.architectures or [""])[0] == "WhisperEncoder"
-    auto_class = WhisperEncoder if encoder_only else AutoModel
-    encoder, info = auto_class.from_pretrained(audio, output_loading_info=True, **kwargs)
+    config = encoder_config(config or AutoConfig.from_pretrained(audio, **hub), audio)
+    encoder_class = ENCODER_CLASSES.get(config.model_type, AutoModel)
+    if config.model_type in ENCODER_PREFIXES:
+        kwargs["key_mapping"] = {ENCODER_PREFIXES[config.model_type]: ""}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else transformers lists every weight of the rest of a whole model
+    try:
+        encoder, info = encoder_class.from_pretrained(audio, config=config, output_loading_info=True, **kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
     missing = [key for key in info["missing_keys"] if "masked_spec_embed" not in key]
     if missing:
         raise ValueError(
             f"{audio!r} lacks {len(missing)} encoder weights, the first: {', '.join(sorted(missing)[:3])}. "
             "They would be random. Use a complete checkpoint."
         )
-    return encoder.encoder if config.model_type == "whisper" and not encoder_only else encoder
+    return encoder
 
 
 __all__ = ["AudioTower", "AudioTowerOutput", "build_audio_tower", "load_encoder"]

@@ -12,12 +12,21 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .audio_families import (
+    WHISPER_FAMILIES,
+    audio_feature_size,
+    audio_layer_count,
+    audio_size,
+    audio_stages,
+    default_window,
+    encoder_config,
+    has_adapter,
+    window_limit,
+)
 from .configuration_connectors import connector_config
 from .lengths import receptive_field
 
 AUDIO_TOKEN = "<|audio|>"
-WAVEFORM_FAMILIES = ("wav2vec2", "hubert", "wavlm")
-AUDIO_FAMILIES = ("whisper", *WAVEFORM_FAMILIES)
 # What transformers itself may write beside the fields of a config class.
 _COMMON_FIELDS = {
     *("model_type", "auto_map", "custom_pipelines", "quantization_config", "torch_dtype", "num_labels"),
@@ -30,35 +39,22 @@ _COMMON_FIELDS = {
 }
 
 
-def audio_stages(audio_config: PreTrainedConfig) -> list[dict]:
-    """Stages from input units (mel frames for Whisper, samples for waveform encoders) to encoder frames."""
-    if audio_config.model_type == "whisper":
-        return [{"kernel": 3, "stride": 1, "padding": 1}, {"kernel": 3, "stride": 2, "padding": 1}]
-    stages = [
-        {"kernel": kernel, "stride": stride}
-        for kernel, stride in zip(audio_config.conv_kernel, audio_config.conv_stride, strict=True)
-    ]
-    if getattr(audio_config, "add_adapter", False):
-        adapter = {"kernel": audio_config.adapter_kernel_size, "stride": audio_config.adapter_stride, "padding": 1}
-        stages += [dict(adapter) for _ in range(audio_config.num_adapter_layers)]
-    return stages
-
-
 @strict
 class SpeechLLMConfig(PreTrainedConfig):
     r"""Configuration of a [`SpeechLLMForConditionalGeneration`].
 
     Args:
-        audio_config (`PreTrainedConfig` or `dict`): config of the speech encoder: Whisper, wav2vec2 (also MMS, XLS-R),
-            HuBERT or WavLM.
+        audio_config (`PreTrainedConfig` or `dict`): config of the speech encoder, or of a whole model that has one:
+            Whisper, wav2vec2 (also MMS, XLS-R), HuBERT, WavLM, w2v-BERT 2.0, SeamlessM4T v2, Parakeet, Qwen2-Audio,
+            Audio Flamingo 3.
         text_config (`PreTrainedConfig` or `dict`): config of any causal language model of transformers.
         connector (`dict`, *optional*): `{"type": name, ...settings}`; filled up with the connector's defaults.
         audio_token_id (`int`): id of the audio placeholder; may lie outside the LLM's embedding table, which is left
             as it is.
-        pad_to_window (`bool`, defaults to `False`): Whisper only: let the encoder see 30-second windows padded with
-            silence, as in its pretraining, instead of the audio's own length.
+        pad_to_window (`bool`, defaults to `False`): Whisper and encoders made from it only: let the encoder see
+            30-second windows padded with silence, as in its pretraining, instead of the audio's own length.
         audio_window (`int`, *optional*): encoder frames per window; longer audio is windowed inside the tower.
-            Defaults to Whisper's positions, 1500 for waveform encoders.
+            Defaults to what Whisper has positions for, to 30 seconds for encoders with relative positions.
         initializer_range (`float`, defaults to 0.02): standard deviation of new weights.
         parents (`dict`, *optional*): Hub ids (or folders) and revisions of encoder and LLM, written by `from_parts`.
         trained_groups (`list[str]`, *optional*): in a checkpoint of trained parts only, the groups it holds.
@@ -91,27 +87,23 @@ class SpeechLLMConfig(PreTrainedConfig):
                 "Remove or correct the field, or update speechllm if a newer version wrote this config."
             )
         super().__post_init__(**kwargs)
-        if self.audio_config.model_type not in AUDIO_FAMILIES:
-            raise ValueError(
-                f"No audio tower for model type {self.audio_config.model_type!r}. "
-                f"Supported families: {', '.join(AUDIO_FAMILIES)}."
-            )
-        if self.pad_to_window and self.audio_config.model_type != "whisper":
+        self.audio_config = encoder_config(self.audio_config)
+        if self.pad_to_window and self.audio_config.model_type not in WHISPER_FAMILIES:
             raise ValueError(
                 f"pad_to_window is Whisper's pretrained behaviour; {self.audio_config.model_type!r} has no window to "
                 "pad to. Leave it False."
             )
         self.connector = asdict(connector_config(self.connector))
         if self.audio_window is None:
-            self.audio_window = getattr(self.audio_config, "max_source_positions", None) or 1500
-        limit = getattr(self.audio_config, "max_source_positions", None)
+            self.audio_window = default_window(self.audio_config)
+        limit = window_limit(self.audio_config)
         if self.audio_window < 1 or (limit is not None and self.audio_window > limit):
             raise ValueError(f"audio_window={self.audio_window} frames must be from 1 to {limit or 'any number'}.")
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
 
     @property
     def audio_stages(self) -> list[dict]:
-        """Stages from input units (mel frames or samples) to encoder frames."""
+        """Stages from input positions (mel frames, stacked mel frames or samples) to encoder frames."""
         return audio_stages(self.audio_config)
 
     @property
@@ -121,24 +113,38 @@ class SpeechLLMConfig(PreTrainedConfig):
 
     @property
     def audio_window_inputs(self) -> int:
-        """Input units (mel frames or samples) that make one full window of `audio_window` encoder frames."""
+        """Input positions that make one full window of `audio_window` encoder frames."""
         return self.audio_window * receptive_field(self.audio_stages)[1]
 
     @property
     def audio_size(self) -> int:
         """Width of the encoder's frames."""
-        adapted = getattr(self.audio_config, "add_adapter", False)
-        return self.audio_config.output_hidden_size if adapted else self.audio_config.hidden_size
+        return audio_size(self.audio_config)
+
+    @property
+    def audio_feature_size(self) -> int | None:
+        """Features of one input position, None for raw samples."""
+        return audio_feature_size(self.audio_config)
 
     @property
     def audio_layers(self) -> list[int]:
-        """Encoder layers that the connector mixes, empty for the encoder's output alone."""
+        """Encoder layers that the connector mixes, empty for the encoder's output alone.
+
+        Raises:
+            ValueError: layers that the encoder lacks, or whose frames its adapter makes fewer.
+        """
         layers = connector_config(self.connector).layers
-        count = self.audio_config.num_hidden_layers + 1
+        count = audio_layer_count(self.audio_config) + 1
         layers = list(range(count)) if layers == "all" else layers or []
         if not all(-count <= layer < count for layer in layers):
             raise ValueError(f"Connector layers {layers} are not all from 0 to {count - 1}, which this encoder has.")
-        return [layer % count for layer in layers]
+        layers = [layer % count for layer in layers]
+        if has_adapter(self.audio_config) and layers:
+            raise ValueError(
+                "Connector layers: this encoder ends in an adapter, with fewer frames than its layers have, so they "
+                "cannot be mixed. Load it without: load_encoder(..., config=...) with add_adapter=False there."
+            )
+        return layers
 
     @property
     def hidden_size(self) -> int:
@@ -160,7 +166,7 @@ class SpeechLLMConfig(PreTrainedConfig):
             connector: settings as in [`SpeechLLMConfig`]; a name alone takes its defaults.
             **kwargs: further fields of [`SpeechLLMConfig`] (`audio_token_id`, `pad_to_window`, ...).
         """
-        audio = AutoConfig.from_pretrained(audio) if isinstance(audio, str) else audio
+        audio = encoder_config(AutoConfig.from_pretrained(audio) if isinstance(audio, str) else audio)
         text = AutoConfig.from_pretrained(text) if isinstance(text, str) else text
         return cls(
             audio_config=copy.deepcopy(audio),  # a loaded model's config is its own

@@ -11,13 +11,13 @@ def stage_length(length: Any, kernel: int, stride: int, padding: int = 0, ceil: 
 
     A stage slides a window of `kernel` inputs by `stride` over the sequence (with `padding` on both sides) and makes
     `tokens` outputs at each place. With `ceil` the last, partly filled window counts too, so nothing is left out.
+    Nothing comes of nothing, however wide the padding.
     """
-    length = length + 2 * padding
-    places = (length - kernel + (stride - 1 if ceil else 0)) // stride + 1
+    places = (length + 2 * padding - kernel + (stride - 1 if ceil else 0)) // stride + 1
     places = places * (places > 0)
     if ceil:
-        places = places + (places == 0) * (length > 0)
-    return places * tokens
+        places = places + (places == 0)
+    return places * (length > 0) * tokens
 
 
 def output_length(length: Any, stages: list[dict]) -> Any:
@@ -45,4 +45,13 @@ def receptive_field(stages: list[dict]) -> tuple[int, int]:
     return field, hop
 
 
-__all__ = ["minimum_input", "output_length", "receptive_field", "stage_length"]
+def look_back(stages: list[dict]) -> int:
+    """Inputs before the first that the first output sees, all of them padding."""
+    back, hop = 0, 1
+    for stage in stages:
+        back += stage.get("padding", 0) * hop
+        hop *= stage["stride"]
+    return back
+
+
+__all__ = ["look_back", "minimum_input", "output_length", "receptive_field", "stage_length"]

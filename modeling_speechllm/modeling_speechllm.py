@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .audio_families import WHISPER_FAMILIES
 from .audio_towers import build_audio_tower, load_encoder
 from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id, read_decoder
 from .configuration_speechllm import SpeechLLMConfig
@@ -117,7 +118,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"No parameter group {group!r}. Groups: {', '.join(GROUPS)}.")
             for module in modules[group]:
                 module.requires_grad_(value)
-        if self.config.audio_config.model_type == "whisper":  # sinusoids, never trained
+        if self.config.audio_config.model_type in WHISPER_FAMILIES:  # sinusoids, never trained
             self.base_model.audio_tower.encoder.embed_positions.requires_grad_(False)
 
     def group_keys(self, groups: list[str]) -> set[str]:
@@ -204,8 +205,9 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         """Encoder frames and the audio tokens made of them.
 
         Args:
-            input_features (`torch.Tensor`): log-mel `(audios, mel, frames)` or waveform `(audios, samples)`.
-            input_features_mask (`torch.Tensor` of shape `(audios, frames or samples)`, *optional*): 1 where valid.
+            input_features (`torch.Tensor`): filterbank features `(audios, features, positions)` or waveform
+                `(audios, samples)`.
+            input_features_mask (`torch.Tensor` of shape `(audios, positions or samples)`, *optional*): 1 where valid.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): indices into the connector's `languages`,
                 -1 for unknown.
 
@@ -499,7 +501,8 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         Encoder and LLM come out frozen, the connector trainable.
 
         Args:
-            audio: Hub id or folder of a speech encoder (Whisper, wav2vec2 / MMS / XLS-R, HuBERT, WavLM), or the model.
+            audio: Hub id or folder of a speech encoder (see [`SpeechLLMConfig`]) or of a whole model that has one, or
+                the encoder itself.
             text: Hub id or folder of a causal LM, or the model.
             connector: `{"type": name, ...settings}`, a name, or None for `stack_mlp` with its defaults.
             audio_token_id: id of the audio placeholder. By default that of `<|audio|>` in the LLM's tokenizer, else
@@ -527,6 +530,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             hub = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
             audio = load_encoder(
                 audio,
+                None if config is None else config.audio_config,
                 revision=audio_revision,
                 dtype=causal_lm.dtype,
                 attn_implementation=implementations.get("audio_config"),

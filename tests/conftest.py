@@ -7,9 +7,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import HubertConfig, LlamaConfig, Wav2Vec2Config, WavLMConfig, WhisperConfig
+from transformers import (
+    AudioFlamingo3EncoderConfig,
+    HubertConfig,
+    LlamaConfig,
+    ParakeetEncoderConfig,
+    ParakeetFeatureExtractor,
+    Qwen2AudioEncoderConfig,
+    SeamlessM4TFeatureExtractor,
+    SeamlessM4Tv2Config,
+    Wav2Vec2BertConfig,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
+from modeling_speechllm.audio_families import audio_stages
+from modeling_speechllm.lengths import receptive_field
 
 VOCABULARY = 64
 WAVEFORM = {
@@ -44,6 +61,49 @@ def whisper_config(**changes) -> WhisperConfig:
     return WhisperConfig(**settings | changes)
 
 
+POOLED = {
+    "num_mel_bins": 8,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "d_model": 16,
+    "max_source_positions": 20,
+}
+CONFORMER = {
+    "hidden_size": 16,
+    "feature_projection_input_dim": 8,
+    "conv_depthwise_kernel_size": 5,
+    "left_max_position_embeddings": 4,
+    "right_max_position_embeddings": 2,
+}
+W2V_BERT = {
+    **CONFORMER,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "mask_time_prob": 0.0,
+}
+
+
+def seamless_config(**changes) -> SeamlessM4Tv2Config:
+    """A whole model small enough to build; of its text and unit parts only the sizes are cut."""
+    sizes = {
+        **dict.fromkeys(("encoder_layers", "decoder_layers", "t2u_encoder_layers", "t2u_decoder_layers"), 1),
+        **{f"{part}_ffn_dim": 16 for part in ("encoder", "decoder", "t2u_encoder", "t2u_decoder")},
+        **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder", "t2u_encoder", "t2u_decoder")},
+        **dict.fromkeys(("vocab_size", "t2u_vocab_size", "char_vocab_size", "unit_hifi_gan_vocab_size"), 40),
+        **dict.fromkeys(("t2u_variance_predictor_embed_dim", "t2u_variance_predictor_hidden_dim"), 8),
+        **dict.fromkeys(("unit_embed_dim", "lang_embed_dim", "spkr_embed_dim"), 8),
+        **dict.fromkeys(("max_position_embeddings", "t2u_max_position_embeddings", "upsample_initial_channel"), 64),
+        "speech_encoder_layers": 2,
+        "speech_encoder_attention_heads": 2,
+        "speech_encoder_intermediate_size": 32,
+        "speech_encoder_chunk_size": 7,
+        "speech_encoder_left_chunk_num": 2,
+    }
+    return SeamlessM4Tv2Config(**CONFORMER | sizes | changes)
+
+
 AUDIO_CONFIGS = {
     "whisper": whisper_config,
     "wav2vec2-layer-norm": lambda: Wav2Vec2Config(**WAVEFORM, feat_extract_norm="layer", do_stable_layer_norm=True),
@@ -53,7 +113,30 @@ AUDIO_CONFIGS = {
     ),
     "hubert": lambda: HubertConfig(**WAVEFORM),
     "wavlm": lambda: WavLMConfig(**WAVEFORM),
+    "w2v-bert": lambda: Wav2Vec2BertConfig(**W2V_BERT),
+    "w2v-bert-adapter": lambda: Wav2Vec2BertConfig(**W2V_BERT, add_adapter=True, output_hidden_size=8),
+    "seamless": seamless_config,
+    "seamless-no-adapter": lambda: seamless_config(add_adapter=False),
+    "parakeet": lambda: ParakeetEncoderConfig(
+        **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+        **{"conv_kernel_size": 5, "subsampling_conv_channels": 8, "num_mel_bins": 8},
+    ),
+    "qwen2-audio": lambda: Qwen2AudioEncoderConfig(**POOLED),
+    "audio-flamingo-3": lambda: AudioFlamingo3EncoderConfig(**POOLED),
 }
+WAVEFORM_NAMES = [name for name in AUDIO_CONFIGS if name.startswith(("wav2vec2", "hubert", "wavlm"))]
+WHISPER_NAMES = ["whisper", "qwen2-audio", "audio-flamingo-3"]
+
+
+def feature_extractor(name):
+    """The kind of extractor that the encoder comes with, of the tiny config's sizes."""
+    if name in WAVEFORM_NAMES:
+        return Wav2Vec2FeatureExtractor()
+    if name == "parakeet":
+        return ParakeetFeatureExtractor(feature_size=8)
+    if name in WHISPER_NAMES:
+        return WhisperFeatureExtractor(feature_size=8)
+    return SeamlessM4TFeatureExtractor(feature_size=4, num_mel_bins=4)
 
 
 def text_config(**changes) -> LlamaConfig:
@@ -95,13 +178,20 @@ def tiny_speechllm(audio="whisper", text=None, connector=None, audio_token_id=VO
     return scatter_weights(SpeechLLMForConditionalGeneration(config)).eval()
 
 
+def positions(name, *half_frames):
+    """Input lengths: about half an encoder frame each; for waveforms 80 samples each above the shortest."""
+    hop = receptive_field(audio_stages(AUDIO_CONFIGS[name]()))[1]
+    return [400 + 80 * half if name in WAVEFORM_NAMES else max(half * hop // 2, hop) for half in half_frames]
+
+
 def random_audio(model, lengths, seed=0):
-    """Right-padded features `(audios, [mel,] positions)` and mask for input lengths in mel frames or samples."""
+    """Right-padded features `(audios, [features,] positions)` and mask for lengths in input positions."""
     generator = torch.Generator().manual_seed(seed)
-    mel = (8,) if model.config.audio_config.model_type == "whisper" else ()
-    features = torch.zeros(len(lengths), *mel, max(lengths))
+    size = model.config.audio_feature_size
+    size = (size,) if size else ()
+    features = torch.zeros(len(lengths), *size, max(lengths))
     for row, length in enumerate(lengths):
-        features[row, ..., :length] = torch.randn(*mel, length, generator=generator)
+        features[row, ..., :length] = torch.randn(*size, length, generator=generator)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return features, mask.long()
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import AUDIO_CONFIGS, VOCABULARY, random_audio, text_config, tiny_speechllm
+from conftest import AUDIO_CONFIGS, VOCABULARY, positions, random_audio, text_config, tiny_speechllm
 from torch.nn import functional as F
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -34,11 +34,7 @@ def pad(prompts, side, extra=0):
 def test_a_batch_equals_its_members_alone(audio, side):
     """0 to 4 audios per prompt, text padded on either side, features padded with rubbish."""
     model = tiny_speechllm(audio)
-    unit = 1 if audio == "whisper" else 160
-    per_prompt = [
-        [n * unit + (0 if audio == "whisper" else 400) for n in counts]
-        for counts in ([9], [], [3, 50], [12, 1, 30, 22])
-    ]
+    per_prompt = [positions(audio, *counts) for counts in ([9], [], [3, 50], [12, 1, 30, 22])]
     prompts = [prompt(model, lengths) for lengths in per_prompt]
     features, features_mask = random_audio(model, sum(per_prompt, []))
     padded, padded_mask = F.pad(features, (0, 37), value=5.0), F.pad(features_mask, (0, 37))
@@ -187,7 +183,9 @@ def test_gradients_reach_the_connector_and_nothing_frozen(model):
         model.freeze("decoder")
 
 
-@pytest.mark.parametrize("audio", ["whisper", "wav2vec2-layer-norm", "wav2vec2-adapter"])
+@pytest.mark.parametrize(
+    "audio", ["whisper", "wav2vec2-layer-norm", "wav2vec2-adapter", "w2v-bert", "seamless", "parakeet", "qwen2-audio"]
+)
 def test_gradient_checkpointing_changes_no_gradient(audio):
     gradients = []
     for checkpointing in (False, True):
@@ -195,7 +193,7 @@ def test_gradient_checkpointing_changes_no_gradient(audio):
         if checkpointing:
             model.activation_checkpointing_enable()
         model.train()
-        length = 30 if audio == "whisper" else 2000
+        (length,) = positions(audio, 30)
         features, mask = random_audio(model, [length])
         input_ids = torch.tensor([prompt(model, [length])])
         for module in model.modules():
