@@ -30,6 +30,7 @@ from .chat_format import (
     render_with_spans,
     span_mask,
 )
+from .feature_kinds import feature_kind
 
 MAX_FRAME = 1_000_000  # feature frames or samples; no encoder frame spans more
 STAGE_KEYS = {"kernel", "stride", "padding", "ceil", "tokens"}
@@ -61,15 +62,15 @@ class SpeechLLMProcessor(ProcessorMixin):
     this order, the one given, the tokenizer's, or a plain one (see `CHAT_TEMPLATE`) for LLMs without a chat format.
 
     Args:
-        feature_extractor: `WhisperFeatureExtractor` (log-mel) or one of the raw-waveform kind, as wav2vec2's.
+        feature_extractor: one of raw waveforms, as wav2vec2's, or of the kinds in `FEATURE_KINDS`.
         tokenizer: tokenizer of the LLM.
         chat_template (`str`, *optional*): Jinja template.
         audio_token (`str`, *optional*, defaults to `"<|audio|>"`): the placeholder.
-        audio_stages (`list[dict]`): feature frames (or samples) to encoder frames, see `stage_length`.
+        audio_stages (`list[dict]`): feature positions (or samples) to encoder frames, see `stage_length`.
         connector_stages (`list[dict]`): encoder frames to audio tokens.
         pad_to_window (`bool`, *optional*, defaults to `False`): pad the waveform with silence to whole encoder
             windows, as Whisper was pretrained, instead of letting the cost follow the audio's length.
-        audio_window (`int`, *optional*, defaults to 3000): feature frames per encoder window, for `pad_to_window`.
+        audio_window (`int`, *optional*, defaults to 3000): feature positions per encoder window, for `pad_to_window`.
         max_audio_seconds (`float`, *optional*, defaults to 3600): longer audio is an error.
     """
 
@@ -110,11 +111,12 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.audio_window = audio_window
         self.max_audio_seconds = max_audio_seconds
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
-        self._hop = _hop_length(feature_extractor)
-        if pad_to_window and self._hop == 1:
+        self._kind = feature_kind(feature_extractor)
+        self.feature_stages = self._kind.stages(feature_extractor)
+        if pad_to_window and not self._kind.fills_hops:
             raise ValueError(
-                f"pad_to_window is for log-mel extractors; {type(feature_extractor).__name__} takes raw waveforms. "
-                "Leave it False."
+                f"pad_to_window is for Whisper's extractor; the encoders of {type(feature_extractor).__name__} have "
+                "no window to pad to. Leave it False."
             )
         self.min_samples = self._find_min_samples()
 
@@ -127,11 +129,11 @@ class SpeechLLMProcessor(ProcessorMixin):
             audio: Hub id or folder of the speech encoder, or a feature extractor.
             text: Hub id or folder of the LLM, or a tokenizer. An object is copied, not changed.
             config: the model's config; its `audio_stages`, `connector_stages`, `pad_to_window`, `audio_window_inputs`
-                and `audio_token_id` are read.
+                `audio_feature_size` and `audio_token_id` are read.
             **kwargs: further arguments of the constructor, for example `chat_template` or `max_audio_seconds`.
 
         Raises:
-            ValueError: the tokenizer's placeholder id or the extractor's mel bins are not those of the config.
+            ValueError: the tokenizer's placeholder id or the extractor's features are not those of the config.
         """
         by_name = isinstance(audio, str) or hasattr(audio, "__fspath__")
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio) if by_name else copy.deepcopy(audio)
@@ -148,11 +150,11 @@ class SpeechLLMProcessor(ProcessorMixin):
                 f"The tokenizer's id of {processor.audio_token} is {processor.audio_token_id}, the config's "
                 f"audio_token_id is {config.audio_token_id}. Compose model and processor from the same LLM."
             )
-        bins = getattr(config.audio_config, "num_mel_bins", None)
-        if processor._hop > 1 and bins not in (None, feature_extractor.feature_size):
+        given, taken = processor._kind.size(feature_extractor), config.audio_feature_size
+        if given != taken:
+            given, taken = (f"{size} mel bins" if size else "raw samples" for size in (given, taken))
             raise ValueError(
-                f"The feature extractor gives {feature_extractor.feature_size} mel bins, the encoder takes {bins}. "
-                "Take both from the same checkpoint."
+                f"The feature extractor gives {given}, the encoder takes {taken}. Take both from the same checkpoint."
             )
         return processor
 
@@ -168,7 +170,8 @@ class SpeechLLMProcessor(ProcessorMixin):
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` (prompts, tokens); with audio `input_features`
-            (audios, mel, frames) or (audios, samples) and `input_features_mask` (audios, frames or samples).
+            (audios, features, positions) or (audios, samples) and `input_features_mask` (audios, positions or
+            samples).
 
         Raises:
             AudioError: an audio that cannot be used.
@@ -225,30 +228,34 @@ class SpeechLLMProcessor(ProcessorMixin):
         return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
 
     def _features(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
-        """Samples (samples,) -> features (mel, frames) or (samples,) and how many of the last axis are audio."""
-        length = math.ceil(len(samples) / self._hop)
-        if self._hop > 1:
-            frames = math.ceil(length / self.audio_window) * self.audio_window if self.pad_to_window else length
-            samples = np.pad(samples, (0, frames * self._hop - len(samples)))
+        """Samples (samples,) -> features (features, positions) or (samples,), and how many positions are audio."""
+        length = positions = stage_length(len(samples), self.feature_stages)
+        if self.pad_to_window:
+            positions = math.ceil(length / self.audio_window) * self.audio_window
+        if self._kind.fills_hops:
+            samples = np.pad(samples, (0, _fill(positions, self.feature_stages) - len(samples)))
         extractor = self.feature_extractor
-        options = {"truncation": False} if self._hop > 1 else {}
-        name = extractor.model_input_names[0]
         features = extractor(
-            samples, sampling_rate=extractor.sampling_rate, padding=False, return_tensors="np", **options
-        )[name][0]
-        return features, length
+            samples,
+            sampling_rate=extractor.sampling_rate,
+            padding=False,
+            return_tensors="np",
+            **self._kind.options,
+        )[extractor.model_input_names[0]][0]
+        features = features.T if self._kind.frames_first else features
+        return features[..., :positions], length
 
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
         """The placeholders of one audio."""
         return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]
 
     def _get_audio_token_length(self, length: int) -> int:
-        """Feature frames (or samples, for raw waveforms) to audio tokens."""
+        """Feature positions (or samples, for raw waveforms) to audio tokens."""
         return stage_length(stage_length(length, self.audio_stages), self.connector_stages)
 
     def audio_token_count(self, samples: int) -> int:
         """How many placeholders an audio of so many samples (at the extractor's rate) takes."""
-        return self._get_audio_token_length(math.ceil(samples / self._hop))
+        return self._get_audio_token_length(stage_length(samples, self.feature_stages))
 
     def _get_num_multimodal_tokens(self, audio_lengths: list[int] | None = None, **kwargs) -> MultiModalData:
         """Audio tokens for audios of the given lengths in samples (serving engines ask for it)."""
@@ -264,9 +271,7 @@ class SpeechLLMProcessor(ProcessorMixin):
                 f"No audio gives an audio token with audio_stages={self.audio_stages}, "
                 f"connector_stages={self.connector_stages}. Copy them from the model's config."
             )
-        samples = lengths[first] * self._hop
-        # The STFT mirrors half a window at each end, and cannot mirror more than there is.
-        return max(samples, self.feature_extractor.n_fft // 2 + 1) if self._hop > 1 else samples
+        return max(_fill(lengths[first], self.feature_stages), self._kind.shortest(self.feature_extractor))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -377,17 +382,11 @@ class SpeechLLMProcessor(ProcessorMixin):
         return inputs if return_dict else inputs["input_ids"]
 
 
-def _hop_length(feature_extractor: Any) -> int:
-    """Samples per feature frame: the extractor's hop for log-mel features, 1 for raw waveforms."""
-    name = feature_extractor.model_input_names[0]
-    if name == "input_values":
-        return 1
-    if name == "input_features" and getattr(feature_extractor, "n_fft", None) is not None:
-        return feature_extractor.hop_length
-    raise ValueError(
-        f"{type(feature_extractor).__name__} is not supported. Use WhisperFeatureExtractor or one of raw waveforms, "
-        "such as Wav2Vec2FeatureExtractor."
-    )
+def _fill(length: int, stages: list[dict]) -> int:
+    """Items that fill `length` positions after (unpadded) `stages` to the last one."""
+    for stage in reversed(stages):
+        length = (length - 1) * stage["stride"] + stage["kernel"]
+    return length
 
 
 __all__ = ["SpeechLLMProcessor", "stage_length"]

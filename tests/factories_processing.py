@@ -74,7 +74,7 @@ def make_config(tokenizer, kind: str = "whisper", **kwargs) -> SimpleNamespace:
         "pad_to_window": False,
         "audio_window_inputs": 3000,
         "audio_token_id": ids.get("<|audio|>", len(tokenizer)),
-        "audio_config": SimpleNamespace(num_mel_bins=80),
+        "audio_feature_size": 80 if kind == "whisper" else None,
     }
     return SimpleNamespace(**{**fields, **kwargs})
 

@@ -447,10 +447,10 @@ def test_the_tokenizers_own_placeholder_is_used():
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"id of <\|audio\|> is \d+, the config's audio_token_id is 7. Compose"):
         make_processor(config={"audio_token_id": 7})
-    with pytest.raises(ValueError, match="gives 128 mel bins, the encoder takes 80. Take both"):
+    with pytest.raises(ValueError, match="gives 128 mel bins, the encoder takes 80 mel bins. Take both"):
         tokenizer = make_tokenizer()
         SpeechLLMProcessor.from_parts(WhisperFeatureExtractor(feature_size=128), tokenizer, make_config(tokenizer))
-    with pytest.raises(ValueError, match="pad_to_window is for log-mel extractors.*Leave it False"):
+    with pytest.raises(ValueError, match="pad_to_window is for Whisper's extractor.*Leave it False"):
         make_processor("waveform", config={"pad_to_window": True})
     with pytest.raises(ValueError, match="audio_stages must be a list of dicts.*from_parts"):
         SpeechLLMProcessor(make_extractor(), make_tokenizer())
@@ -503,6 +503,7 @@ def test_saving_with_an_auto_class_copies_every_file_needed(tmp_path, monkeypatc
     assert {path.name for path in tmp_path.glob("*.py")} == {
         "audio.py",
         "chat_format.py",
+        "feature_kinds.py",
         "mp3_frames.py",
         "processing_speechllm.py",
     }
