@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from conftest import (
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, WhisperModel
 
+from benchmarks import connector_sizes
+from benchmarks.connector_sizes import PARENTS, count_parameters, token_rate
 from modeling_speechllm import SpeechLLMForConditionalGeneration, conformer_ctc, output_length
 from modeling_speechllm.configuration_connectors import PRESETS, connector_config
 from modeling_speechllm.conformer_ctc import ctc_logits, relative_positions, utterance_norm
@@ -389,20 +392,16 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-def parameters(preset, audio_size, text_size, audio_layers=0):
-    with torch.device("meta"):
-        connector = build_connector(preset, audio_size, text_size, 1500, audio_layers)
-    return sum(parameter.numel() for parameter in connector.parameters())
-
-
-def test_presets_have_the_sizes_of_their_papers():
-    assert 0.485e9 < parameters("bloomzmms", 1280, 4096, audio_layers=49) < 0.495e9
-    assert parameters("ultravox", 1280, 4096) == 10240 * 4096 + 2048 * 4096 + 10240 + 2048
-    assert parameters("voxtral", 1280, 3072) == 5120 * 3072 + 3072 * 3072
+def test_presets_have_the_sizes_of_their_papers(capsys):
+    sizes = {preset: count_parameters(preset, PARENTS[preset]) for preset in PRESETS}
+    assert 0.485e9 < sizes["bloomzmms"] < 0.495e9
+    assert sizes["ultravox"] == 10240 * 4096 + 2048 * 4096 + 10240 + 2048
+    assert sizes["voxtral"] == 5120 * 3072 + 3072 * 3072
     rates = {"ultravox": 6.25, "voxtral": 12.5, "blsp": 6.25, "salmonn": 50 / 17, "granite": 10, "bloomzmms": 6.25}
-    for name, rate in rates.items():
-        tokens = output_length(50 * 3600, connector_config(name).stages(1500))
-        assert tokens == pytest.approx(3600 * rate, rel=1e-3), name
+    assert {preset: token_rate(preset) for preset in rates} == pytest.approx(rates, rel=1e-3)
+    connector_sizes.main()
+    page = (Path(__file__).parent.parent / "docs" / "connectors.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in page
 
 
 def test_a_preset_is_a_name_and_can_be_changed():
