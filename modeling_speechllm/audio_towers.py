@@ -252,8 +252,7 @@ class MaskedTower(AudioTower):
     """Encoders whose own forward takes a mask: wav2vec2, HuBERT, WavLM, w2v-BERT, Seamless, Parakeet."""
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
-        # Group norm takes statistics over time and an adapter convolves past the end: padding would change both.
-        if getattr(self.config, "feat_extract_norm", "layer") != "group" and not has_adapter(self.config):
+        if not self._feels_padding(features.shape[-1]):
             mask = length_mask(lengths, features.shape[-1])
             inside = mask if features.ndim == 2 else mask[:, None]
             return self._hidden(features.masked_fill(~inside, 0.0), mask.long(), layers)
@@ -266,6 +265,20 @@ class MaskedTower(AudioTower):
                 hidden = encoded.new_zeros(len(features), int(frames.max()), *encoded.shape[2:])
             hidden = hidden.index_copy(0, rows, pad_time(encoded, hidden.shape[1]))
         return hidden
+
+    def _feels_padding(self, positions: int) -> bool:
+        """Whether masked padding would change the frames, so that only rows of equal length run together.
+
+        Group norm takes statistics over time, and an adapter convolves past the end. Seamless adds its boolean mask to
+        the attention scores where attention is "eager" (transformers 5.23), which is harmless only if all of it is 1.
+        """
+        added = self.config.model_type == "seamless_m4t_v2" and self.config._attn_implementation == "eager"
+        if added and positions > self.config.speech_encoder_chunk_size:
+            raise ValueError(
+                f"Seamless' chunks of {self.config.speech_encoder_chunk_size} positions are not kept apart by eager "
+                f'attention, and a window has {positions}. Load it with attn_implementation="sdpa".'
+            )
+        return added or has_adapter(self.config) or getattr(self.config, "feat_extract_norm", "layer") == "group"
 
     def _hidden(self, features: torch.Tensor, mask: torch.Tensor | None, layers: list[int] | None) -> torch.Tensor:
         if self.config.model_type in FILTERBANK_FAMILIES:

@@ -81,7 +81,6 @@ W2V_BERT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 32,
-    "mask_time_prob": 0.0,
 }
 
 

@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,12 +29,14 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
+    AutoConfig,
     BertConfig,
     BertModel,
     HubertConfig,
     HubertForCTC,
     LlamaForCausalLM,
     ParakeetCTCConfig,
+    ParakeetFeatureExtractor,
     ParakeetForCTC,
     ParakeetForTDT,
     ParakeetTDTConfig,
@@ -41,13 +46,16 @@ from transformers import (
     SeamlessM4TFeatureExtractor,
     SeamlessM4Tv2ForSpeechToText,
     Wav2Vec2BertForCTC,
+    Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
 from transformers.masking_utils import create_bidirectional_mask
 
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration, build_audio_tower, output_length
+from modeling_speechllm.audio_families import AUDIO_FAMILIES, audio_stages, default_window
 from modeling_speechllm.audio_towers import load_encoder
+from modeling_speechllm.lengths import receptive_field
 from processing_speechllm import SpeechLLMProcessor, stage_length
 from processing_speechllm.feature_kinds import feature_kind
 
@@ -124,6 +132,20 @@ def test_layers_before_an_adapter_are_refused_with_the_remedy(name):
         tower_of(name)(features, layers=[0])
     with pytest.raises(ValueError, match="ends in an adapter.*add_adapter=False"):
         tiny_speechllm(name, connector={"type": "stack_mlp", "layers": "all"})
+
+
+def test_eager_attention_in_seamless_is_exact_or_refused():
+    features, mask = random_audio(tiny_speechllm("seamless-no-adapter"), [9, 40])
+    features[0, :, 9:] = 9.0
+    outputs = {}
+    for attention in ("sdpa", "eager"):
+        config = seamless_config(add_adapter=False, speech_encoder_chunk_size=50, attn_implementation=attention)
+        torch.manual_seed(0)
+        outputs[attention] = scatter_weights(build_audio_tower(config)).eval()(features, mask).last_hidden_state
+    torch.testing.assert_close(outputs["eager"], outputs["sdpa"], **CLOSE)
+    config = seamless_config(attn_implementation="eager")
+    with pytest.raises(ValueError, match="chunks of 7 positions.*sdpa"):
+        build_audio_tower(config)(features, mask)
 
 
 def test_pad_to_window_is_the_original_whisper_on_the_original_features():
@@ -350,3 +372,37 @@ def test_unknown_family_lists_the_supported_ones(tmp_path):
         load_encoder(str(tmp_path))
     with pytest.raises(ValueError, match="'bert'. Supported families: whisper"):
         SpeechLLMConfig.from_parts(str(tmp_path), text_config())
+
+
+# --- Documentation ---
+
+ROW = re.compile(
+    r"\| `(?P<family>[^`]+)` \| [^|]+ \| (?P<input>\d+) (?P<kind>[a-z ]+) "
+    r"\| (?P<rate>[\d.]+) \| (?P<window>\d+) \| (?P<padded>yes|no) \|"
+)
+EXTRACTORS = {
+    "samples": Wav2Vec2FeatureExtractor,
+    "stacked mel frames": SeamlessM4TFeatureExtractor,
+    "mel frames": WhisperFeatureExtractor,
+}
+
+
+def test_the_documented_table_is_what_the_code_does():
+    page = (Path(__file__).parent.parent / "docs/encoders.md").read_text(encoding="utf-8")
+    rows = [match.groupdict() for match in ROW.finditer(page)]
+    assert {row["family"] for row in rows} == set(AUDIO_FAMILIES)
+    for row in rows:
+        extractor = EXTRACTORS[row["kind"]]()
+        if row["family"] == "parakeet_encoder":
+            extractor = ParakeetFeatureExtractor()
+        strides = math.prod(stage["stride"] for stage in feature_kind(extractor).stages(extractor))
+        assert int(row["input"]) == extractor.sampling_rate / strides
+        config = AutoConfig.for_model(row["family"])
+        assert float(row["rate"]) == int(row["input"]) / receptive_field(audio_stages(config))[1], row
+        assert int(row["window"]) == default_window(config), row
+        settings = {"audio_config": config, "text_config": text_config(), "pad_to_window": True}
+        if row["padded"] == "yes":
+            SpeechLLMConfig(**settings)
+        else:
+            with pytest.raises(ValueError, match="pad_to_window"):
+                SpeechLLMConfig(**settings)
