@@ -115,11 +115,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     model = arguments.model or EMBEDDED
     instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
-    if arguments.language is not None:
-        # No connector takes a language yet. The first that does decides here whether the hint goes to the model.
-        kind = pipe.model.config.connector["type"]
-        report(f"note: --language {arguments.language} has no effect: the {kind} connector of {model} takes no hint.")
     options = {} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens}
+    if arguments.language is not None:
+        connector = pipe.model.config.connector
+        if connector.get("gate"):
+            options["language"] = arguments.language
+        else:
+            report(
+                f"note: --language {arguments.language} has no effect: the {connector['type']} connector of {model} "
+                "takes no hint."
+            )
     status = 0
     for group in [names] if arguments.together else [[name] for name in names]:
         label = f"{group[0]}:" if len(names) > 1 and not arguments.together else ""
