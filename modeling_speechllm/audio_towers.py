@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -80,9 +80,9 @@ class AudioTower(nn.Module):
         self.window = window
         field, self.hop = receptive_field(self.stages)
         self.window_step = window * self.hop
-        # Windows overlap by what their last frame sees beyond them, so frames at a seam are those of the uncut audio.
-        # Padded convolutions see the window's own padding there. Seamless' adapter makes a frame more than hops: the
-        # first looks back into the padding, and in later windows the window before has made it.
+        # Windows overlap by what their last frame sees beyond them, so frames at a seam are those of the uncut audio;
+        # padded convolutions see the window's own padding there. Seamless' adapter makes a frame more than its input
+        # has hops (`lead`): the first looks back into the padding, and in later windows it is the one before's last.
         self.lead = max(output_length(self.window_step, self.stages) - window, 0)
         if self.lead:
             overlap = field - look_back(self.stages) + (self.lead - 1) * self.hop
@@ -160,8 +160,11 @@ class AudioTower(nn.Module):
         encoded = self.encode(windows[used], window_lengths[used], layers)
         hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
         hidden[used] = pad_time(encoded[:, self.lead :], self.window)
-        first = encoded[used.nonzero()[:, 1] == 0, : self.lead]
-        return torch.cat([first, hidden.flatten(1, 2)], dim=1)
+        hidden = hidden.flatten(1, 2)
+        if self.lead:
+            first = encoded[used.nonzero()[:, 1] == 0, : self.lead]
+            hidden = torch.cat([first, hidden], dim=1)
+        return hidden
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
         """One window per row: features and input lengths -> (rows, frames, dim) or (rows, frames, layers, dim)."""
@@ -296,12 +299,6 @@ class MaskedTower(AudioTower):
         return torch.stack([states[number] for number in layers], dim=2)
 
 
-def build_encoder(audio_config: PreTrainedConfig) -> PreTrainedModel:
-    """The family's transformers module with new weights."""
-    encoder_class = ENCODER_CLASSES.get(audio_config.model_type)
-    return encoder_class._from_config(audio_config) if encoder_class else AutoModel.from_config(audio_config)
-
-
 def build_audio_tower(
     audio_config: PreTrainedConfig,
     window: int | None = None,
@@ -316,11 +313,18 @@ def build_audio_tower(
         pad_to_window: see [`SpeechLLMConfig`].
 
     Raises:
-        ValueError: unknown family, with the supported ones.
+        ValueError: unknown family, with the supported ones; an `encoder` that is a whole model.
     """
     audio_config = encoder_config(audio_config)
     window = window or default_window(audio_config)
-    encoder = encoder or build_encoder(audio_config)
+    encoder_class = ENCODER_CLASSES.get(audio_config.model_type) or MODEL_MAPPING[type(audio_config)]
+    if encoder is None:
+        encoder = encoder_class._from_config(audio_config)
+    elif not isinstance(encoder, encoder_class):
+        raise ValueError(
+            f"{type(encoder).__name__} is not the encoder alone, a {encoder_class.__name__}. Give that part of it, or "
+            "the id or folder of the whole, from which the encoder is loaded."
+        )
     if audio_config.model_type not in WHISPER_FAMILIES:
         return MaskedTower(encoder, window)
     tower_class = PooledWhisperTower if audio_config.model_type in POOLED_FAMILIES else WhisperTower

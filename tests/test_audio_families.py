@@ -305,6 +305,13 @@ def test_missing_encoder_weights_are_refused_by_name(whole):
             load_encoder(str(folder / name))
 
 
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_model_in_place_of_the_encoder_is_refused(name):
+    model = WHOLE[name]()
+    with pytest.raises(ValueError, match=f"{type(model).__name__} is not the encoder alone, a .*Give that part"):
+        build_audio_tower(model.config, encoder=model)
+
+
 def test_older_checkpoints_of_audio_llms_load_too(tmp_path):
     """Their encoder is at the top, not in a base model."""
     model = WHOLE["qwen2-audio"]()
