@@ -269,6 +269,13 @@ CONNECTOR_CONFIGS = {
 }
 
 # Published connectors by name; docs/connectors.md tells their sources and what differs.
+LAD = {
+    "type": "whisper_qformer",
+    "queries": 256,
+    "decoder_layers": 32,
+    "languages": ["en", "vi", "id", "zh", "es", "de"],
+    "gate": "attention",
+}
 PRESETS = {
     "ultravox": {"type": "stack_mlp", "hidden_size": 2048, "activation": "swiglu", "inner_norm": True},
     "voxtral": {"type": "stack_mlp", "stride": 4, "norm": False},
@@ -283,6 +290,9 @@ PRESETS = {
         "ffn_size": 4096,
     },
     "bloomzmms": {"type": "conformer_ctc", "languages": 139},
+    "diva": {"type": "whisper_qformer", "queries": 448, "decoder_layers": 32},
+    "lad-soft": LAD | {"selection": "soft"},
+    "lad-hard": LAD | {"selection": "hard"},
 }
 
 
