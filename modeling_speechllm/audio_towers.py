@@ -46,6 +46,9 @@ ENCODER_PREFIXES = {
 }
 
 
+WINDOWS_PER_PASS = 16  # of a frozen encoder: bounds what long audio takes beside its features and frames
+
+
 @dataclass
 class AudioTowerOutput(ModelOutput):
     """
@@ -157,7 +160,7 @@ class AudioTower(nn.Module):
         starts = torch.arange(count, device=features.device) * self.window_step
         window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
         used = output_length(window_lengths, self.stages) > self.lead * (starts > 0)
-        encoded = self.encode(windows[used], window_lengths[used], layers)
+        encoded = self._in_passes(windows[used], window_lengths[used], layers)
         hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
         hidden[used] = pad_time(encoded[:, self.lead :], self.window)
         hidden = hidden.flatten(1, 2)
@@ -165,6 +168,20 @@ class AudioTower(nn.Module):
             first = encoded[used.nonzero()[:, 1] == 0, : self.lead]
             hidden = torch.cat([first, hidden], dim=1)
         return hidden
+
+    def _in_passes(
+        self, windows: torch.Tensor, lengths: torch.Tensor | None, layers: list[int] | None, **kwargs: bool
+    ) -> torch.Tensor:
+        """`encode`, a few windows at a time where no gradients hold all of them in memory anyway."""
+        if torch.is_grad_enabled() or len(windows) <= WINDOWS_PER_PASS:
+            return self.encode(windows, lengths, layers, **kwargs)
+        parts = lengths.split(WINDOWS_PER_PASS) if lengths is not None else [None] * len(windows)
+        encoded = [
+            self.encode(rows, part, layers, **kwargs)
+            for rows, part in zip(windows.split(WINDOWS_PER_PASS), parts, strict=False)
+        ]
+        longest = max(part.shape[1] for part in encoded)
+        return torch.cat([pad_time(part, longest) for part in encoded])
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
         """One window per row: features and input lengths -> (rows, frames, dim) or (rows, frames, layers, dim)."""
@@ -195,7 +212,7 @@ class WhisperTower(AudioTower):
         window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
         used = window_lengths > 0
         attended = window_lengths[used] if self.masks_silence else None
-        encoded = self.encode(windows[used], attended, layers, keep_silence=True)
+        encoded = self._in_passes(windows[used], attended, layers, keep_silence=True)
         hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
         hidden[used] = encoded
         return hidden.flatten(1, 2)

@@ -14,7 +14,7 @@ from conftest import (
 )
 from torch.nn import functional as F
 
-from modeling_speechllm import build_audio_tower, output_length
+from modeling_speechllm import audio_towers, build_audio_tower, output_length
 from modeling_speechllm.connector_base import length_mask
 
 # The same sums in another order: float32 rounding through a few layers.
@@ -149,3 +149,18 @@ def test_a_frozen_tower_runs_in_evaluation_mode_without_gradients(name):
     output = tower(features).last_hidden_state
     assert not output.requires_grad
     assert torch.equal(output, tower(features).last_hidden_state)  # no dropout although the model trains
+
+
+@pytest.mark.parametrize("name", AUDIO_CONFIGS)
+def test_many_windows_in_several_passes_give_what_one_pass_gives(name, monkeypatch):
+    tower = tower_of(name, window=5)
+    model = tiny_speechllm(name)
+    lengths = positions(name, 200, 33)
+    features, mask = random_audio(model, lengths)
+    with torch.no_grad():
+        expected = tower(features, mask).last_hidden_state
+        monkeypatch.setattr(audio_towers, "WINDOWS_PER_PASS", 3)
+        passes, encode = [], tower.encode
+        monkeypatch.setattr(tower, "encode", lambda *args, **kwargs: passes.append(1) or encode(*args, **kwargs))
+        torch.testing.assert_close(tower(features, mask).last_hidden_state, expected, **CLOSE)
+    assert len(passes) > 2
