@@ -15,6 +15,7 @@ from factories_processing import make_tokenizer
 from transformers import WhisperFeatureExtractor
 
 from hub_cards import export_remote_code
+from modeling_speechllm import CONNECTORS as KNOWN_CONNECTORS
 from processing_speechllm import SpeechLLMProcessor
 
 ROOT = Path(__file__).parent.parent
@@ -87,3 +88,74 @@ def test_a_fresh_process_gives_the_same_logits(exported, way):
     assert found["pipeline"] == [{"generated_text": text}]
     remote = [module.startswith("transformers_modules.") for module in found["modules"]]
     assert remote == [way == "trust"] * 3
+
+
+CONNECTORS = {
+    "stack_mlp": {"type": "stack_mlp", "layers": [0, 2]},
+    "conv": {"type": "conv", "bottleneck_size": 8},
+    "window_qformer": {
+        "type": "window_qformer",
+        "width": 4,
+        "queries": 2,
+        "hidden_size": 16,
+        "heads": 2,
+        "ffn_size": 16,
+    },
+    "conformer_ctc": {
+        "type": "conformer_ctc",
+        "reduced_size": 8,
+        "channels": 2,
+        "hidden_size": 16,
+        "blocks": 3,
+        "heads": 2,
+        "ffn_size": 16,
+        "gating_size": 16,
+        "kernel": 3,
+        "languages": 3,
+        "language_block": 1,
+    },
+    "whisper_qformer": {
+        "type": "whisper_qformer",
+        "queries": 4,
+        "decoder_layers": 1,
+        "languages": ["en", "zh"],
+        "gate": "conv",
+        "gate_size": 8,
+    },
+}
+FEATURES_SCRIPT = """
+import json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("speechllm", "modeling_speechllm", "processing_speechllm", "hub_cards"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModel
+features = torch.linspace(-1, 1, 8 * 60).view(1, 8, 60)
+found = {}
+for name in sys.argv[1:]:
+    model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    found[name] = model.get_audio_features(features).pooler_output.tolist()
+print(json.dumps(found))
+"""
+
+
+def test_every_connector_loads_as_remote_code(tmp_path):
+    tokenizer, expected = make_tokenizer(), {}
+    features = torch.linspace(-1, 1, 8 * 60).view(1, 8, 60)
+    assert set(CONNECTORS) == set(KNOWN_CONNECTORS)
+    for name, settings in CONNECTORS.items():
+        model = tiny_speechllm(
+            text=text_config(vocab_size=len(tokenizer)), audio_token_id=len(tokenizer), connector=settings
+        )
+        processor = SpeechLLMProcessor.from_parts(WhisperFeatureExtractor(feature_size=8), tokenizer, model.config)
+        export_remote_code(model, processor, tmp_path / name)
+        expected[name] = model.get_audio_features(features).pooler_output
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", FEATURES_SCRIPT, *CONNECTORS]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    for name, values in expected.items():
+        torch.testing.assert_close(torch.tensor(found[name]), values, rtol=0, atol=1e-5, msg=name)
