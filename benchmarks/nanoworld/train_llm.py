@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate, draw_conversation
+from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate, draw_conversation, draw_scrambled
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tokenizer import get_tokenizer
 from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
@@ -26,6 +26,8 @@ BATCH = 64  # conversations
 POOL = 8  # batches drawn together and sorted by length
 LR = 3e-3
 REST_WEIGHT = 0.1  # of the loss on instructions and requests
+SCRAMBLED_FROM = 1000  # updates; from here on some requests are scrambled, see `draw_scrambled`
+SCRAMBLED_SHARE = 0.25
 SEED = 1
 SAVE_EVERY = 100
 CHECK_EVERY = 200
@@ -53,7 +55,11 @@ def batch_at(step: int, encoder: Encoder, cache: dict) -> dict[str, torch.Tensor
     pool = step // POOL
     if cache.get("pool") != pool:
         rng = random.Random(f"{SEED}|{pool}")
-        samples = [encoder.sample(draw_conversation("train", rng), rng) for _ in range(POOL * BATCH)]
+        share = SCRAMBLED_SHARE if step >= SCRAMBLED_FROM else 0.0
+        samples = []
+        for _ in range(POOL * BATCH):
+            scrambled = share and rng.random() < share
+            samples.append(encoder.sample(draw_scrambled(rng) if scrambled else draw_conversation("train", rng), rng))
         samples.sort(key=lambda sample: len(sample[0]))
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
         rng.shuffle(batches)
