@@ -11,6 +11,8 @@ from transformers import HubertConfig, LlamaConfig, Wav2Vec2Config, WavLMConfig,
 
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
 VOCABULARY = 64
 WAVEFORM = {
     "hidden_size": 16,
