@@ -25,6 +25,7 @@ STEPS = 2400
 BATCH = 64  # conversations
 POOL = 8  # batches drawn together and sorted by length
 LR = 3e-3
+DECAY = 0.4  # share of the updates over which the rate falls
 REST_WEIGHT = 0.1  # of the loss on instructions and requests
 SCRAMBLED_FROM = 1000  # updates; from here on some requests are scrambled, see `draw_scrambled`
 SCRAMBLED_SHARE = 0.25
@@ -118,7 +119,7 @@ def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     encoder, optimizer, checkpoint = (
         Encoder(tokenizer),
-        Optimizer(model, steps, LR),
+        Optimizer(model, steps, LR, decay=DECAY),
         out / "llm.checkpoint.safetensors",
     )
     done, seconds = load_checkpoint(checkpoint, model, optimizer)
