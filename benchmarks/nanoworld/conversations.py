@@ -20,6 +20,7 @@ from benchmarks.nanoworld.tokenizer import AUDIO, END, START
 from benchmarks.nanoworld.world import LANGUAGES, frames_by_kind, frames_of, number
 
 TASK_WEIGHTS = {"translate": 3.0, "context": 3.0, "sum": 2.0, "transcribe": 1.5, "count_words": 1.5}
+HARD_TASK_WEIGHTS = TASK_WEIGHTS | {"context": 10.0, "sum": 12.0}
 TURN_SHARES = (0.35, 0.4, 0.25)  # of conversations with one, two and three instructions
 SPACED_SHARE = 0.35
 NO_LINE_BREAK_SHARE = 0.25  # instruction and request side by side
@@ -73,14 +74,18 @@ def draw_scrambled(rng: random.Random) -> Conversation:
     return Conversation(glue.join(words), examples, rng.random() < 0.5)
 
 
-def draw_conversation(split: str, rng: random.Random) -> Conversation:
-    """A random conversation: kinds by the square root of their size, so that small kinds are heard too."""
+def draw_conversation(split: str, rng: random.Random, hard: bool = False) -> Conversation:
+    """A random conversation: kinds by the square root of their size, so that small kinds are heard too.
+
+    `hard` gives sums and contexts, which are learned last, a larger share.
+    """
     kinds = {kind: members for kind, members in frames_by_kind(split).items() if members}
     (members,) = rng.choices(list(kinds.values()), [len(members) ** 0.5 for members in kinds.values()])
     frame, language = rng.choice(members), rng.choice(LANGUAGES)
     tasks = tasks_for(frame, language)
-    weights = [TASK_WEIGHTS.get(task, 1.0) for task in tasks]
-    (turns,) = rng.choices((1, 2, 3), TURN_SHARES)
+    weights = [(HARD_TASK_WEIGHTS if hard else TASK_WEIGHTS).get(task, 1.0) for task in tasks]
+    (turns,) = rng.choices((1, 2, 3), HARD_TASK_WEIGHTS = TASK_WEIGHTS | {"context": 10.0, "sum": 12.0}
+TURN_SHARES)
     examples = [draw(task, frame, language, rng) for task in rng.choices(tasks, weights, k=turns)]
     return Conversation(frame.text(language), examples, rng.random() < 0.5)
 

@@ -29,6 +29,7 @@ DECAY = 0.4  # share of the updates over which the rate falls
 REST_WEIGHT = 0.1  # of the loss on instructions and requests
 SCRAMBLED_FROM = 1000  # updates; from here on some requests are scrambled, see `draw_scrambled`
 SCRAMBLED_SHARE = 0.25
+HARD_FROM = 1400  # updates; from here on there are more sums and contexts
 SEED = 1
 SAVE_EVERY = 100
 CHECK_EVERY = 200
@@ -59,8 +60,11 @@ def batch_at(step: int, encoder: Encoder, cache: dict) -> dict[str, torch.Tensor
         share = SCRAMBLED_SHARE if step >= SCRAMBLED_FROM else 0.0
         samples = []
         for _ in range(POOL * BATCH):
-            scrambled = share and rng.random() < share
-            samples.append(encoder.sample(draw_scrambled(rng) if scrambled else draw_conversation("train", rng), rng))
+            if share and rng.random() < share:
+                conversation = draw_scrambled(rng)
+            else:
+                conversation = draw_conversation("train", rng, hard=step >= HARD_FROM)
+            samples.append(encoder.sample(conversation, rng))
         samples.sort(key=lambda sample: len(sample[0]))
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
         rng.shuffle(batches)
