@@ -84,8 +84,7 @@ def draw_conversation(split: str, rng: random.Random, hard: bool = False) -> Con
     frame, language = rng.choice(members), rng.choice(LANGUAGES)
     tasks = tasks_for(frame, language)
     weights = [(HARD_TASK_WEIGHTS if hard else TASK_WEIGHTS).get(task, 1.0) for task in tasks]
-    (turns,) = rng.choices((1, 2, 3), HARD_TASK_WEIGHTS = TASK_WEIGHTS | {"context": 10.0, "sum": 12.0}
-TURN_SHARES)
+    (turns,) = rng.choices((1, 2, 3), TURN_SHARES)
     examples = [draw(task, frame, language, rng) for task in rng.choices(tasks, weights, k=turns)]
     return Conversation(frame.text(language), examples, rng.random() < 0.5)
 

@@ -29,7 +29,7 @@ DECAY = 0.4  # share of the updates over which the rate falls
 REST_WEIGHT = 0.1  # of the loss on instructions and requests
 SCRAMBLED_FROM = 1000  # updates; from here on some requests are scrambled, see `draw_scrambled`
 SCRAMBLED_SHARE = 0.25
-HARD_FROM = 1400  # updates; from here on there are more sums and contexts
+HARD_FROM = 1504  # updates; from here on there are more sums and contexts
 SEED = 1
 SAVE_EVERY = 100
 CHECK_EVERY = 200
@@ -57,13 +57,14 @@ def batch_at(step: int, encoder: Encoder, cache: dict) -> dict[str, torch.Tensor
     pool = step // POOL
     if cache.get("pool") != pool:
         rng = random.Random(f"{SEED}|{pool}")
-        share = SCRAMBLED_SHARE if step >= SCRAMBLED_FROM else 0.0
+        first = pool * POOL  # what a pool holds must not depend on where a run was resumed
+        share = SCRAMBLED_SHARE if first >= SCRAMBLED_FROM else 0.0
         samples = []
         for _ in range(POOL * BATCH):
             if share and rng.random() < share:
                 conversation = draw_scrambled(rng)
             else:
-                conversation = draw_conversation("train", rng, hard=step >= HARD_FROM)
+                conversation = draw_conversation("train", rng, hard=first >= HARD_FROM)
             samples.append(encoder.sample(conversation, rng))
         samples.sort(key=lambda sample: len(sample[0]))
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
