@@ -336,7 +336,7 @@ def test_doctor_hears_a_decoder_that_garbles(monkeypatch):
 
 def run_installed(*arguments: str, **options) -> subprocess.CompletedProcess:
     """The command as pip installed it, in a process of its own."""
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=300, **options)
 
 
 def test_installed_command_answers(folder, recordings, tmp_path):
