@@ -128,7 +128,7 @@ def draw(task: str, frame: Frame, language: str, rng: random.Random, held_out: b
         instruction = prompt.text.format(language=LANGUAGE_NAMES[target][prompt.language])
         return Example(task, prompt, instruction, frame.text(target))
     if task == "context":
-        context, answer = _context(frame, prompt.language, rng)
+        context, answer = _context(frame, language, rng)
         return Example(task, prompt, prompt.text.format(context=context), answer)
     return Example(task, prompt, prompt.text, ANSWERS[task](frame, language))
 

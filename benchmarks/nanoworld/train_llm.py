@@ -21,7 +21,7 @@ from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tokenizer import get_tokenizer
 from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
 
-STEPS = 2400
+STEPS = 2800
 BATCH = 64  # conversations
 POOL = 8  # batches drawn together and sorted by length
 LR = 3e-3
