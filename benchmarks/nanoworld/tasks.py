@@ -1,7 +1,7 @@
 """What can be asked about a request: tasks with exact answers, each defined only where it applies.
 
-Answers that name a slot (device, place, colour, day, word) are in the language of the request; intents and languages
-are named in English; numbers are digits; an answer from a context is in the language of the context.
+Answers that name a slot (device, place, colour, day, word) or come from a context are in the language of the request,
+as the context itself; intents and languages are named in English; numbers are digits.
 """
 
 import random
@@ -138,41 +138,21 @@ def _context(frame: Frame, language: str, rng: random.Random) -> tuple[str, str]
     asked = frame.slots[0]
     table = {"search": OBJECTS, "hours": PLACES, "weather": CITIES}[frame.kind]
     names = rng.sample([name for name in table if name != asked], FACTS - 1) + [asked]
-    choices = {"search": list(ROOMS), "hours": list(range(6, 13)), "weather": list(WEATHER)}
-    values = rng.sample(choices[frame.kind], FACTS)
-    facts = [_fact(frame.kind, language, name, value) for name, value in zip(names, values, strict=True)]
+    if frame.kind == "search":
+        values = [bare_noun(language, ROOMS[room][language]) for room in rng.sample(list(ROOMS), FACTS)]
+    elif frame.kind == "hours":
+        values = [str(hour) for hour in rng.sample(range(6, 13), FACTS)]
+    else:
+        values = [WEATHER[sky][language] for sky in rng.sample(list(WEATHER), FACTS)]
+    facts = [(bare_noun(language, table[name][language]), value) for name, value in zip(names, values, strict=True)]
     rng.shuffle(facts)
-    value = values[-1]
-    answer = {
-        "search": lambda: bare_noun(language, ROOMS[value][language]),
-        "hours": lambda: str(value),
-        "weather": lambda: WEATHER[value][language],
-    }[frame.kind]()
-    return ("，" if language == "zh" else ", ").join(facts), answer
+    return join_facts(language, facts), values[-1]
 
 
-def _fact(kind: str, language: str, name: str, value: str | int) -> str:
-    if kind == "search":
-        thing, room = OBJECTS[name][language], ROOMS[value][language]
-        return {
-            "en": "the {} is in the {}",
-            "zh": "{}在{}",
-            "vi": "{} ở {}",
-            "id": "{} di {}",
-            "es": "{} está en {}",
-            "de": "{} ist {}",
-        }[language].format(thing, room)
-    if kind == "hours":
-        return {
-            "en": "the {} opens at {}",
-            "zh": "{}{}点开门",
-            "vi": "{} mở cửa lúc {}",
-            "id": "{} buka pukul {}",
-            "es": "{} abre a las {}",
-            "de": "{} öffnet um {}",
-        }[language].format(PLACES[name][language], value)
-    separator = "" if language == "zh" else " "
-    return f"{CITIES[name][language]}{separator}{WEATHER[value][language]}"
+def join_facts(language: str, facts: list[tuple[str, str]]) -> str:
+    """A list as a note would have it: "key kitchen, phone garage"; in Chinese without spaces."""
+    separator, comma = ("", "，") if language == "zh" else (" ", ", ")
+    return comma.join(f"{name}{separator}{value}" for name, value in facts)
 
 
 def join(instruction: str, request: str, request_first: bool) -> str:

@@ -22,7 +22,7 @@ from transformers import AutoFeatureExtractor, PreTrainedModel
 
 from benchmarks.nanoworld.answering import Question, Reader
 from benchmarks.nanoworld.clips import Clip, digit_clips, digit_rows, nano_clips
-from benchmarks.nanoworld.conversations import IGNORED, TASK_WEIGHTS, Encoder
+from benchmarks.nanoworld.conversations import IGNORED, REQUEST_FIRST_SHARE, TASK_WEIGHTS, Encoder
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tasks import draw, tasks_for
 from benchmarks.nanoworld.tokenizer import get_tokenizer
@@ -36,7 +36,6 @@ POOL = 8  # batches drawn together and sorted by length
 LR = 2e-3
 SEED = 3
 PROMPTS_PER_SENTENCE = 5
-REQUEST_FIRST_SHARE = 0.75  # as the pipeline asks
 SAVE_EVERY = 100
 CHECK_EVERY = 300
 
