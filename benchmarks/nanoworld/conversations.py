@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.nanoworld.lexicon import LANGUAGE_NAMES
 from benchmarks.nanoworld.prompts import PROMPTS
-from benchmarks.nanoworld.tasks import FACTS, WORD_TASKS, Example, draw, join_facts, tasks_for
+from benchmarks.nanoworld.tasks import WORD_TASKS, Example, draw, tasks_for
 from benchmarks.nanoworld.tokenizer import AUDIO, END, START
 from benchmarks.nanoworld.world import LANGUAGES, frames_by_kind, frames_of, number
 
@@ -23,7 +23,6 @@ TASK_WEIGHTS = {"translate": 3.0, "context": 3.0, "sum": 2.0, "transcribe": 1.5,
 HARD_TASK_WEIGHTS = TASK_WEIGHTS | {"context": 10.0, "sum": 12.0}
 TURN_SHARES = (0.35, 0.4, 0.25)  # of conversations with one, two and three instructions
 SPACED_SHARE = 0.35
-LOOK_UP_SHARE = 0.4  # of scrambled requests
 REQUEST_FIRST_SHARE = 0.75  # as the pipeline asks
 NO_LINE_BREAK_SHARE = 0.25  # instruction and request side by side
 IGNORED = -100
@@ -46,7 +45,7 @@ def words_of(language: str) -> list[str]:
 
 
 def draw_scrambled(rng: random.Random) -> Conversation:
-    """A conversation about random words or random digits, or one word to look up in a list of random pairs.
+    """A conversation about random words or random digits.
 
     A sentence of the grammar can be copied as a template with some words filled in. A scrambled one can only be copied
     word by word: from these the LLM learns to look at positions.
@@ -59,23 +58,17 @@ def draw_scrambled(rng: random.Random) -> Conversation:
         words, tasks = [number(language, digit) for digit in digits], [*tasks, "number", "number", "translate"]
     else:
         words = rng.choices(words_of(language), k=rng.randint(2, 9))
-    context = ""
-    if rng.random() < LOOK_UP_SHARE:
-        pairs = [tuple(rng.sample(words_of(language), 2)) for _ in range(FACTS)]
-        words, tasks, digits = [rng.choice(pairs)[0]], ["context"], []
-        context = join_facts(language, pairs)
     examples = []
-    for task in rng.choices(tasks, k=1 if context else rng.randint(1, 3)):
+    for task in rng.choices(tasks, k=rng.randint(1, 3)):
         prompt = rng.choice([prompt for prompt in PROMPTS[task] if not prompt.held_out])
         target = rng.choice([other for other in LANGUAGES if other != language])
-        instruction = prompt.text.format(language=LANGUAGE_NAMES[target][prompt.language], context=context)
+        instruction = prompt.text.format(language=LANGUAGE_NAMES[target][prompt.language])
         answer = {
             "transcribe": glue.join(words),
             "first_word": words[0],
             "last_word": words[-1],
             "count_words": str(len(words)),
             "number": " ".join(map(str, digits)),
-            "context": dict(reversed(pairs))[words[0]] if context else "",
             "translate": ("" if target == "zh" else " ").join(number(target, digit) for digit in digits),
         }[task]
         examples.append(Example(task, prompt, instruction, answer))
@@ -88,7 +81,8 @@ def draw_conversation(split: str, rng: random.Random, hard: bool = False) -> Con
     `hard` gives sums and contexts, which are learned last, a larger share.
     """
     kinds = {kind: members for kind, members in frames_by_kind(split).items() if members}
-    (members,) = rng.choices(list(kinds.values()), [len(members) ** 0.5 for members in kinds.values()])
+    shares = [len(members) ** 0.5 * (2 if hard and kind == "sum" else 1) for kind, members in kinds.items()]
+    (members,) = rng.choices(list(kinds.values()), shares)
     frame, language = rng.choice(members), rng.choice(LANGUAGES)
     tasks = tasks_for(frame, language)
     weights = [(HARD_TASK_WEIGHTS if hard else TASK_WEIGHTS).get(task, 1.0) for task in tasks]

@@ -24,7 +24,6 @@ from benchmarks.nanoworld.prompts import PROMPTS, Prompt
 from benchmarks.nanoworld.world import LANGUAGES, Frame
 
 TASKS = tuple(PROMPTS)
-FACTS = 3  # in a context
 
 INTENTS = {
     "switch": "switch",
@@ -134,25 +133,22 @@ def draw(task: str, frame: Frame, language: str, rng: random.Random, held_out: b
 
 
 def _context(frame: Frame, language: str, rng: random.Random) -> tuple[str, str]:
-    """A few facts in one language, of which exactly one answers the frame's question, and that answer."""
-    asked = frame.slots[0]
-    table = {"search": OBJECTS, "hours": PLACES, "weather": CITIES}[frame.kind]
-    names = rng.sample([name for name in table if name != asked], FACTS - 1) + [asked]
-    if frame.kind == "search":
-        values = [bare_noun(language, ROOMS[room][language]) for room in rng.sample(list(ROOMS), FACTS)]
-    elif frame.kind == "hours":
-        values = [str(hour) for hour in rng.sample(range(6, 13), FACTS)]
-    else:
-        values = [WEATHER[sky][language] for sky in rng.sample(list(WEATHER), FACTS)]
-    facts = [(bare_noun(language, table[name][language]), value) for name, value in zip(names, values, strict=True)]
+    """A note of three facts, an object's room, a place's opening hour and a city's weather, and the one asked for.
+
+    The fact of the frame's own kind is about what the frame asks; the other two are about anything.
+    """
+    values = {
+        "search": bare_noun(language, ROOMS[rng.choice(list(ROOMS))][language]),
+        "hours": str(rng.randrange(6, 13)),
+        "weather": WEATHER[rng.choice(list(WEATHER))][language],
+    }
+    facts = []
+    for kind, table in (("search", OBJECTS), ("hours", PLACES), ("weather", CITIES)):
+        name = frame.slots[0] if kind == frame.kind else rng.choice(list(table))
+        facts.append((bare_noun(language, table[name][language]), values[kind]))
     rng.shuffle(facts)
-    return join_facts(language, facts), values[-1]
-
-
-def join_facts(language: str, facts: list[tuple[str, str]]) -> str:
-    """A list as a note would have it: "key kitchen, phone garage"; in Chinese without spaces."""
     separator, comma = ("", "，") if language == "zh" else (" ", ", ")
-    return comma.join(f"{name}{separator}{value}" for name, value in facts)
+    return comma.join(f"{name}{separator}{value}" for name, value in facts), values[frame.kind]
 
 
 def join(instruction: str, request: str, request_first: bool) -> str:

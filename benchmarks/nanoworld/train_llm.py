@@ -21,14 +21,14 @@ from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tokenizer import get_tokenizer
 from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
 
-STEPS = 2800
+STEPS = 2900
 BATCH = 64  # conversations
 POOL = 8  # batches drawn together and sorted by length
 LR = 3e-3
 DECAY = 0.4  # share of the updates over which the rate falls
 REST_WEIGHT = 0.1  # of the loss on instructions and requests
 SCRAMBLED_FROM = 1000  # updates; from here on some requests are scrambled, see `draw_scrambled`
-SCRAMBLED_SHARE = 0.35
+SCRAMBLED_SHARE = 0.2
 HARD_FROM = 1504  # updates; from here on there are more sums and contexts
 SEED = 1
 SAVE_EVERY = 100
