@@ -35,12 +35,18 @@ def load_pipeline(model: str | None) -> Any:
     if model is not None and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise CommandError(f"{model}: no such folder. Give a model's folder or a Hub id such as name/model.")
     try:
-        return pipeline("speech-instruct", model=model, pipeline_class=SpeechInstructPipeline)
+        pipe = pipeline("speech-instruct", model=model, pipeline_class=SpeechInstructPipeline)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise CommandError(
-            f"cannot load {model or EMBEDDED}: {reason} Give a folder or Hub id of a SpeechLLM checkpoint."
+            f"cannot load {model or EMBEDDED}: {reason}. Give a folder or Hub id of a SpeechLLM checkpoint."
         ) from error
+    if pipe.model.config.model_type != "speechllm":
+        raise CommandError(
+            f"{model} is a {pipe.model.config.model_type} model, not a SpeechLLM. Give a SpeechLLM checkpoint, or "
+            "compose one with SpeechLLMForConditionalGeneration.from_parts."
+        )
+    return pipe
 
 
 def ask_pipeline(pipe: Any, audio: list, instruction: str, **options: Any) -> str:

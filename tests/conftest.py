@@ -28,6 +28,8 @@ from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneratio
 from modeling_speechllm.audio_families import audio_stages
 from modeling_speechllm.lengths import receptive_field
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
 VOCABULARY = 64
 WAVEFORM = {
     "hidden_size": 16,

@@ -142,6 +142,10 @@ def test_resampling_keeps_pitch_and_duration(rate):
     np.testing.assert_allclose(loaded[800:15000], sine(1.0)[800:15000], atol=1e-3)
 
 
+def test_resampling_lets_nothing_alias():
+    assert np.abs(load_audio((sine(1.0, rate=48000, frequency=11000.0), 48000))[100:-100]).max() < 1e-3
+
+
 def test_silence_is_a_warning_and_is_returned():
     with pytest.warns(UserWarning, match=r"audio array of shape \(1600,\): all 1600 samples are zero.*microphone"):
         assert len(load_audio((np.zeros(1600, np.float32), RATE))) == 1600

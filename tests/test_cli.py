@@ -158,6 +158,13 @@ def test_a_model_that_cannot_be_loaded_is_one_line(recordings, capsys, model):
     assert errors.startswith("speechllm: ") and model in errors and errors.count("\n") == 1
 
 
+def test_a_model_of_another_kind_is_one_line(recordings, tmp_path, capsys):
+    text_config().save_pretrained(tmp_path)
+    assert main(["ask", recordings[0], "What is said?", "--model", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"speechllm: cannot load {tmp_path}: ") and errors.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
@@ -329,7 +336,7 @@ def test_doctor_hears_a_decoder_that_garbles(monkeypatch):
 
 def run_installed(*arguments: str, **options) -> subprocess.CompletedProcess:
     """The command as pip installed it, in a process of its own."""
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=300, **options)
 
 
 def test_installed_command_answers(folder, recordings, tmp_path):

@@ -373,6 +373,22 @@ def test_prompts_pad_left_unless_told_otherwise():
     assert processor(text=texts, padding_side="right")["attention_mask"][1].tolist()[-1] == 0
 
 
+def test_from_parts_pads_left_and_a_constructed_processor_as_its_tokenizer_says():
+    tokenizer = make_tokenizer(CHATML, padding_side="right")
+    assert make_processor(tokenizer=tokenizer).tokenizer.padding_side == "left"
+    assert tokenizer.padding_side == "right"
+    stages = {"audio_stages": WHISPER_STAGES, "connector_stages": STACK_STAGES}
+    assert SpeechLLMProcessor(make_extractor(), tokenizer, **stages).tokenizer.padding_side == "right"
+    assert SpeechLLMProcessor(make_extractor(), make_tokenizer(), **stages).tokenizer.padding_side == "left"
+
+
+def test_token_types_which_causal_lms_do_not_take_are_left_out():
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    processor = make_processor(tokenizer=make_tokenizer(CHATML, model_input_names=names))
+    assert "token_type_ids" in processor.tokenizer("hello")
+    assert set(tokens(processor, ask())) == set(processor.model_input_names)
+
+
 def test_offsets_and_modality_ids_are_given_on_request():
     processor = make_processor()
     out = processor(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate
 from benchmarks.nanoworld.training import autocast
@@ -81,12 +82,19 @@ class Reader:
         return found
 
     @torch.no_grad()
-    def greedy(self, question: Question, limit: int = 40) -> list[int]:
-        """The LLM's own greedy answer to a question about text, without its end token."""
-        head = self.encoder.turn(question.instruction, question.request, question.request_first)
-        ids = torch.tensor([head], device=self.model.device)
-        output = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False
-        )
-        answer = output[0, len(head) :].tolist()
-        return answer[: answer.index(self.encoder.end)] if self.encoder.end in answer else answer
+    def greedy(self, questions: list[Question], limit: int = 30, batch: int = 64) -> list[list[int]]:
+        """The LLM's own greedy answers to questions about text, without their end tokens."""
+        answers = []
+        for start in tqdm(range(0, len(questions), batch), desc="greedy answers", mininterval=5):
+            part = questions[start : start + batch]
+            heads = [
+                self.encoder.turn(question.instruction, question.request, question.request_first) for question in part
+            ]
+            size, pad = max(map(len, heads)), self.encoder.tokenizer.pad_token_id
+            ids = torch.tensor([[pad] * (size - len(head)) + head for head in heads], device=self.model.device)
+            output = self.model.generate(
+                input_ids=ids, attention_mask=(ids != pad).long(), max_new_tokens=limit, do_sample=False
+            )
+            for row in output[:, size:].tolist():
+                answers.append(row[: row.index(self.encoder.end)] if self.encoder.end in row else row)
+        return answers

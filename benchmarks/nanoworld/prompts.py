@@ -1,7 +1,7 @@
 """The prompt pool: for each task, paraphrases in English and one in each other language of the world.
 
 A line is `language: prompt`; a star marks the paraphrase that no training ever sees. `{language}` is replaced by the
-name of the target language, `{context}` by a short text, both in the language of the prompt.
+name of the target language, `{context}` by a short text in the language of the request.
 """
 
 from dataclasses import dataclass

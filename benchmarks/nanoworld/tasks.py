@@ -1,7 +1,7 @@
 """What can be asked about a request: tasks with exact answers, each defined only where it applies.
 
-Answers that name a slot (device, place, colour, day, word) are in the language of the request; intents and languages
-are named in English; numbers are digits; an answer from a context is in the language of the context.
+Answers that name a slot (device, place, colour, day, word) or come from a context are in the language of the request,
+as the context itself; intents and languages are named in English; numbers are digits.
 """
 
 import random
@@ -24,7 +24,6 @@ from benchmarks.nanoworld.prompts import PROMPTS, Prompt
 from benchmarks.nanoworld.world import LANGUAGES, Frame
 
 TASKS = tuple(PROMPTS)
-FACTS = 3  # in a context
 
 INTENTS = {
     "switch": "switch",
@@ -128,51 +127,28 @@ def draw(task: str, frame: Frame, language: str, rng: random.Random, held_out: b
         instruction = prompt.text.format(language=LANGUAGE_NAMES[target][prompt.language])
         return Example(task, prompt, instruction, frame.text(target))
     if task == "context":
-        context, answer = _context(frame, prompt.language, rng)
+        context, answer = _context(frame, language, rng)
         return Example(task, prompt, prompt.text.format(context=context), answer)
     return Example(task, prompt, prompt.text, ANSWERS[task](frame, language))
 
 
 def _context(frame: Frame, language: str, rng: random.Random) -> tuple[str, str]:
-    """A few facts in one language, of which exactly one answers the frame's question, and that answer."""
-    asked = frame.slots[0]
-    table = {"search": OBJECTS, "hours": PLACES, "weather": CITIES}[frame.kind]
-    names = rng.sample([name for name in table if name != asked], FACTS - 1) + [asked]
-    choices = {"search": list(ROOMS), "hours": list(range(6, 13)), "weather": list(WEATHER)}
-    values = rng.sample(choices[frame.kind], FACTS)
-    facts = [_fact(frame.kind, language, name, value) for name, value in zip(names, values, strict=True)]
+    """A note of three facts, an object's room, a place's opening hour and a city's weather, and the one asked for.
+
+    The fact of the frame's own kind is about what the frame asks; the other two are about anything.
+    """
+    values = {
+        "search": bare_noun(language, ROOMS[rng.choice(list(ROOMS))][language]),
+        "hours": str(rng.randrange(6, 13)),
+        "weather": WEATHER[rng.choice(list(WEATHER))][language],
+    }
+    facts = []
+    for kind, table in (("search", OBJECTS), ("hours", PLACES), ("weather", CITIES)):
+        name = frame.slots[0] if kind == frame.kind else rng.choice(list(table))
+        facts.append((bare_noun(language, table[name][language]), values[kind]))
     rng.shuffle(facts)
-    value = values[-1]
-    answer = {
-        "search": lambda: bare_noun(language, ROOMS[value][language]),
-        "hours": lambda: str(value),
-        "weather": lambda: WEATHER[value][language],
-    }[frame.kind]()
-    return ("，" if language == "zh" else ", ").join(facts), answer
-
-
-def _fact(kind: str, language: str, name: str, value: str | int) -> str:
-    if kind == "search":
-        thing, room = OBJECTS[name][language], ROOMS[value][language]
-        return {
-            "en": "the {} is in the {}",
-            "zh": "{}在{}",
-            "vi": "{} ở {}",
-            "id": "{} di {}",
-            "es": "{} está en {}",
-            "de": "{} ist {}",
-        }[language].format(thing, room)
-    if kind == "hours":
-        return {
-            "en": "the {} opens at {}",
-            "zh": "{}{}点开门",
-            "vi": "{} mở cửa lúc {}",
-            "id": "{} buka pukul {}",
-            "es": "{} abre a las {}",
-            "de": "{} öffnet um {}",
-        }[language].format(PLACES[name][language], value)
-    separator = "" if language == "zh" else " "
-    return f"{CITIES[name][language]}{separator}{WEATHER[value][language]}"
+    separator, comma = ("", "，") if language == "zh" else (" ", ", ")
+    return comma.join(f"{name}{separator}{value}" for name, value in facts), values[frame.kind]
 
 
 def join(instruction: str, request: str, request_first: bool) -> str:

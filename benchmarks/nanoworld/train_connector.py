@@ -22,7 +22,7 @@ from transformers import AutoFeatureExtractor, PreTrainedModel
 
 from benchmarks.nanoworld.answering import Question, Reader
 from benchmarks.nanoworld.clips import Clip, digit_clips, digit_rows, nano_clips
-from benchmarks.nanoworld.conversations import IGNORED, TASK_WEIGHTS, Encoder
+from benchmarks.nanoworld.conversations import IGNORED, REQUEST_FIRST_SHARE, TASK_WEIGHTS, Encoder
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tasks import draw, tasks_for
 from benchmarks.nanoworld.tokenizer import get_tokenizer
@@ -32,10 +32,10 @@ from processing_speechllm import SpeechLLMProcessor
 
 STEPS = 3000
 BATCH = 64  # recordings
+POOL = 8  # batches drawn together and sorted by length
 LR = 2e-3
 SEED = 3
 PROMPTS_PER_SENTENCE = 5
-REQUEST_FIRST_SHARE = 0.75  # as the pipeline asks
 SAVE_EVERY = 100
 CHECK_EVERY = 300
 
@@ -64,12 +64,17 @@ def imitation_targets(path: Path, reader: Reader, clips: list[Clip]) -> dict[str
             request, answer = encoder.ids(sentence), encoder.ids(example.answer)
             questions.append(Question(example.instruction, request, answer, first))
     targets: dict[str, list[dict]] = {}
-    exact = reader.exact(questions)
-    progress = tqdm(rows, desc="targets", mininterval=5)
-    for (sentence, task), question, right in zip(progress, questions, exact, strict=True):
-        # Where the exact answer is the greedy one there is nothing to generate.
-        answer = question.answer if right else reader.greedy(question)
-        row = {"task": task, "instruction": question.instruction, "answer": answer, "first": question.request_first}
+    # Where the exact answer is the greedy one there is nothing to generate.
+    differing = [question for question, right in zip(questions, reader.exact(questions), strict=True) if not right]
+    for question, answer in zip(differing, reader.greedy(differing), strict=True):
+        question.answer = answer
+    for (sentence, task), question in zip(rows, questions, strict=True):
+        row = {
+            "task": task,
+            "instruction": question.instruction,
+            "answer": question.answer,
+            "first": question.request_first,
+        }
         targets.setdefault(sentence, []).append(row)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(targets, ensure_ascii=False), encoding="utf-8")
@@ -77,14 +82,21 @@ def imitation_targets(path: Path, reader: Reader, clips: list[Clip]) -> dict[str
     return targets
 
 
-def batch_at(step: int, clips: list[Clip], targets: dict[str, list[dict]], steps_per_epoch: int) -> list[Question]:
-    """The questions of a step, a function of the step alone: an epoch is a permutation of the recordings."""
+def batch_at(step: int, clips: list[Clip], targets: dict[str, list[dict]]) -> list[Question]:
+    """The questions of a step, a function of the step alone: an epoch is a permutation of the recordings, in pools of
+    batches that are sorted by length."""
+    batches = min(POOL, max(len(clips) // BATCH, 1))
+    pool, turn = divmod(step, batches)
+    pools_per_epoch = max(len(clips) // (batches * BATCH), 1)
     order = list(range(len(clips)))
-    random.Random(f"{SEED}|{step // steps_per_epoch}").shuffle(order)
+    random.Random(f"{SEED}|epoch {pool // pools_per_epoch}").shuffle(order)
+    start = pool % pools_per_epoch * batches * BATCH
+    chosen = sorted(order[start : start + batches * BATCH], key=lambda index: len(clips[index].frames))
+    parts = [chosen[first : first + BATCH] for first in range(0, len(chosen), BATCH)]
+    random.Random(f"{SEED}|pool {pool}").shuffle(parts)
     rng = random.Random(f"{SEED}|step {step}")
-    start = step % steps_per_epoch * BATCH
     questions = []
-    for index in order[start : start + BATCH]:
+    for index in parts[turn]:
         clip = clips[index]
         row = rng.choice(targets[clip.request.text(clip.language)])
         questions.append(Question(row["instruction"], clip.frames, row["answer"], row["first"]))
@@ -125,10 +137,9 @@ def fit(
     parameters = sum(parameter.numel() for parameter in projector.parameters())
     log(out, "connector: start", step=done, parameters=parameters, recordings=len(clips))
     begin, recent = time.monotonic() - seconds, []
-    steps_per_epoch = max(len(clips) // BATCH, 1)
     for step in tqdm(range(done, steps), desc="connector", initial=done, total=steps, mininterval=5):
         with autocast(model.device):
-            logits, labels = reader.logits(batch_at(step, clips, targets, steps_per_epoch))
+            logits, labels = reader.logits(batch_at(step, clips, targets))
         loss = F.cross_entropy(logits.float(), labels[labels != IGNORED])
         loss.backward()
         optimizer.update(step)

@@ -30,6 +30,7 @@ BATCH = 64  # utterances
 POOL = 16  # batches drawn together and sorted by length
 LR = 2e-3
 SEED = 2
+MILD_AFTER = 900  # updates; from here on augmentation is milder, see `augment`
 SAVE_EVERY = 100
 CHECK_EVERY = 300
 
@@ -88,12 +89,16 @@ def pad_features(features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
     return padded.transpose(1, 2), torch.arange(padded.shape[1]) < lengths[:, None]
 
 
-def augment(feature: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random level, coloured noise and SpecAugment on one Whisper log-mel (mel_frames, mel)."""
+def augment(feature: torch.Tensor, rng: np.random.Generator, mild: bool = False) -> torch.Tensor:
+    """Random level, coloured noise and SpecAugment on one Whisper log-mel (mel_frames, mel).
+
+    Strong: masks up to 8 bins and 160 ms, noise from 10 dB below the loudest bin. Mild: 5 bins, 80 ms, 30 dB, rarer.
+    """
+    share, loudest, bins, mel_frames = (0.3, 3.0, 6, 5) if mild else (0.6, 1.0, 9, 9)
     power = 10.0 ** (4.0 * feature - 4.0)
-    if rng.random() < 0.6:
+    if rng.random() < share:
         colour = np.interp(np.arange(feature.shape[1]), np.linspace(0, feature.shape[1], 5), rng.uniform(-1, 1, 5))
-        level = power.amax().log10().item() - rng.uniform(1.0, 5.0)
+        level = power.amax().log10().item() - rng.uniform(loudest, loudest + 4.0)
         grain = rng.exponential(1.0, feature.shape)
         power = power + torch.from_numpy(grain * 10.0 ** (level + colour)).float()
     power = power * 10.0 ** rng.uniform(-0.6, 0.6)
@@ -101,10 +106,10 @@ def augment(feature: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     feature = (torch.maximum(logarithm, logarithm.amax() - 8.0) + 4.0) / 4.0
     mean = feature.mean()
     for _ in range(2):
-        width = rng.integers(0, 9)
+        width = rng.integers(0, bins)
         start = rng.integers(0, feature.shape[1] - width)
         feature[:, start : start + width] = mean
-        width = rng.integers(0, min(9, len(feature) // 4))
+        width = rng.integers(0, min(mel_frames, len(feature) // 4))
         start = rng.integers(0, len(feature) - width)
         feature[start : start + width] = mean
     return feature
@@ -130,7 +135,8 @@ class Batches:
             rng.shuffle(self.batches)
         chosen = self.batches[step % POOL]
         rng = np.random.default_rng([SEED, 1, step])
-        features = [augment(torch.from_numpy(self.features[i].astype(np.float32)), rng) for i in chosen]
+        mild = step >= MILD_AFTER
+        features = [augment(torch.from_numpy(self.features[i].astype(np.float32)), rng, mild) for i in chosen]
         return *pad_features(features), [self.targets[i] for i in chosen]
 
 

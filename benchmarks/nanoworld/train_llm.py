@@ -16,16 +16,20 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate, draw_conversation
+from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate, draw_conversation, draw_scrambled
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tokenizer import get_tokenizer
 from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
 
-STEPS = 2400
+STEPS = 2900
 BATCH = 64  # conversations
 POOL = 8  # batches drawn together and sorted by length
 LR = 3e-3
+DECAY = 0.4  # share of the updates over which the rate falls
 REST_WEIGHT = 0.1  # of the loss on instructions and requests
+SCRAMBLED_FROM = 1000  # updates; from here on some requests are scrambled, see `draw_scrambled`
+SCRAMBLED_SHARE = 0.2
+HARD_FROM = 1504  # updates; from here on there are more sums and contexts
 SEED = 1
 SAVE_EVERY = 100
 CHECK_EVERY = 200
@@ -53,7 +57,15 @@ def batch_at(step: int, encoder: Encoder, cache: dict) -> dict[str, torch.Tensor
     pool = step // POOL
     if cache.get("pool") != pool:
         rng = random.Random(f"{SEED}|{pool}")
-        samples = [encoder.sample(draw_conversation("train", rng), rng) for _ in range(POOL * BATCH)]
+        first = pool * POOL  # what a pool holds must not depend on where a run was resumed
+        share = SCRAMBLED_SHARE if first >= SCRAMBLED_FROM else 0.0
+        samples = []
+        for _ in range(POOL * BATCH):
+            if share and rng.random() < share:
+                conversation = draw_scrambled(rng)
+            else:
+                conversation = draw_conversation("train", rng, hard=first >= HARD_FROM)
+            samples.append(encoder.sample(conversation, rng))
         samples.sort(key=lambda sample: len(sample[0]))
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
         rng.shuffle(batches)
@@ -112,7 +124,7 @@ def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     encoder, optimizer, checkpoint = (
         Encoder(tokenizer),
-        Optimizer(model, steps, LR),
+        Optimizer(model, steps, LR, decay=DECAY),
         out / "llm.checkpoint.safetensors",
     )
     done, seconds = load_checkpoint(checkpoint, model, optimizer)
