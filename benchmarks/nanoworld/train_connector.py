@@ -30,14 +30,14 @@ from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 
-STEPS = 3000
+STEPS = 2000
 BATCH = 64  # recordings
 POOL = 8  # batches drawn together and sorted by length
 LR = 2e-3
 SEED = 3
 PROMPTS_PER_SENTENCE = 5
 SAVE_EVERY = 100
-CHECK_EVERY = 300
+CHECK_EVERY = 200
 
 
 def compose(audio: Path, text: Path, stride: int, width: int) -> SpeechLLMForConditionalGeneration:
