@@ -20,24 +20,26 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoFeatureExtractor, PreTrainedModel
 
+from benchmarks.nanoworld.align_connector import align
 from benchmarks.nanoworld.answering import Question, Reader
 from benchmarks.nanoworld.clips import Clip, digit_clips, digit_rows, nano_clips
 from benchmarks.nanoworld.conversations import IGNORED, REQUEST_FIRST_SHARE, TASK_WEIGHTS, Encoder
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tasks import draw, tasks_for
 from benchmarks.nanoworld.tokenizer import get_tokenizer
+from benchmarks.nanoworld.train_encoder import load_trained
 from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 
-STEPS = 3000
+STEPS = 1000
 BATCH = 64  # recordings
 POOL = 8  # batches drawn together and sorted by length
-LR = 2e-3
+LR = 1e-3
 SEED = 3
 PROMPTS_PER_SENTENCE = 5
 SAVE_EVERY = 100
-CHECK_EVERY = 300
+CHECK_EVERY = 200
 
 
 def compose(audio: Path, text: Path, stride: int, width: int) -> SpeechLLMForConditionalGeneration:
@@ -165,7 +167,9 @@ def train(
     model = compose(out / "encoder", out / "llm", stride, width).to(device)
     tower = model.model.audio_tower
     clips, unseen = nano_clips(out, "train", tower), nano_clips(out, "validation", tower)
-    fit(out, model, Encoder(get_tokenizer(out / "llm")), clips, unseen, steps)
+    encoder = Encoder(get_tokenizer(out / "llm"))
+    align(out, model, load_trained(out).to(device), clips, encoder.audio)
+    fit(out, model, encoder, clips, unseen, steps)
     processor = SpeechLLMProcessor.from_parts(out / "encoder", out / "llm", model.config, max_audio_seconds=60.0)
     save(model, processor, folder)
 
