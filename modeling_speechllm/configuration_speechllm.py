@@ -151,6 +151,13 @@ class SpeechLLMConfig(PreTrainedConfig):
         """Width of the LLM; DeepSpeed's "auto" values read it."""
         return self.text_config.hidden_size
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers' own, without the folders that the parts were loaded from; `parents` names them on purpose."""
+        content = super().to_dict()
+        for name in self.sub_configs:
+            content[name].pop("_name_or_path", None)
+        return content
+
     @classmethod
     def from_parts(
         cls,

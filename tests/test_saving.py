@@ -114,6 +114,9 @@ def test_trained_part_alone_merges_with_its_parents(parents, tmp_path, groups):
     assert isinstance(AutoModel.from_pretrained(folder), SpeechLLMModel)
     half = SpeechLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    names = json.loads((folder / "config.json").read_text())
+    assert [part["id"] for part in names.pop("parents").values()] == list(parents)
+    assert str(tmp_path) not in json.dumps(names)  # no other word of where the parts lay
     # A whole checkpoint of the merged model needs its parents no more.
     SpeechLLMForConditionalGeneration.from_pretrained(folder).save_pretrained(tmp_path / "whole")
     assert torch.equal(answer(AutoModelForMultimodalLM.from_pretrained(tmp_path / "whole")), expected)

@@ -54,7 +54,8 @@ def align(out: Path, model: nn.Module, ctc: CTCEncoder, clips: list[Clip], place
         frames = [clip.frames.float().to(device) for clip in rng.sample(clips, min(BATCH, len(clips)))]
         lengths = torch.tensor([len(row) for row in frames], device=device)
         padded = nn.utils.rnn.pad_sequence(frames, batch_first=True)
-        predicted, counts = projector(padded, lengths)
+        output = projector(padded, lengths)
+        predicted, counts = output.embeddings, output.lengths
         targets = torch.full(predicted.shape[:2], placeholder, device=device)
         with torch.no_grad():
             best = ctc.head(padded).argmax(-1).tolist()

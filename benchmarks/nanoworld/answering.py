@@ -43,9 +43,9 @@ class Reader:
         if heard:
             lengths = torch.tensor([len(frames) for frames in heard])
             padded = nn.utils.rnn.pad_sequence([frames.float() for frames in heard], batch_first=True)
-            tokens, token_counts = self.model.model.multi_modal_projector(padded.to(device), lengths.to(device))
-            counts = token_counts.tolist()
-            embeddings = torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
+            output = self.model.model.multi_modal_projector(padded.to(device), lengths.to(device))
+            counts = output.lengths.tolist()
+            embeddings = torch.cat([row[:count] for row, count in zip(output.embeddings, counts, strict=True)])
         samples = []
         remaining = iter(counts)
         for question in questions:
