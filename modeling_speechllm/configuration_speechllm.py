@@ -152,7 +152,7 @@ class SpeechLLMConfig(PreTrainedConfig):
         return self.text_config.hidden_size
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers' own, without the folders that the parts were loaded from; `parents` names them on purpose."""
+        """As transformers' own, without the folders that the parts came from; `parents` names them on purpose."""
         content = super().to_dict()
         for name in self.sub_configs:
             content[name].pop("_name_or_path", None)
