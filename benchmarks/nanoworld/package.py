@@ -25,10 +25,10 @@ SEED = 5
 # For each language a kind of request and what is asked about it.
 SHOWN = {
     "en": ("switch", ("transcribe", "translate", "device", "place")),
-    "zh": ("weather", ("transcribe", "translate", "place", "day", "context")),
+    "zh": ("weather", ("transcribe", "translate", "place", "day")),
     "vi": ("alarm", ("transcribe", "translate", "number", "day")),
     "id": ("shopping", ("transcribe", "translate", "number", "intent")),
-    "es": ("search", ("transcribe", "translate", "language", "context")),
+    "es": ("hours", ("transcribe", "translate", "place", "context")),
     "de": ("sum", ("transcribe", "translate", "sum", "count_words")),
 }
 

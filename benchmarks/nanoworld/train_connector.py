@@ -1,8 +1,8 @@
 """Stage 3: the connector, trained on the LLM's own answers; encoder and LLM are frozen.
 
     python -m benchmarks.nanoworld.train_connector --out build/nanoworld
-    python -m benchmarks.nanoworld.train_connector --out build/fsdd --data ../shared/data/fsdd --steps 300 \\
-        --audio ../shared/ckpt/whisper-tiny.en-encoder --text build/nanoworld/llm --stride 4 --width 8
+    python -m benchmarks.nanoworld.train_connector --out build/fsdd --data DIGITS --steps 300 \\
+        --audio WHISPER --text build/nanoworld/llm --stride 4 --width 8
 
 For each sentence the LLM answers a few prompts about the transcript; the connector learns, by cross-entropy, to make
 it give the same answers to the recording. The second command joins any other encoder and trains on a folder of spoken
@@ -175,10 +175,12 @@ def train(
 
 
 def save(model: PreTrainedModel, processor: SpeechLLMProcessor, folder: Path) -> None:
-    """Model in float16 and processor, without names of local folders."""
+    """Model in float16, to be loaded in float32, and processor, without names of local folders."""
     model.config.parents = None
     processor.save_pretrained(folder)
     model.half().save_pretrained(folder)
+    model.config.dtype = model.config.audio_config.dtype = model.config.text_config.dtype = torch.float32
+    model.config.save_pretrained(folder)
 
 
 def train_digits(
