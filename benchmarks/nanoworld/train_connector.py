@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoFeatureExtractor, PreTrainedModel
 
-from benchmarks.nanoworld.align_connector import align
 from benchmarks.nanoworld.answering import Question, Reader
 from benchmarks.nanoworld.clips import Clip, digit_clips, digit_rows, nano_clips
+from benchmarks.nanoworld.connector_start import start_from_ctc
 from benchmarks.nanoworld.conversations import IGNORED, REQUEST_FIRST_SHARE, TASK_WEIGHTS, Encoder
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.tasks import draw, tasks_for
@@ -32,19 +32,19 @@ from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 
-STEPS = 1000
+STEPS = 800
 BATCH = 64  # recordings
 POOL = 8  # batches drawn together and sorted by length
-LR = 1e-3
+LR = 5e-4
 SEED = 3
 PROMPTS_PER_SENTENCE = 5
 SAVE_EVERY = 100
 CHECK_EVERY = 200
 
 
-def compose(audio: Path, text: Path, stride: int, width: int) -> SpeechLLMForConditionalGeneration:
-    """Encoder folder and LLM folder joined by a new stack-MLP connector; both come out frozen."""
-    settings = {"type": "stack_mlp", "stride": stride, "width": width, "hidden_size": 512}
+def compose(audio: Path, text: Path, **settings) -> SpeechLLMForConditionalGeneration:
+    """Encoder folder and LLM folder joined by a new stack-MLP connector of these settings; both come out frozen."""
+    settings = {"type": "stack_mlp"} | settings
     torch.manual_seed(SEED)
     return SpeechLLMForConditionalGeneration.from_parts(audio=str(audio), text=str(text), connector=settings)
 
@@ -128,13 +128,18 @@ def fit(
     clips: list[Clip],
     unseen: list[Clip],
     steps: int,
+    lr: float = LR,
+    adamw_names: tuple[str, ...] = ("",),
 ) -> None:
-    """Trains the connector to the end (from the last checkpoint, if any)."""
+    """Trains the connector to the end (from the last checkpoint, if any).
+
+    Muon would move every direction of its matrices alike and undo a good start; all is AdamW's unless names say not.
+    """
     reader, projector = Reader(model, encoder), model.model.multi_modal_projector
     begin = time.monotonic()
     targets = imitation_targets(out / "targets.json", reader, clips)
     log(out, "connector: targets", sentences=len(targets), seconds=time.monotonic() - begin)
-    optimizer, checkpoint = Optimizer(projector, steps, LR), out / "connector.checkpoint.safetensors"
+    optimizer, checkpoint = Optimizer(projector, steps, lr, adamw_names), out / "connector.checkpoint.safetensors"
     done, seconds = load_checkpoint(checkpoint, projector, optimizer)
     parameters = sum(parameter.numel() for parameter in projector.parameters())
     log(out, "connector: start", step=done, parameters=parameters, recordings=len(clips))
@@ -157,18 +162,20 @@ def fit(
 
 
 def train(
-    out: Path, steps: int = STEPS, stride: int = 2, width: int = 4, threads: int = 2, device: str = "cpu"
+    out: Path, steps: int = STEPS, stride: int = 1, width: int = 3, threads: int = 2, device: str = "cpu"
 ) -> None:
     """Trains the nano connector and saves the whole SpeechLLM with its processor to `out/nano`, in half precision."""
     folder = out / "nano"
     if (folder / "model.safetensors").exists():
         return
     torch.set_num_threads(threads)
-    model = compose(out / "encoder", out / "llm", stride, width).to(device)
+    ctc = load_trained(out).to(device)
+    gates = {"hidden_size": len(ctc.head.weight), "activation": "sigmoid", "norm": False, "bias": True}
+    model = compose(out / "encoder", out / "llm", stride=stride, width=width, **gates).to(device)
     tower = model.model.audio_tower
     clips, unseen = nano_clips(out, "train", tower), nano_clips(out, "validation", tower)
     encoder = Encoder(get_tokenizer(out / "llm"))
-    align(out, model, load_trained(out).to(device), clips, encoder.audio)
+    start_from_ctc(model.model.multi_modal_projector, ctc, model.get_input_embeddings().weight, clips, encoder.audio)
     fit(out, model, encoder, clips, unseen, steps)
     processor = SpeechLLMProcessor.from_parts(out / "encoder", out / "llm", model.config, max_audio_seconds=60.0)
     save(model, processor, folder)
@@ -200,12 +207,12 @@ def train_digits(
 
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    model = compose(audio, text, stride, width).to(device)
+    model = compose(audio, text, stride=stride, width=width, hidden_size=512).to(device)
     extractor, tower = AutoFeatureExtractor.from_pretrained(audio), model.model.audio_tower
     clips = digit_clips(data, out, "train", digit_rows(data, unseen, False), tower, extractor)
     rows = digit_rows(data, unseen, True)
     unseen_clips = digit_clips(data, out, "unseen", rows, tower, extractor)
-    fit(out, model, Encoder(get_tokenizer(text)), clips, unseen_clips, steps)
+    fit(out, model, Encoder(get_tokenizer(text)), clips, unseen_clips, steps, lr=2e-3, adamw_names=("norm",))
     save(model, SpeechLLMProcessor.from_parts(audio, text, model.config), out / "model")
     log(out, "digits: unseen speakers, through the pipeline", **digit_accuracy(out / "model", data, rows))
 
@@ -214,8 +221,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/nanoworld"))
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--stride", type=int, default=2, help="encoder frames per audio token")
-    parser.add_argument("--width", type=int, default=4, help="encoder frames stacked into one audio token")
+    parser.add_argument("--stride", type=int, default=1, help="encoder frames per audio token")
+    parser.add_argument("--width", type=int, default=3, help="encoder frames stacked into one audio token")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="folder of spoken digits with a manifest.jsonl")
