@@ -8,10 +8,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import feature_extractor, scatter_weights, text_config, tiny_speechllm
+from conftest import feature_extractor, scatter_weights, text_config, tiny_speechllm, whisper_config
 from factories_processing import RATE, encoded, make_tokenizer, sine
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, LlamaForCausalLM, WhisperForConditionalGeneration
 
 from processing_speechllm import SpeechLLMProcessor
 from trainers import cache_store, encode
@@ -442,5 +442,13 @@ def test_main_loads_what_the_config_names(tmp_path):
     config = config_of(tmp_path / "cache", model=str(tmp_path / "model"), device="cpu")
     assert main(config, ROWS[:2]).audios == 2
     FrameCache(tmp_path / "cache").check(model, processor)
+    scatter_weights(WhisperForConditionalGeneration(whisper_config())).save_pretrained(tmp_path / "whisper")
+    feature_extractor("whisper").save_pretrained(tmp_path / "whisper")
+    LlamaForCausalLM(text_config(vocab_size=len(TOKENIZER))).save_pretrained(tmp_path / "llm")
+    TOKENIZER.save_pretrained(tmp_path / "llm")
+    settings = {"audio": str(tmp_path / "whisper"), "text": str(tmp_path / "llm"), "device": "cpu"}
+    connector = {"type": "stack_mlp", "stride": 2, "layers": [1, 2]}
+    assert main(config_of(tmp_path / "parts", **settings, connector=connector), ROWS[:2]).audios == 2
+    assert FrameCache(tmp_path / "parts").layers == [1, 2]
     with pytest.raises(ValueError, match="either `model`, or `audio` and `text`"):
         main(config_of(tmp_path / "other", device="cpu"), ROWS)

@@ -133,20 +133,17 @@ class RowEncoder:
         self.report = EncodeReport()
         self.finished = 0  # rows
         self.seen: set[str] = set()
-        common = {"storage dtype": config.storage_dtype}
-        parts = {
-            FRAMES: encoder_fingerprint(model, processor)
-            | {"layers": " ".join(map(str, self.layers)) or "output"}
-            | common
-        }
+        parts = {FRAMES: encoder_fingerprint(model, processor)}
+        parts[FRAMES]["layers"] = " ".join(map(str, self.layers)) or "output"
         if config.teacher != "none":
-            settings = {"teacher": teacher_settings(config.teacher, config.top_k, config.temperature)}
-            parts[TEACHER] = teacher_fingerprint(model, processor, config.instruction) | settings | common
+            parts[TEACHER] = teacher_fingerprint(model, processor, config.instruction)
+            parts[TEACHER]["teacher"] = teacher_settings(config.teacher, config.top_k, config.temperature)
         self.stored: dict[str, set[str]] = {}
         self.writers: dict[str, ShardWriter] = {}
         for name in parts:
             folder = Path(config.output_dir) / name
             folder.mkdir(parents=True, exist_ok=True)
+            parts[name]["storage dtype"] = config.storage_dtype
             self.stored[name] = set(read_shards(folder, OTHER_FOLDER, parts[name])["items"])
             self.writers[name] = ShardWriter(folder, process, parts[name], config.shard_bytes)
 
@@ -279,8 +276,9 @@ def encode_share(
 def clean(folder: Path) -> None:
     """Removes what a killed run left half done."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*folder.rglob(f"*{PARTIAL}"), *folder.glob(f"[0-9]*-{BAD_ROWS}")]:
-        path.unlink()
+    for pattern in (f"{FRAMES}/*{PARTIAL}", f"{TEACHER}/*{PARTIAL}", f"{BAD_ROWS}{PARTIAL}", f"[0-9]*-{BAD_ROWS}"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def finish(folder: Path) -> None:
