@@ -159,9 +159,12 @@ def test_two_processes_fill_one_cache_and_one_process_goes_on_with_it(tmp_path):
     config = config_of(tmp_path / "two", shard_bytes=3000)
     reports = [encode_share(model, processor, ROWS[:5], config, process=number, processes=2) for number in (0, 1)]
     assert [report.rows for report in reports] == [3, 2]
-    finish(tmp_path / "two")
+    (tmp_path / "two/frames/001-00009.safetensors.partial").write_bytes(b"half of what the second was writing")
+    assert (tmp_path / "two/001-bad_rows.jsonl").exists()
     report = encode_dataset(model, processor, ROWS, config)
     assert (report.kept, report.audios) == (5, 2)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["bad_rows.jsonl", "frames"]
+    assert not list(tmp_path.rglob("*.partial"))
     encode_dataset(model, processor, ROWS, config_of(tmp_path / "one"))
     one, two = FrameCache(tmp_path / "one"), FrameCache(tmp_path / "two")
     assert len(one) == len(two) == 7
@@ -374,7 +377,10 @@ def capped():
 @torch.no_grad()
 def test_teacher_states_are_those_of_the_llm_reading_alone(capped, tmp_path):
     model, processor = capped
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5
     for teacher in ("hidden", "top_k"):
+        model.train()
         config = config_of(tmp_path / teacher, teacher=teacher, top_k=7, temperature=2.0, teacher_batch_size=2)
         report = encode_dataset(model, processor, TAUGHT, config, teacher_inputs)
         assert (report.teacher_rows, report.audios) == (3, 3)
@@ -397,8 +403,9 @@ def test_teacher_states_are_added_to_frames_and_refused_for_another_loss(capped,
     model, processor = capped
     encode_dataset(model, processor, TAUGHT, config_of(tmp_path))
     config = config_of(tmp_path, teacher="top_k", top_k=7, temperature=2.0, instruction="Repeat.")
-    report = encode_dataset(model, processor, TAUGHT, config, teacher_inputs)
-    assert (report.audios, report.teacher_rows, report.without_audio) == (0, 3, 0)
+    rows = [row | {"audio": "gone.wav"} for row in TAUGHT]  # is not read again
+    report = encode_dataset(model, processor, rows, config, teacher_inputs)
+    assert (report.audios, report.teacher_rows, report.without_audio, report.bad) == (0, 3, 0, 0)
     assert encode_dataset(model, processor, TAUGHT, config, teacher_inputs).kept == 3
     cache = FrameCache(tmp_path)
     settings = {"teacher": "top_k", "instruction": "Repeat.", "top_k": 7, "temperature": 2.0}
