@@ -1,6 +1,6 @@
 """Text and audio in, tensors out: the processor of a SpeechLLM and its pipeline."""
 
-from .audio import AudioError, AudioTokens, load_audio
+from .audio import AudioError, load_audio
 from .pipeline_speech_instruct import SpeechInstructPipeline
 from .processing_speechllm import SpeechLLMProcessor, stage_length
 
@@ -29,7 +29,6 @@ def register_pipeline(default_model: str | None = None) -> None:
 
 __all__ = [
     "AudioError",
-    "AudioTokens",
     "SpeechInstructPipeline",
     "SpeechLLMProcessor",
     "load_audio",

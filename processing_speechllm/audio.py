@@ -13,7 +13,6 @@ import math
 import numbers
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ SOURCES = (
 
 class AudioError(ValueError):
     """Audio that cannot be used. The message names the source, the finding and the remedy."""
-
-
-@dataclass(frozen=True)
-class AudioTokens:
-    """Stands for an audio in a prompt whose features, or encoder frames, are given to the model by another way: only
-    its placeholders are wanted, `count` of them."""
-
-    count: int
 
 
 def load_audio(
@@ -99,7 +90,7 @@ def load_audio(
 
 
 def as_audio_list(audio: Any) -> list:
-    """One audio or several, in any form of `load_audio`, -> a list of audios; None -> an empty list."""
+    """One audio or several, in any form of `load_audio` -> a list of audios; None -> an empty list."""
     if audio is None:
         return []
     if isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[1], numbers.Number):

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import AddedToken, AutoFeatureExtractor, AutoTokenizer, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .audio import AudioTokens, as_audio_list, load_audio
+from .audio import as_audio_list, load_audio
 from .chat_format import (
     break_at_spans,
     collect_audio,
@@ -165,7 +165,6 @@ class SpeechLLMProcessor(ProcessorMixin):
         Args:
             text: one prompt or several, with one `audio_token` per audio.
             audio: one audio or a list, of any form that `load_audio` takes; all audios of the batch in reading order.
-                Or `AudioTokens` for all of them, where only the placeholders are wanted.
             **kwargs: `sampling_rate` of bare arrays in Hz, and options of the tokenizer (`padding`, `padding_side`,
                 `return_tensors`, ...), `return_mm_token_type_ids`, `return_text_replacement_offsets`.
 
@@ -192,13 +191,7 @@ class SpeechLLMProcessor(ProcessorMixin):
             text = [text] if isinstance(text, str) else list(text)
         if audio is not None:
             rate = kwargs.get("sampling_rate", kwargs.get("audio_kwargs", {}).get("sampling_rate"))
-            audio = as_audio_list(audio)
-            counted = sum(isinstance(source, AudioTokens) for source in audio)
-            if counted not in (0, len(audio)):
-                raise ValueError(
-                    f"{counted} of {len(audio)} audios are AudioTokens. Give them for all audios of a batch or for none."
-                )
-            audio = audio if counted else [self.load_audio(source, rate) for source in audio]
+            audio = [self.load_audio(source, rate) for source in as_audio_list(audio)]
         return None, text, None, audio
 
     def load_audio(self, source: Any, source_rate: float | None = None) -> np.ndarray:
@@ -222,21 +215,7 @@ class SpeechLLMProcessor(ProcessorMixin):
                 )
         super().validate_inputs(audio=audio, text=text, **kwargs)
 
-    def _process_audio(self, audio: list[np.ndarray] | list[AudioTokens], **kwargs) -> tuple[dict, list[str]]:
-        if isinstance(audio[0], AudioTokens):
-            inputs = {"num_audio_tokens": [source.count for source in audio]}
-        else:
-            inputs = self.audio_inputs(audio)
-        return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
-
-    def audio_inputs(self, audio: list[np.ndarray]) -> dict[str, Any]:
-        """
-        The model's inputs for loaded audios, each of samples (samples,) as `load_audio` gives them.
-
-        Returns:
-            `dict`: `input_features` (audios, features, positions) or (audios, samples), `input_features_mask`
-            (audios, positions or samples), both as NumPy arrays, and `num_audio_tokens`, one count per audio.
-        """
+    def _process_audio(self, audio: list[np.ndarray], **kwargs) -> tuple[dict, list[str]]:
         features, lengths = zip(*(self._features(samples) for samples in audio), strict=True)
         longest = max(feature.shape[-1] for feature in features)
         padded = np.zeros((len(features), *features[0].shape[:-1], longest), dtype=np.float32)
@@ -245,7 +224,8 @@ class SpeechLLMProcessor(ProcessorMixin):
             padded[row, ..., : feature.shape[-1]] = feature
             mask[row, :length] = 1
         tokens = [self._get_audio_token_length(length) for length in lengths]
-        return {"input_features": padded, "input_features_mask": mask, "num_audio_tokens": tokens}
+        inputs = {"input_features": padded, "input_features_mask": mask, "num_audio_tokens": tokens}
+        return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
 
     def _features(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
         """Samples (samples,) -> features (features, positions) or (samples,), and how many positions are audio."""
