@@ -1,215 +1,36 @@
-"""When each word of a transcript is spoken, from a CTC by forced alignment (Viterbi, `torchaudio`'s `forced_align`).
+"""When each word of a transcript is spoken, for rows that do not tell: forced alignment over a CTC.
 
-The CTC is the connector's own, over the LLM's vocabulary (`ConnectorCTC`), or that of any transformers checkpoint for
-CTC whose vocabulary covers the text (`CheckpointCTC`). Words are what stands between white space, without the
-punctuation around it; in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every character is one.
-A row that cannot be aligned says why, and keeps no words.
+Two sources of a CTC: the connector's own over the LLM's vocabulary (`ConnectorCTC`), and any transformers checkpoint
+whose vocabulary covers the text (`CheckpointCTC`), for example the one that the model's encoder was taken from.
+CTC is free to emit a token long before or after it is spoken where it attends to the whole utterance. Compare some
+times with the audio before training on them. A row that cannot be aligned says why, and keeps no words.
 """
 
 import hashlib
 import json
-import math
 import os
-import re
 import shutil
-import unicodedata
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
-from torchaudio.functional import forced_align
 from tqdm import tqdm
 
 from processing_speechllm import AudioError, load_audio
 
-# Thai, Lao, Burmese, Khmer, iteration marks, kana, Han.
-UNSPACED_RANGES = (
-    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF)),
-    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)),
-)
-_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
-_MARKS = "".join(  # vowel signs and tone marks above, below and beside their letter
-    chr(code) for first, last in UNSPACED_RANGES[:7] for code in range(first, last) if unicodedata.combining(chr(code))
-    or unicodedata.category(chr(code)).startswith("M")
-)
-_UNIT = re.compile(f"[{_UNSPACED}][{_MARKS}]*|[^\\s{_UNSPACED}]+")
+from .ctc_alignment import AlignmentError, Token, TokenTimes, align_words, text_tokens, token_times
 
-Token = tuple[int, int, int]  # id, first character, character after the last
-
-
-class AlignmentError(ValueError):
-    """A transcript that cannot be aligned; `reason` is short and the same for all of a kind, to be counted."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class TokenTimes:
-    """
-    When audio tokens sound. The `group` queries that a window Q-Former makes of one window share the window's time.
-
-    Args:
-        first: seconds at the centre of the first token.
-        step: seconds from one token (or group) to the next.
-        group: tokens that share one place.
-    """
-
-    first: float
-    step: float
-    group: int = 1
-
-    def centre(self, token: int) -> float:
-        """Seconds at the centre of a token."""
-        return self.first + token // self.group * self.step
-
-    def span(self, first: int, last: int) -> tuple[float, float]:
-        """Seconds from the beginning of token `first` to the end of the one before `last`."""
-        return max(self.centre(first) - self.step / 2, 0.0), self.centre(last - 1) + self.step / 2
-
-
-def token_times(processor: Any) -> TokenTimes:
-    """
-    When the audio tokens of a `SpeechLLMProcessor` sound, by its stages.
-
-    Raises:
-        ValueError: a connector that makes a fixed number of tokens of each whole encoder window.
-    """
-    encoder_hop = math.prod(stage["stride"] for stage in processor.audio_stages)
-    window = processor.audio_window // encoder_hop
-    for stage in processor.connector_stages:
-        if stage["kernel"] >= window:
-            raise ValueError(
-                f"The connector makes {stage.get('tokens', 1)} tokens of each window of {window} encoder frames "
-                "(whisper_qformer does); no time belongs to one of them, so words cannot be cut out. Use interleaving "
-                "of whole utterances, or a connector that follows time."
-            )
-    stages = [*processor.feature_stages, *processor.audio_stages, *processor.connector_stages]
-    position, hop = 0.0, 1
-    for stage in reversed(stages):
-        position = position * stage["stride"] + (stage["kernel"] - 1) / 2 - stage.get("padding", 0)
-        hop *= stage["stride"]
-    rate = processor.feature_extractor.sampling_rate
-    return TokenTimes((position + 0.5) / rate, hop / rate, stages[-1].get("tokens", 1) if stages else 1)
-
-
-def align_tokens(log_probabilities: torch.Tensor, targets: list[int], blank: int) -> list[tuple[int, int]]:
-    """
-    The most probable CTC path through `targets`.
-
-    Args:
-        log_probabilities (`torch.Tensor` of shape `(frames, vocabulary)`): normalised over the vocabulary.
-        targets: token ids, without blanks.
-        blank: id of the blank.
-
-    Returns:
-        for each target the frames (first, after the last) at which the path emits it.
-
-    Raises:
-        AlignmentError: fewer frames than the targets need.
-        ValueError: a target that is the blank or outside the vocabulary.
-    """
-    frames, vocabulary = log_probabilities.shape
-    if blank in targets or not all(0 <= target < vocabulary for target in targets):
-        raise ValueError(
-            f"CTC targets must be ids from 0 to {vocabulary - 1} without the blank {blank}, not {targets}. "
-            "Tokenize the transcript without special tokens, with the tokenizer that the CTC was trained with."
-        )
-    needed = len(targets) + sum(left == right for left, right in zip(targets, targets[1:], strict=False))
-    if frames < needed:
-        raise AlignmentError(
-            "too few frames",
-            f"{frames} CTC frames cannot hold {len(targets)} tokens: {needed} are needed, one per token and one "
-            "between equal ones. Use a CTC with a shorter stride, or check that text and audio belong together.",
-        )
-    if not targets:
-        return []
-    # Only the columns of the transcript, so that a large vocabulary is neither copied nor moved.
-    ids, places = torch.tensor([blank, *targets]).unique(return_inverse=True)
-    emissions = log_probabilities[:, ids.to(log_probabilities.device)].float().cpu()
-    path, _ = forced_align(emissions[None].contiguous(), places[None, 1:], blank=int(places[0]))
-    spans, last = [], places[0]
-    for frame, label in enumerate(path[0]):
-        if label != places[0]:
-            start = spans.pop()[0] if label == last else frame
-            spans.append((start, frame + 1))
-        last = label
-    return spans
-
-
-def split_words(text: str) -> list[tuple[int, int]]:
-    """Characters (first, after the last) of each word of `text`, see the module's docstring."""
-    words = []
-    for unit in _UNIT.finditer(text):
-        spoken = [place for place in range(*unit.span()) if unicodedata.category(text[place])[0] not in "PSZC"]
-        if spoken:
-            words.append((spoken[0], spoken[-1] + 1))
-    return words
-
-
-def align_words(
-    text: str, tokens: list[Token], log_probabilities: torch.Tensor, blank: int, times: TokenTimes
-) -> list[dict]:
-    """
-    When each word of a transcript is spoken.
-
-    Args:
-        text: the transcript.
-        tokens: its tokens with the characters that each stands for. A token of several words counts for the first,
-            and words without a token of their own join it ("你好" as one token is one word).
-        log_probabilities (`torch.Tensor` of shape `(frames, vocabulary)`): of a CTC.
-        blank: id of its blank.
-        times: when its frames sound.
-
-    Returns:
-        `[{"start": seconds, "end": seconds, "word": as in the text}]`.
-
-    Raises:
-        AlignmentError: no words in the text, a word that `tokens` leave out, or fewer frames than tokens.
-    """
-    words = split_words(text)
-    if not words:
-        raise AlignmentError("no words", f"The transcript {text!r} has no words. Leave the row out.")
-    starts = [start for start, _ in words]
-    owned: list[list[int]] = [[] for _ in words]
-    for index, (_, first, last) in enumerate(tokens):
-        spoken = first + len(text[first:last]) - len(text[first:last].lstrip())
-        owned[max(bisect_right(starts, spoken) - 1, 0)].append(index)
-    joined: list[tuple[int, int, list[int]]] = []
-    for (start, end), indices in zip(words, owned, strict=True):
-        if indices:
-            joined.append((start, end, indices))
-        elif joined and tokens[joined[-1][2][-1]][2] > start:
-            joined[-1] = (joined[-1][0], end, joined[-1][2])
-        else:
-            raise AlignmentError(
-                "not in the vocabulary",
-                f"The word {text[start:end]!r} has no token in the CTC's vocabulary. Spell it out (numbers in "
-                "words), or use a CTC whose vocabulary covers the language.",
-            )
-    frames = align_tokens(log_probabilities, [token for token, _, _ in tokens], blank)
-    spans = [times.span(frames[indices[0]][0], frames[indices[-1]][1]) for _, _, indices in joined]
-    return [
-        {"start": span[0], "end": span[1], "word": text[start:end]}
-        for (start, end, _), span in zip(joined, spans, strict=True)
-    ]
-
-
-def text_tokens(tokenizer: Any, text: str) -> list[Token]:
-    """Tokens of a text with their characters; special tokens spelled in it stay text. Needs a fast tokenizer."""
-    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    return [(token, *span) for token, span in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)]
+Emissions = Iterator[tuple[torch.Tensor, TokenTimes]]
 
 
 class ConnectorCTC:
-    """The CTC of a SpeechLLM's connector over the LLM's vocabulary, as `SpeechAlignmentTrainer` trains it.
+    """
+    The CTC of a SpeechLLM's connector over the LLM's vocabulary, as `SpeechAlignmentTrainer` trains it. A connector
+    trained otherwise gives times that mean nothing.
 
     Args:
         model (`SpeechLLMForConditionalGeneration`): in evaluation mode.
@@ -229,7 +50,7 @@ class ConnectorCTC:
         return text_tokens(self.processor.tokenizer, text)
 
     @torch.no_grad()
-    def __call__(self, audio: list[np.ndarray]) -> Iterator[tuple[torch.Tensor, TokenTimes]]:
+    def __call__(self, audio: list[np.ndarray]) -> Emissions:
         """For each audio log-probabilities `(audio tokens, vocabulary)` and when the tokens sound."""
         rate = self.processor.feature_extractor.sampling_rate
         inputs = self.processor(audio=audio, sampling_rate=rate, return_tensors="pt").to(self.model.device)
@@ -240,11 +61,12 @@ class ConnectorCTC:
 
 
 class CheckpointCTC:
-    """A transformers checkpoint for CTC (wav2vec2, MMS, HuBERT, Parakeet, ...) and its processor.
+    """
+    A transformers checkpoint for CTC (wav2vec2, MMS, HuBERT, Parakeet, ...) and its processor.
 
-    Tokens are those of its tokenizer if that tells their characters, else the characters themselves, in upper or lower
-    case where only that is known. Characters that its vocabulary lacks are left out and counted in `skipped`; a word of
-    which nothing is left cannot be aligned. Audios are heard one by one, since many such models hear padding.
+    Tokens are those of its tokenizer if that tells their characters, else the characters themselves, in upper or
+    lower case where only that is known. Letters that its vocabulary lacks are left out and counted in `skipped`; a
+    word of which nothing is left cannot be aligned. Audios are heard one by one, since many such models hear padding.
 
     Args:
         model (`PreTrainedModel`): of `AutoModelForCTC`, in evaluation mode; its blank is `config.pad_token_id`.
@@ -254,6 +76,7 @@ class CheckpointCTC:
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
         self.name, self.blank = model.config.name_or_path, model.config.pad_token_id
+        self.vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
         self.skipped: Counter[str] = Counter()
 
     def load(self, source: Any) -> np.ndarray:
@@ -274,17 +97,16 @@ class CheckpointCTC:
 
     def _character(self, text: str, place: int) -> int | None:
         """Id of one character, or None."""
-        tokenizer, letter = self.processor.tokenizer, text[place]
+        letter = text[place]
         if letter.isspace():  # one separator between words, none at the ends
             inside = text[:place].strip() and text[place:].strip() and not text[place - 1].isspace()
-            forms = [getattr(tokenizer, "word_delimiter_token", None) or " "] if inside else []
+            forms = ["|", " "] if inside else []
         else:
             forms = [letter, letter.upper(), letter.lower()]
-        vocabulary = tokenizer.get_vocab()
-        return next((vocabulary[form] for form in forms if form in vocabulary), None)
+        return next((self.vocabulary[form] for form in forms if form in self.vocabulary), None)
 
     @torch.no_grad()
-    def __call__(self, audio: list[np.ndarray]) -> Iterator[tuple[torch.Tensor, TokenTimes]]:
+    def __call__(self, audio: list[np.ndarray]) -> Emissions:
         """For each audio log-probabilities `(frames, vocabulary)` and when the frames sound."""
         extractor = self.processor.feature_extractor
         for samples in audio:
@@ -383,7 +205,9 @@ def add_word_times(
         written = json.loads((folder / "about.json").read_text())
         if written != about:
             differs = ", ".join(key for key in about if written.get(key) != about[key])
-            raise ValueError(f"{folder} holds word times of another {differs}. Choose a new folder or delete this one.")
+            raise ValueError(
+                f"{folder} holds word times of another {differs}. Choose a new folder or delete this one."
+            )
     else:
         (folder / "about.json.partial").write_text(json.dumps(about, indent=2))
         os.replace(folder / "about.json.partial", folder / "about.json")
@@ -410,16 +234,4 @@ def add_word_times(
     return concatenate_datasets([rest, times], axis=1), missing
 
 
-__all__ = [
-    "AlignmentError",
-    "CheckpointCTC",
-    "ConnectorCTC",
-    "TokenTimes",
-    "add_word_times",
-    "align_rows",
-    "align_tokens",
-    "align_words",
-    "split_words",
-    "text_tokens",
-    "token_times",
-]
+__all__ = ["CheckpointCTC", "ConnectorCTC", "add_word_times", "align_rows"]
