@@ -222,14 +222,20 @@ class SpeechLLMProcessor(ProcessorMixin):
 
     def _process_audio(self, audio: list[np.ndarray | dict], **kwargs) -> tuple[dict, list[str]]:
         heard = [samples for samples in audio if not is_token_count(samples)]
-        inputs, counts = self._process_samples(heard) if heard else ({}, [])
-        rest = iter(counts)
+        inputs = self.audio_inputs(heard) if heard else {"num_audio_tokens": []}
+        rest = iter(inputs["num_audio_tokens"])
         tokens = [source["tokens"] if is_token_count(source) else next(rest) for source in audio]
         inputs["num_audio_tokens"] = tokens
         return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
 
-    def _process_samples(self, audio: list[np.ndarray]) -> tuple[dict, list[int]]:
-        """Padded features and mask of several audios, and how many tokens each takes."""
+    def audio_inputs(self, audio: list[np.ndarray]) -> dict[str, Any]:
+        """
+        The model's inputs for loaded audios, each of samples (samples,) as `load_audio` gives them.
+
+        Returns:
+            `dict`: `input_features` (audios, features, positions) or (audios, samples), `input_features_mask`
+            (audios, positions or samples), both as NumPy arrays, and `num_audio_tokens`, one count per audio.
+        """
         features, lengths = zip(*(self._features(samples) for samples in audio), strict=True)
         longest = max(feature.shape[-1] for feature in features)
         padded = np.zeros((len(features), *features[0].shape[:-1], longest), dtype=np.float32)
@@ -238,7 +244,7 @@ class SpeechLLMProcessor(ProcessorMixin):
             padded[row, ..., : feature.shape[-1]] = feature
             mask[row, :length] = 1
         tokens = [self._get_audio_token_length(length) for length in lengths]
-        return {"input_features": padded, "input_features_mask": mask}, tokens
+        return {"input_features": padded, "input_features_mask": mask, "num_audio_tokens": tokens}
 
     def _features(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
         """Samples (samples,) -> features (features, positions) or (samples,), and how many positions are audio."""

@@ -29,11 +29,12 @@ IGNORED = -100
 
 @dataclass
 class Utterance:
-    """One audio of a row: its source, what is said in it, and what became of it."""
+    """One audio of a row: its source, what is said in it, its row's source of chance, and what became of it."""
 
     source: Any
     text: str
     language: int
+    rng: random.Random
     words: list[dict] | None = None
     samples: np.ndarray | None = None
     frames: torch.Tensor | None = None
@@ -76,11 +77,7 @@ class SpeechCollator:
         self.processor, self.args, self.languages = processor, args, languages
         self.frames_cache, self.bad_rows, self.training = frames_cache, bad_rows, training
         self.seed = args.data_seed if args.data_seed is not None else args.seed
-        self.augmentation = AugmentationSettings(
-            speed_factors=args.speed_factors or (),
-            noise_snr=args.noise_snr,
-            noise_share=args.noise_share,
-        )
+        self.augmentation = AugmentationSettings(**args.augmentation or {})
 
     def for_evaluation(self) -> "SpeechCollator":
         """The same without augmentation and interleaving."""
@@ -133,24 +130,24 @@ class SpeechCollator:
             language = (columns["language"] or [None] * len(columns["audio"]))[number]
             if not isinstance(text, str):
                 raise ValueError(f"Row {example.id} has no transcript in its column 'text'. Every row needs one.")
-            utterance = Utterance(source, text, self.language_index(language), words)
+            utterance = Utterance(source, text, self.language_index(language), example.rng, words)
             if self.frames_cache is not None:
                 key = f"{example.id}/{number}" if several else example.id
                 utterance.frames = self.frames_cache.frames(key)
                 utterance.tokens = stage_length(len(utterance.frames), self.processor.connector_stages)
                 utterance.seconds = self.frames_cache.seconds(key)
             else:
-                self.decode(utterance, example.rng)
+                self.decode(utterance)
             example.utterances.append(utterance)
         return example
 
-    def decode(self, utterance: Utterance, rng: random.Random) -> None:
+    def decode(self, utterance: Utterance) -> None:
         """Reads, and in training augments, an utterance's samples."""
         rate = self.processor.feature_extractor.sampling_rate
         samples = self.processor.load_audio(utterance.source)
         if self.training:
             length = len(samples)
-            samples = augment_samples(samples, rate, rng, self.augmentation)
+            samples = augment_samples(samples, rate, utterance.rng, self.augmentation)
             if utterance.words is not None and len(samples) != length:
                 utterance.words = at_speed(utterance.words, length / len(samples))
         utterance.samples, utterance.seconds = samples, len(samples) / rate
@@ -184,6 +181,9 @@ class SpeechCollator:
             batch = {"dummy_audio": False}
         features = torch.from_numpy(inputs["input_features"])
         mask = torch.from_numpy(inputs["input_features_mask"])
+        if self.training:
+            for row, length, utterance in zip(features, mask.sum(-1).tolist(), utterances, strict=False):
+                row[..., :length] = mask_features(row[..., :length], utterance.rng, self.augmentation)
         return batch | {"input_features": features, "input_features_mask": mask}
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:

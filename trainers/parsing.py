@@ -60,9 +60,6 @@ def parse(classes: Sequence[type], arguments: Sequence[str], prog: str) -> tuple
     check_keys({name.removeprefix("no_") if name.startswith("no_") else name: None for name in names}, classes, prog)
     parser = TrlParser(list(classes), prog=prog)
     parser.set_defaults_with_config(**recipe)
-    for action in parser._actions:  # a recipe's value stands for a required option
-        if action.dest in recipe:
-            action.required = False
     return parser.parse_args_into_dataclasses(args=arguments)
 
 

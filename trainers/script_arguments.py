@@ -1,7 +1,7 @@
 """What a training command needs beside its trainer's config: which model, which data."""
 
+import json
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass
@@ -49,9 +49,11 @@ class ScriptArguments:
     model: str | None = field(default=None, metadata={"help": "SpeechLLM to go on from, a folder or Hub id."})
     audio: str | None = field(default=None, metadata={"help": "Speech encoder, a folder or Hub id."})
     text: str | None = field(default=None, metadata={"help": "LLM, a folder or Hub id."})
-    connector: Any = field(default=None, metadata={"help": "Preset, or settings with a type."})
+    connector: dict | str | None = field(default=None, metadata={"help": "Preset, or settings with a type."})
     pad_to_window: bool = field(default=False, metadata={"help": "Pad audio to the encoder's window."})
-    dtype: str = field(default="auto", metadata={"help": "Precision of the weights: auto, float32, bfloat16, float16."})
+    dtype: str = field(
+        default="auto", metadata={"help": "Precision of the weights: auto, float32, bfloat16, float16."}
+    )
     lora_groups: list[str] | None = field(default=None, metadata={"help": "Groups that get LoRA adapters."})
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, over the rank."})
@@ -62,19 +64,27 @@ class ScriptArguments:
     streaming: bool = field(default=False, metadata={"help": "Read the data as it comes. Needs max_steps."})
     eval_dataset: list[str] | None = field(default=None, metadata={"help": "Data of the evaluation loss."})
     eval_split: str = field(default="validation", metadata={"help": "Split of Hub datasets for evaluation."})
-    columns: Any = field(default=None, metadata={"help": 'Other names of columns, {"sentence": "text"}.'})
+    columns: dict | str | None = field(
+        default=None, metadata={"help": 'Other names of columns, {"sentence": "text"}.'}
+    )
     min_seconds: float | None = field(default=None, metadata={"help": "Shorter rows are left out."})
     max_seconds: float | None = field(default=None, metadata={"help": "Longer rows are left out."})
     max_characters_per_second: float | None = field(default=None, metadata={"help": "Faster rows are left out."})
     max_wer: float | None = field(default=None, metadata={"help": "Rows with a higher recogniser's WER are left out."})
     wer_column: str = field(default="wer", metadata={"help": "Column of that WER, 0.1 being 10 per cent."})
     max_hours_per_language: float | None = field(default=None, metadata={"help": "Cap per language."})
-    target_weights: Any = field(default=None, metadata={"help": 'Target sets and their weights, {"T": 1, "MI": 2}.'})
+    target_weights: dict | str | None = field(
+        default=None, metadata={"help": 'Target sets and their weights, {"T": 1, "MI": 2}.'}
+    )
     accelerate_config: str | None = field(
         default=None, metadata={"help": "single_gpu, ddp, fsdp2, zero2, zero3, or a file."}
     )
 
     def __post_init__(self):
+        for name in ("connector", "columns", "target_weights"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("{"):
+                setattr(self, name, json.loads(value))
         if self.model is None and (self.audio is None or self.text is None):
             raise ValueError("Name a model: `model`, or both `audio` (speech encoder) and `text` (LLM).")
         if self.model is not None and (self.audio is not None or self.text is not None):

@@ -1,5 +1,6 @@
 """What the configs of all speech trainers share."""
 
+import json
 from dataclasses import dataclass, field
 
 import torch
@@ -35,14 +36,9 @@ class SpeechTrainingConfig(SFTConfig):
             Rows of streaming data that are held to be shuffled and sorted into batches.
         frames_cache (`str`, *optional*):
             Folder written by `speechllm encode`: encoder outputs (and teacher states) are read from it.
-        speed_factors (`list[float]`, *optional*):
-            Speed perturbation: each utterance is played at one of these speeds. BLOOMZMMS: 0.9, 1.0, 1.1.
-        noise_snr (`list[float]`, *optional*):
-            Lowest and highest signal-to-noise ratio in dB of added noise.
-        noise_share (`float`, *optional*, defaults to `0.5`):
-            Share of utterances that noise is added to, where `noise_snr` is set.
-        spec_augment (`bool`, *optional*, defaults to `False`):
-            SpecAugment on log-mel features.
+        augmentation (`dict`, *optional*):
+            Settings of [`AugmentationSettings`]: speed perturbation, noise, SpecAugment. By default none. BLOOMZMMS:
+            `{"speed_factors": [0.9, 1.0, 1.1]}`.
         max_bad_share (`float`, *optional*, defaults to `0.01`):
             Stop when more than this share of the rows cannot be used; fewer are set aside, counted and listed in
             `bad_rows` under the output folder.
@@ -75,14 +71,9 @@ class SpeechTrainingConfig(SFTConfig):
     frames_cache: str | None = field(
         default=None, metadata={"help": "Folder written by `speechllm encode`, read in place of running the encoder."}
     )
-    speed_factors: list[float] | None = field(
-        default=None, metadata={"help": "Each utterance is played at one of these speeds."}
+    augmentation: dict | str | None = field(
+        default=None, metadata={"help": 'Speed, noise, SpecAugment: {"speed_factors": [0.9, 1.0, 1.1], ...}.'}
     )
-    noise_snr: list[float] | None = field(
-        default=None, metadata={"help": "Lowest and highest signal-to-noise ratio of added noise, in dB."}
-    )
-    noise_share: float = field(default=0.5, metadata={"help": "Share of utterances that noise is added to."})
-    spec_augment: bool = field(default=False, metadata={"help": "SpecAugment on log-mel features."})
     max_bad_share: float = field(
         default=0.01, metadata={"help": "Stop when more than this share of the rows cannot be used."}
     )
@@ -117,13 +108,13 @@ class SpeechTrainingConfig(SFTConfig):
             raise ValueError("remove_unused_columns=True would drop the audio. Leave it False.")
         if self.batch_seconds is not None and self.batch_seconds <= 0:
             raise ValueError(f"batch_seconds={self.batch_seconds} must be positive.")
-        if self.frames_cache and (self.speed_factors or self.noise_snr or self.spec_augment):
+        if isinstance(self.augmentation, str):
+            self.augmentation = json.loads(self.augmentation)
+        if self.frames_cache and self.augmentation:
             raise ValueError(
-                "frames_cache holds the encoder's outputs for the audio as it is; speed_factors, noise_snr and "
-                "spec_augment would change nothing. Drop the cache or the augmentation."
+                "frames_cache holds the encoder's outputs for the audio as it is; augmentation would change nothing. "
+                "Drop one of them."
             )
-        if self.noise_snr is not None and (len(self.noise_snr) != 2 or self.noise_snr[0] > self.noise_snr[1]):
-            raise ValueError(f"noise_snr={self.noise_snr} must be [lowest, highest] in dB.")
         if self.average_best == 1 or self.average_best < 0:
             raise ValueError(f"average_best={self.average_best} must be 0 (off) or at least 2.")
         if self.average_best and self.save_total_limit is not None:

@@ -360,8 +360,8 @@ class SpeechTrainer(SFTTrainer):
     def _check_resume(self, folder: Path) -> None:
         if not is_whole(folder):
             raise ValueError(
-                f"{folder} is not a whole checkpoint: its writing was interrupted, or another program wrote it. Resume "
-                "from an earlier one, or with resume_from_checkpoint=True from the last whole one."
+                f"{folder} is not a whole checkpoint: its writing was interrupted, or another program wrote it. "
+                "Resume from an earlier one, or with resume_from_checkpoint=True from the last whole one."
             )
         before, now = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")), self._run_settings()
         changed = [
@@ -392,7 +392,7 @@ class SpeechTrainer(SFTTrainer):
         except Exception as error:
             raise RuntimeError(
                 f"Checkpoint {folder} could not be written: {error}. It will not be resumed from. Free some disk "
-                "space or correct the folder, then resume with resume_from_checkpoint=True from the last whole checkpoint."
+                "space or correct the folder, then resume with resume_from_checkpoint=True from the last whole one."
             ) from error
         finally:
             self.args.save_total_limit = limit
