@@ -195,7 +195,7 @@ def _first_tokens(words: list[dict], audio_tokens: int, times: TokenTimes) -> li
     """The first token of each word's time, and the number of tokens."""
     starts, ends = ([word[name] for word in words] for name in ("start", "end"))
     after = times.span(0, audio_tokens)[1]
-    if starts != sorted(starts) or ends != sorted(ends) or starts[-1] >= after:
+    if starts != sorted(starts) or ends != sorted(ends) or starts[-1] > after + times.step:
         raise ValueError(
             f"The times of the words {words} are not in order within the audio's {after:.2f} s. Give them in seconds, "
             "divided by the speed at which the audio is played (`at_speed`)."
