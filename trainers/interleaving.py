@@ -13,6 +13,7 @@ and a probability of 0 leaves that alone.
 import random
 import re
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,10 +44,10 @@ def choose_spans(
     """
     Which words of an utterance stand as text.
 
-    `probability` x `words` of them do, rounded up or down at random so that the expected share is `probability`; at
-    least one word stays speech, so an utterance of one word is never text. Span lengths are drawn evenly, the last one
-    takes what is left. Spans are kept apart; where there are too few spoken words for that, they are joined and become
-    longer than drawn.
+    `probability` x `words` of them do, rounded up or down at random so that the expected share is `probability`; but
+    one word always stays speech, so an utterance of one word is never text. Span lengths are drawn evenly, the last
+    one takes what is left. Spans are kept apart; where there are too few spoken words for that, some meet and make a
+    longer one.
 
     Args:
         words: how many words the utterance has.
@@ -68,10 +69,14 @@ def choose_spans(
     while sum(lengths) < text:
         lengths.append(min(rng.randint(low, high), text - sum(lengths)))
     gaps = words - text + 1  # before, between and after the spoken words
-    while len(lengths) > gaps:
-        lengths[rng.randrange(len(lengths) - 1)] += lengths.pop()
+    places = (
+        rng.sample(range(gaps), len(lengths)) if len(lengths) <= gaps else rng.choices(range(gaps), k=len(lengths))
+    )
+    text_in_gap: Counter[int] = Counter()
+    for gap, length in zip(places, lengths, strict=True):
+        text_in_gap[gap] += length
     spans, done = [], 0
-    for gap, length in zip(sorted(rng.sample(range(gaps), len(lengths))), lengths, strict=True):
+    for gap, length in sorted(text_in_gap.items()):
         spans.append((gap + done, gap + done + length))
         done += length
     return spans
@@ -115,22 +120,32 @@ def split_transcript(text: str, words: list[dict]) -> list[str]:
         words: `[{"word": ...}]` in order, in upper or lower case, with or without punctuation.
 
     Raises:
-        ValueError: a word that is not found in the rest of the transcript.
+        ValueError: words that are not those of the transcript, all and in order.
     """
     cuts, end = [0], 0
     for index, word in enumerate(words):
         spelled = word["word"].strip()
         found = re.compile(re.escape(spelled), re.IGNORECASE).search(text, end) if spelled else None
-        if found is None:
+        if found is None or _has_letters(text[end : found.start()]):
             raise ValueError(
-                f"Word {index} ({word['word']!r}) is not in the rest of the transcript, {text[end:]!r}. Let `words` "
-                "hold the transcript's own words in order, or leave them out and add them with `add_word_times`."
+                f"Word {index} ({word['word']!r}) is not the next in the transcript, which goes on with "
+                f"{text[end:]!r}. Let `words` hold the transcript's own words, all and in order, or leave them out "
+                "and add them with `add_word_times`."
             )
         if index:
             space = re.search(r"\s", text[end : found.start()])
             cuts.append(end + space.start() if space else found.start())
         end = found.end()
+    if _has_letters(text[end:]):
+        raise ValueError(
+            f"The transcript goes on with {text[end:]!r} after its last word. Let `words` hold all of its words, or "
+            "leave them out and add them with `add_word_times`."
+        )
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def _has_letters(text: str) -> bool:
+    return any(character.isalnum() for character in text)
 
 
 def interleave(
@@ -180,7 +195,7 @@ def _first_tokens(words: list[dict], audio_tokens: int, times: TokenTimes) -> li
     """The first token of each word's time, and the number of tokens."""
     starts, ends = ([word[name] for word in words] for name in ("start", "end"))
     after = times.span(0, audio_tokens)[1]
-    if starts != sorted(starts) or ends != sorted(ends) or starts[-1] >= after:
+    if starts != sorted(starts) or ends != sorted(ends) or starts[-1] > after + times.step:
         raise ValueError(
             f"The times of the words {words} are not in order within the audio's {after:.2f} s. Give them in seconds, "
             "divided by the speed at which the audio is played (`at_speed`)."
