@@ -232,6 +232,12 @@ def stream_batches(count: int, workers: int = 0, rows=None, **changes) -> list[l
     return list(itertools.islice(loader, count))
 
 
+def stream_dataset(start: int) -> StreamBatches:
+    return StreamBatches(
+        stream(), lambda row: row["cost"], budget=64.0, buffer_rows=40, seed=1, rank=0, world_size=1, start=start
+    )
+
+
 def test_each_epoch_of_a_stream_gives_every_row_once_in_batches_within_the_budget():
     rows = list(itertools.chain(*stream_batches(150)))
     for epoch in range(2):
@@ -274,6 +280,35 @@ def test_the_batches_skipped_by_accelerate_are_the_empty_ones():
 
     whole = list(itertools.islice(batches(0), 30))
     assert list(itertools.islice(skip_first_batches(batches(20), 20), 10)) == whole[20:]
+
+
+class StreamedTrainer(Trainer):
+    start = 0
+
+    def get_train_dataloader(self):
+        loader = DataLoader(stream_dataset(self.start), batch_size=None, collate_fn=self.data_collator)
+        return prepare_data_loader(loader, num_processes=1, process_index=0, dispatch_batches=False)
+
+
+def test_a_resumed_trainer_reads_on_in_a_stream(tmp_path):
+    def trained(name: str, resume: bool, start: int = 0, **changes) -> list:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / name),
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_accumulation_steps=2,
+            **changes,
+        )
+        model = Recorder()
+        trainer = StreamedTrainer(model=model, args=arguments, train_dataset=stream_dataset(0), data_collator=collate)
+        trainer.start = start
+        trainer.train(resume_from_checkpoint=resume)
+        return model.seen
+
+    whole = trained("whole", False, max_steps=24, save_strategy="no")
+    trained("broken", False, max_steps=20, save_steps=20)
+    assert trained("broken", True, start=40, max_steps=24, save_strategy="no") == whole[40:]
 
 
 def test_a_worker_gives_the_batches_of_the_main_process():

@@ -24,7 +24,8 @@ class FilterSettings:
     Args:
         min_seconds (`float`, *optional*): shortest audio.
         max_seconds (`float`, *optional*): longest audio; BLOOMZMMS has 30.
-        max_characters_per_second (`float`, *optional*): fastest transcript; more than about 30 does not match its audio.
+        max_characters_per_second (`float`, *optional*): fastest transcript; beyond about 30 it does not match
+            its audio.
         max_wer (`float`, *optional*): highest word error rate of a recogniser against the transcript, in the unit of
             the column; LAD drops what exceeds 10 %. Rows without one are dropped too.
         wer_column (`str`, *optional*, defaults to `"wer"`): column of that rate.
