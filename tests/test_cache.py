@@ -1,11 +1,9 @@
 """The cache gives what the encoder and the LLM give, whole after any kill, and only to the model it was made with."""
 
-import json
 import pickle
 from dataclasses import asdict
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from conftest import feature_extractor, scatter_weights, text_config, tiny_speechllm, whisper_config
@@ -15,9 +13,10 @@ from transformers import HfArgumentParser, LlamaForCausalLM, WhisperForCondition
 
 from processing_speechllm import SpeechLLMProcessor
 from trainers import cache_store, encode
+from trainers.bad_rows import BadRows
 from trainers.cache import FrameCache, audio_keys, audio_token_count, pad_frames
 from trainers.cache_fingerprint import encoder_fingerprint
-from trainers.encode import encode_dataset, encode_share, finish, main
+from trainers.encode import encode_dataset, encode_share, main, write_indexes
 from trainers.encode_config import EncodeConfig
 
 TOKENIZER = make_tokenizer()
@@ -98,7 +97,7 @@ def test_batches_shards_and_threads_change_nothing(tmp_path):
     one, many = FrameCache(tmp_path / "one"), FrameCache(tmp_path / "many")
     assert len(list((tmp_path / "many" / "frames").glob("*.safetensors"))) > 2
     assert (report.rows, report.audios, len(many)) == (7, 7, 7)
-    assert report.audio_seconds == pytest.approx(3.21)
+    assert report.audio_seconds == pytest.approx(3.21) == sum(many.seconds(row["id"]) for row in ROWS)
     for row in ROWS:
         # The same sums in batches of another width.
         torch.testing.assert_close(many.frames(row["id"]), one.frames(row["id"]), rtol=0, atol=2e-5)
@@ -160,10 +159,8 @@ def test_two_processes_fill_one_cache_and_one_process_goes_on_with_it(tmp_path):
     reports = [encode_share(model, processor, ROWS[:5], config, process=number, processes=2) for number in (0, 1)]
     assert [report.rows for report in reports] == [3, 2]
     (tmp_path / "two/frames/001-00009.safetensors.partial").write_bytes(b"half of what the second was writing")
-    assert (tmp_path / "two/001-bad_rows.jsonl").exists()
     report = encode_dataset(model, processor, ROWS, config)
     assert (report.kept, report.audios) == (5, 2)
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["bad_rows.jsonl", "frames"]
     assert not list(tmp_path.rglob("*.partial"))
     encode_dataset(model, processor, ROWS, config_of(tmp_path / "one"))
     one, two = FrameCache(tmp_path / "one"), FrameCache(tmp_path / "two")
@@ -174,26 +171,31 @@ def test_two_processes_fill_one_cache_and_one_process_goes_on_with_it(tmp_path):
 
 def test_bad_rows_are_set_aside_counted_and_listed(tmp_path):
     model, processor = parts_of()
-    bad = [{"id": "nan", "audio": (np.full(8000, np.nan), RATE)}, {"id": "half", "audio": [ROWS[0]["audio"], b"no"]}]
+    good = {"bytes": encoded(sine(0.2)), "path": "b.wav"}
+    bad = [
+        {"id": "empty", "audio": {"bytes": b"", "path": "a.wav"}},
+        {"id": "half", "audio": [good, {"bytes": None, "path": "gone.wav"}]},
+    ]
     report = encode_dataset(model, processor, [*ROWS[:2], *bad, {"id": "text", "audio": None}], config_of(tmp_path))
     assert (report.rows, report.audios, report.bad, report.without_audio) == (5, 2, 2, 1)
-    listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in listed] == ["nan", "half"]
-    assert "NaN or infinite" in listed[0]["error"]
-    assert not list(tmp_path.glob("*-bad_rows.jsonl"))
+    listed = BadRows(tmp_path / "bad_rows", 1.0, 1).read()
+    assert [(row["id"], row["source"]) for row in listed] == [("empty", "a.wav"), ("half", "b.wav, gone.wav")]
+    assert "the file is empty" in listed[0]["finding"]
     assert len(FrameCache(tmp_path)) == 2
+    report = encode_dataset(model, processor, [*ROWS[:2], bad[0] | {"audio": ROWS[2]["audio"]}], config_of(tmp_path))
+    assert (report.kept, report.audios, report.bad) == (2, 1, 0)  # the repaired row is tried again
+    assert BadRows(tmp_path / "bad_rows", 1.0, 1).read() == []
 
 
-def test_too_many_bad_rows_stop_the_run(tmp_path):
+def test_too_many_bad_rows_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "ROWS_BEFORE_JUDGING", 20)
     model, processor = parts_of()
-    bad = [{"id": f"bad {number}", "audio": "nowhere.wav"} for number in range(20)]
-    config = config_of(tmp_path, max_bad_share=0.3)
+    rows = [*ROWS, *({"id": f"bad {number}", "audio": "nowhere.wav"} for number in range(20))]
     with pytest.raises(
-        ValueError, match="rows cannot be used, more than max_bad_share=0.3.*nowhere.wav: no such file"
+        RuntimeError, match=r"17 of 24 rows .* cannot be used, .*\n- bad 0 .nowhere.wav.: nowhere.wav: no such"
     ):
-        encode_dataset(model, processor, [*ROWS, *bad], config)
-    config.max_bad_share = 0.9
-    report = encode_dataset(model, processor, [*ROWS, *bad], config)
+        encode_dataset(model, processor, rows, config_of(tmp_path, max_bad_share=0.3, shard_bytes=1))
+    report = encode_dataset(model, processor, rows, config_of(tmp_path, max_bad_share=0.9))
     assert (report.kept, report.audios, report.bad) == (7, 0, 20)
 
 
@@ -267,7 +269,7 @@ def test_what_is_not_there_is_said(tmp_path):
     encode_share(model, processor, ROWS[:2], config_of(tmp_path))
     with pytest.raises(ValueError, match="was not finished"):
         FrameCache(tmp_path)
-    finish(tmp_path)
+    write_indexes(tmp_path)
     cache = FrameCache(tmp_path)
     assert "r1" in cache and "r5" not in cache
     with pytest.raises(KeyError, match="'r5' is not in the cache.*which holds 2 others. Run `speechllm encode`"):
@@ -291,7 +293,7 @@ def test_ids_must_be_there_and_of_one_row_each(tmp_path):
         ([*ROWS, ROWS[0]], "Two rows would be 'r0'"),
         ([ROWS[0], {"audio": None}], "Row 1 has no id"),
         ([pair, ROWS[1] | {"id": "r0/1"}], "Two rows would be 'r0/1'"),
-        ([{"id": "r0", "sound": None}], "has no `audio`, only id, sound"),
+        ([{"id": "r0", "sound": None}], "has no column `audio`, only id, sound"),
     ]:
         with pytest.raises(ValueError, match=finding):
             encode_dataset(model, processor, rows, config_of(tmp_path))
@@ -299,8 +301,9 @@ def test_ids_must_be_there_and_of_one_row_each(tmp_path):
         encode_share(model, processor, [ROWS[0]], config_of(tmp_path / "a" if number else tmp_path / "b"))
     (tmp_path / "a/frames/000-00000.safetensors").rename(tmp_path / "b/frames/001-00000.safetensors")
     with pytest.raises(ValueError, match="000-00000.safetensors and 001-00000.safetensors both hold 'r0'"):
-        finish(tmp_path / "b")
-    assert audio_keys("r0", 1) == ["r0"] and audio_keys("r0", 2) == ["r0/0", "r0/1"]
+        write_indexes(tmp_path / "b")
+    pairs = [(b"", ["r0"]), ([b""], ["r0/0"]), ([b"", b""], ["r0/0", "r0/1"]), ([], []), (None, [])]
+    assert all(audio_keys("r0", audio) == keys for audio, keys in pairs)
 
 
 def test_a_full_disk_keeps_the_shards_before_it(tmp_path, monkeypatch):

@@ -22,9 +22,11 @@ from .cache_store import ShardReader
 FRAMES, TEACHER = "frames", "teacher"  # folders of a cache
 
 
-def audio_keys(row_id: str, audios: int) -> list[str]:
-    """Keys of a row's audios: its id, or `id/0`, `id/1`, ... where it has several."""
-    return [row_id] if audios == 1 else [f"{row_id}/{number}" for number in range(audios)]
+def audio_keys(row_id: str, audio: Any) -> list[str]:
+    """Keys of a row's audios: its id, or `id/0`, `id/1`, ... where its `audio` is a list; none without audio."""
+    if isinstance(audio, list):
+        return [f"{row_id}/{number}" for number in range(len(audio))]
+    return [] if audio is None else [row_id]
 
 
 def pad_frames(frames: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,6 +119,10 @@ class FrameCache:
         """How many frames an audio has, without reading them; raises as `frames`."""
         return self._frames.location(key)[1]
 
+    def seconds(self, key: str) -> float:
+        """How long an audio is, in seconds; raises as `frames`."""
+        return self._frames.location(key)[2]
+
     def check_teacher(
         self,
         model: Any,
@@ -139,8 +145,8 @@ class FrameCache:
         check_parts(str(self.folder / TEACHER), self._teacher.parts, given, remedy)
 
     def teacher(self, row_id: str) -> dict[str, torch.Tensor]:
-        """The teacher's states for a row: `hidden` `(dim,)`, or `log_probabilities` and `indices`
-        `(label positions, top_k)`, the most likely first.
+        """The teacher's states for a row: `hidden` `(dim,)`, or `log_probabilities` (float32) and `indices`
+        `(label positions, top_k)`, the likeliest first.
 
         Raises:
             KeyError: none are stored for this row.

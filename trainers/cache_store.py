@@ -1,7 +1,7 @@
 """Tensors by key in safetensors shards: written whole or not at all, read without loading.
 
-    folder/index.json               {"parts": {...}, "shards": [names], "items": {key: [shard, rows of the tensor]}}
-    folder/000-00000.safetensors    tensors named "field:key"; its metadata holds the fingerprint's parts
+    folder/index.json               {"parts": {...}, "shards": [names], "items": {key: [shard, frames, seconds]}}
+    folder/000-00000.safetensors    tensors named "field:key"; metadata: the parts, seconds by key
 
 The shards are the truth: the index is made from their headers, and a run that was killed goes on from them. A process
 writes shards of its own (the first number), so several fill one folder.
@@ -44,12 +44,14 @@ class ShardWriter:
         self.folder, self.process, self.parts, self.shard_bytes = folder, process, parts, shard_bytes
         self.written = 0  # bytes
         self._tensors: dict[str, torch.Tensor] = {}
+        self._seconds: dict[str, float] = {}
         self._bytes = 0
         numbers = [int(path.stem.split("-")[1]) for path in folder.glob(f"{process:03d}-*{SUFFIX}")]
         self._number = max(numbers, default=-1) + 1
 
-    def add(self, items: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Adds `{key: {field: tensor}}`, all of which come to lie in one shard."""
+    def add(self, items: dict[str, dict[str, torch.Tensor]], seconds: dict[str, float]) -> None:
+        """Adds `{key: {field: tensor}}`, all of which come to lie in one shard, and how long the audios are."""
+        self._seconds.update(seconds)
         for key, fields in items.items():
             for field, tensor in fields.items():
                 self._tensors[f"{field}:{key}"] = tensor
@@ -67,8 +69,9 @@ class ShardWriter:
             return
         path = self.folder / f"{self.process:03d}-{self._number:05d}{SUFFIX}"
         partial = path.with_name(path.name + PARTIAL)
+        notes = {"format": "pt", "parts": json.dumps(self.parts), "seconds": json.dumps(self._seconds)}
         try:
-            save_file(self._tensors, partial, metadata={"format": "pt", "parts": json.dumps(self.parts)})
+            save_file(self._tensors, partial, metadata=notes)
             os.replace(partial, path)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
@@ -77,7 +80,7 @@ class ShardWriter:
                 "there and run the same command again."
             ) from error
         self.written += self._bytes
-        self._tensors, self._bytes = {}, 0
+        self._tensors, self._seconds, self._bytes = {}, {}, 0
         self._number += 1
 
 
@@ -93,15 +96,16 @@ def read_shards(folder: Path, remedy: str, parts: dict[str, str] | None = None) 
         ValueError: a damaged shard, one with another fingerprint, or a key that two shards hold.
     """
     names = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
-    items: dict[str, list[int]] = {}
+    items: dict[str, list] = {}
     for number, name in enumerate(names):
         shard = open_shard(folder / name)
-        cached = json.loads(shard.metadata()["parts"])
+        cached, seconds = (json.loads(shard.metadata()[note]) for note in ("parts", "seconds"))
         parts = cached if parts is None else parts
         check_parts(str(folder), cached, parts, remedy)
         for tensor in shard.keys():  # noqa: SIM118 (no dict)
             key = tensor.split(":", 1)[1]
-            if items.setdefault(key, [number, shard.get_slice(tensor).get_shape()[0]])[0] != number:
+            length = shard.get_slice(tensor).get_shape()[0]
+            if items.setdefault(key, [number, length, seconds.get(key)])[0] != number:
                 raise ValueError(
                     f"{folder}: the shards {names[items[key][0]]} and {name} both hold {key!r}, so two rows have this "
                     "id. Give every row an id of its own, delete the folder and encode again."
@@ -152,7 +156,7 @@ class ShardReader:
         index = json.loads(path.read_text(encoding="utf-8"))
         self.parts: dict[str, str] = index["parts"]
         self.shards: list[str] = index["shards"]
-        self.items: dict[str, list[int]] = index["items"]
+        self.items: dict[str, list] = index["items"]
         self._opened: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -174,8 +178,8 @@ class ShardReader:
             self._opened[number] = open_shard(self.folder / self.shards[number])
         return self._opened[number].get_tensor(f"{field}:{key}")
 
-    def location(self, key: str) -> list[int]:
-        """Shard and length of `key`; raises as `read`."""
+    def location(self, key: str) -> list:
+        """Shard, length and seconds of `key`; raises as `read`."""
         if key not in self.items:
             raise KeyError(
                 f"{key!r} is not in the cache {self.folder}, which holds {len(self.items)} others. Run `speechllm "

@@ -25,9 +25,11 @@ from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.audio_families import audio_layer_count
 from processing_speechllm import SpeechLLMProcessor
 
+from .bad_rows import BadRows
 from .cache import FRAMES, TEACHER, audio_keys
 from .cache_fingerprint import encoder_fingerprint, teacher_fingerprint, teacher_settings
-from .cache_store import PARTIAL, ShardWriter, read_shards, write_index, write_text
+from .cache_store import PARTIAL, ShardWriter, read_shards, write_index
+from .data import source_name
 from .encode_config import EncodeConfig
 from .prepared_rows import (
     PreparedRow,
@@ -42,9 +44,11 @@ from .prepared_rows import (
 from .teacher_states import teacher_states
 
 TeacherInputs = Callable[[list[dict]], dict[str, torch.Tensor]]
-BAD_ROWS = "bad_rows.jsonl"
+BAD_ROWS = "bad_rows"  # folder of the lists
 BATCHES_PER_WINDOW = 8
-MIN_BAD_ROWS = 10  # fewer do not stop a run, whatever their share of the rows seen so far
+ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
+# The probability that the teacher's likeliest tokens leave of 1 would be lost in half precision.
+EXACT = {"log_probabilities": torch.float32, "indices": torch.int32}
 OTHER_FOLDER = "Encode into another folder, or delete this one first."
 
 
@@ -55,7 +59,7 @@ class EncodeReport:
     Args:
         rows: rows gone through.
         kept: rows that the cache held already.
-        bad: rows set aside, listed in `bad_rows.jsonl`.
+        bad: rows set aside, listed in the folder's `bad_rows`.
         without_audio: rows of text only.
         audios, audio_seconds: encoded by this run.
         teacher_rows: rows whose teacher states this run stored.
@@ -99,7 +103,7 @@ def encode_frames(model: Any, rows: list[PreparedRow], layers: list[int]) -> Ite
     """Frames `(frames, [layers,] dim)` of each audio of a batch of rows, in order."""
     tower = model.model.audio_tower
     device = next(tower.parameters()).device
-    features = pad_features([feature for row in rows for feature in row.features]).to(device)
+    features = pad_features([feature for row in rows for feature in row.features.values()]).to(device)
     masks = pad_features([mask for row in rows for mask in row.masks]).to(device)
     output = tower(features, masks, layers)
     lengths = output.lengths.tolist()
@@ -147,81 +151,88 @@ class RowEncoder:
             self.stored[name] = set(read_shards(folder, OTHER_FOLDER, parts[name])["items"])
             self.writers[name] = ShardWriter(folder, process, parts[name], config.shard_bytes)
 
-    def rows_left(self, rows: Iterable[dict], process: int, processes: int) -> Iterator[tuple[str, dict]]:
-        """Ids and rows of this process that the cache is not known to hold whole; rows of several audios are known
-        when they are read. Where only the teacher's states are missing, the audio is left out."""
+    def rows_left(self, rows: Iterable[dict], process: int, processes: int) -> Iterator[tuple[str, dict, bool]]:
+        """The rows of this process that the cache does not hold whole: id, row, and whether frames are missing.
+
+        Raises:
+            ValueError: a row without `audio`, or a key that two rows have.
+        """
         for row_id, read in numbered_rows(rows, self.seen, process, processes):
             self.report.rows += 1
             if all(row_id in stored for stored in self.stored.values()):
                 self.report.kept += 1
                 self.finished += 1
-            elif row_id in self.stored[FRAMES]:
-                yield row_id, read() | {"audio": None}
+                continue
+            row = read()
+            if "audio" not in row:
+                found = ", ".join(sorted(row))
+                raise ValueError(f"Row {row_id!r} has no column `audio`, only {found}. Rename the audio's column.")
+            keys = audio_keys(row_id, row["audio"])
+            for key in keys if keys != [row_id] else []:
+                reserve(key, self.seen)
+            unheard = any(key not in self.stored[FRAMES] for key in keys)
+            untaught = TEACHER in self.stored and row_id not in self.stored[TEACHER]
+            self.report.without_audio += not keys
+            if unheard or untaught:
+                yield row_id, row, unheard
             else:
-                yield row_id, read()
+                self.report.kept += bool(keys)
+                self.finished += 1
 
     def encode(self, rows: list[PreparedRow]) -> Iterator[None]:
         """Encodes a window of usable rows, a batch at every step."""
-        waiting = []
-        for row in rows:
-            keys = audio_keys(row.id, len(row.features))
-            for key in keys if len(keys) > 1 else []:
-                reserve(key, self.seen)
-            if any(key not in self.stored[FRAMES] for key in keys):
-                waiting.append(row)
-            elif TEACHER not in self.stored or row.id in self.stored[TEACHER]:
-                self.report.kept += bool(keys)
-            self.report.without_audio += not keys and row.id not in self.stored[FRAMES]
-        self.finished += len(rows) - len(waiting)
-        for batch in batches_by_length(waiting, self.batch_positions):
+        for batch in batches_by_length([row for row in rows if row.features], self.batch_positions):
             frames = encode_frames(self.model, batch, self.layers)
             for row in batch:
-                keys = audio_keys(row.id, len(row.features))
-                self.add(FRAMES, row.id, {key: {"frames": next(frames)} for key in keys})
-                self.report.audios += len(keys)
-                self.report.audio_seconds += row.seconds
+                self.add(FRAMES, row, {key: {"frames": next(frames)} for key in row.features})
+                self.report.audios += len(row.features)
+                self.report.audio_seconds += sum(row.seconds.values())
             self.finished += len(batch)
             yield
+        self.finished += sum(not row.features for row in rows)
         if TEACHER in self.stored:
             self.read_texts([row for row in rows if row.id not in self.stored[TEACHER]])
 
     def read_texts(self, rows: list[PreparedRow]) -> None:
-        """Stores the teacher's states of rows."""
+        """Stores the teacher's states of rows.
+
+        Raises:
+            ValueError: a row without an answer, where answers are to be predicted.
+        """
         config = self.config
         rows = sorted(rows, key=lambda row: -len(str(row.row.get("messages") or row.row.get("text"))))
         for start in range(0, len(rows), config.teacher_batch_size):
             batch = rows[start : start + config.teacher_batch_size]
             inputs = self.teacher_inputs([row.row for row in batch])
+            if config.teacher == "top_k":
+                for row, labels in zip(batch, inputs["labels"], strict=True):
+                    if (labels[1:] == -100).all():
+                        raise ValueError(
+                            f"Row {row.id!r} has no answer that the teacher could predict. Give its `messages` an "
+                            "answer, or filter such rows."
+                        )
             states = teacher_states(self.model, inputs, config.teacher, config.top_k, config.temperature)
             for row, state in zip(batch, states, strict=True):
-                if not all(len(tensor) for tensor in state.values()):
-                    raise ValueError(
-                        f"Row {row.id!r} has no answer that the teacher could predict. Give its `messages` an answer, "
-                        "or filter such rows."
-                    )
-                self.add(TEACHER, row.id, {row.id: state})
+                self.add(TEACHER, row, {row.id: state})
                 self.report.teacher_rows += 1
 
-    def add(self, name: str, row_id: str, items: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Adds all items of a row to a store, in its precision.
+    def add(self, name: str, row: PreparedRow, items: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Adds all items of a row to a store, each field in its precision.
 
         Raises:
             ValueError: values that it cannot hold.
         """
         for fields in items.values():
             for field, tensor in fields.items():
-                if not tensor.is_floating_point():
-                    continue
-                stored = tensor.to("cpu", self.dtype, copy=True).contiguous()
-                if not stored.isfinite().all():
+                fields[field] = tensor.to("cpu", EXACT.get(field, self.dtype), copy=True).contiguous()
+                if not fields[field].isfinite().all():
                     raise ValueError(
-                        f"The {field} of row {row_id!r} reach {tensor.float().abs().max():.4g}, which "
+                        f"The {field} of row {row.id!r} reach {tensor.float().abs().max():.4g}, which "
                         f"{self.config.storage_dtype} cannot hold. Set storage_dtype to bfloat16 or float32; if the "
                         "number itself is not finite, check the weights and the audio."
                     )
-                fields[field] = stored
         self.stored[name].update(items)
-        self.writers[name].add(items)
+        self.writers[name].add(items, row.seconds if name == FRAMES else {})
 
     def write(self) -> None:
         """Writes what is held."""
@@ -246,25 +257,15 @@ def encode_share(
     left = encoder.rows_left(rows, process, processes)
     prepared = in_threads(lambda item: prepare_row(processor, *item), left, config.decoding_threads)
     total = -(-len(rows) // processes) if hasattr(rows, "__len__") else None
-    bad_file = Path(config.output_dir) / f"{process:03d}-{BAD_ROWS}"
-    with (
-        tqdm(total=total, desc="encode", unit="row", disable=process != 0) as bar,
-        bad_file.open("w", encoding="utf-8") as bad_rows,
-    ):
+    bad_rows = BadRows(Path(config.output_dir) / BAD_ROWS, config.max_bad_share, ROWS_BEFORE_JUDGING)
+    with tqdm(total=total, desc="encode", unit="row", disable=process != 0) as bar:
         for window in windows_of(prepared, BATCHES_PER_WINDOW * config.batch_seconds):
-            bad = [row for row in window if row.error is not None]
-            for row in bad:
-                bad_rows.write(json.dumps({"id": row.id, "error": row.error}, ensure_ascii=False) + "\n")
-            bad_rows.flush()
-            report.bad += len(bad)
-            encoder.finished += len(bad)
-            if report.bad >= MIN_BAD_ROWS and report.bad > config.max_bad_share * report.rows:
-                encoder.write()
-                raise ValueError(
-                    f"{report.bad} of the first {report.rows} rows cannot be used, more than max_bad_share="
-                    f"{config.max_bad_share:g}. The last: {bad[-1].error} All are listed in {bad_file}. Repair or "
-                    "filter them and run the same command again, or raise the share."
-                )
+            for row in window:
+                if row.error is not None:
+                    bad_rows.record(row.id, source_name(row.row["audio"]), row.error)
+                    report.bad += 1
+                    encoder.finished += 1
+            bad_rows.check(report.rows, report.bad)
             for _ in encoder.encode([row for row in window if row.error is None]):
                 bar.update(encoder.finished - bar.n)
         bar.update(encoder.finished - bar.n)
@@ -274,21 +275,17 @@ def encode_share(
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed run left half done."""
+    """Removes what a killed run left half done, and the list of bad rows, which are tried again."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (f"{FRAMES}/*{PARTIAL}", f"{TEACHER}/*{PARTIAL}", f"{BAD_ROWS}{PARTIAL}", f"[0-9]*-{BAD_ROWS}"):
+    for pattern in (f"{FRAMES}/*{PARTIAL}", f"{TEACHER}/*{PARTIAL}", f"{BAD_ROWS}/rank-*.jsonl"):
         for path in folder.glob(pattern):
             path.unlink()
 
 
-def finish(folder: Path) -> None:
-    """Writes the index of what all processes have encoded, and joins their lists of bad rows."""
+def write_indexes(folder: Path) -> None:
+    """Writes the index of what all processes have encoded."""
     for name in (FRAMES, TEACHER):
         write_index(folder / name)
-    lists = sorted(folder.glob(f"[0-9]*-{BAD_ROWS}"))
-    write_text(folder / BAD_ROWS, "".join(path.read_text(encoding="utf-8") for path in lists))
-    for path in lists:
-        path.unlink()
 
 
 def encode_dataset(
@@ -310,12 +307,13 @@ def encode_dataset(
         rows: a `datasets.Dataset`, a stream or any iterable of rows with `id` (text, of its own) and `audio`. A row is
             known by its id alone: changed audio needs another id or another folder.
         config: settings.
-        teacher_inputs: rows without `audio` -> `input_ids`, `attention_mask` and, for `top_k`, `labels`, all
+        teacher_inputs: rows -> `input_ids`, `attention_mask` and, for `top_k`, `labels`, all
             `(batch, sequence)`: the text that the LLM reads in place of the audio, as in training.
 
     Raises:
-        ValueError: a cache of another encoder or with other settings is there; ids that are missing or not unique; too
-            many rows that cannot be used; values that the storage's precision cannot hold.
+        ValueError: a cache of another encoder or with other settings is there; ids that are missing or not unique;
+            values that the storage's precision cannot hold.
+        RuntimeError: too many rows cannot be used.
         OSError: a shard cannot be written.
     """
     state, folder = PartialState(), Path(config.output_dir)
@@ -325,7 +323,7 @@ def encode_dataset(
     report = encode_share(model, processor, rows, config, teacher_inputs, state.process_index, state.num_processes)
     reports = gather_object([report])
     if state.is_main_process:
-        finish(folder)
+        write_indexes(folder)
     state.wait_for_everyone()
     return sum(reports[1:], reports[0])
 
@@ -371,4 +369,4 @@ def main(
     return report
 
 
-__all__ = ["EncodeReport", "encode_dataset", "encode_share", "finish", "load_frozen", "main", "stored_layers"]
+__all__ = ["EncodeReport", "encode_dataset", "encode_share", "load_frozen", "main", "stored_layers", "write_indexes"]

@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 
 from processing_speechllm import AudioError
-from processing_speechllm.audio import as_audio_list
+
+from .cache import audio_keys
 
 
 @dataclass
@@ -20,24 +21,24 @@ class PreparedRow:
 
     Args:
         id: of the row.
-        row: its other columns.
-        features: of each audio, `(features, positions)` or `(samples,)`.
+        row: all its columns.
+        features: of each audio by its key, `(features, positions)` or `(samples,)`.
         masks: of each audio, `(positions or samples,)`, 1 where valid.
-        seconds: of all its audios.
+        seconds: of each audio by its key.
         error: why it cannot be used.
     """
 
     id: str
     row: dict
-    features: list[np.ndarray] = field(default_factory=list)
+    features: dict[str, np.ndarray] = field(default_factory=dict)
     masks: list[np.ndarray] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
     @property
     def longest(self) -> int:
         """Positions of its longest audio."""
-        return max(feature.shape[-1] for feature in self.features)
+        return max(feature.shape[-1] for feature in self.features.values())
 
 
 def numbered_rows(
@@ -78,22 +79,18 @@ def reserve(key: str, seen: set[str]) -> None:
     seen.add(key)
 
 
-def prepare_row(processor: Any, row_id: str, row: dict) -> PreparedRow:
-    """Decodes a row's audio and makes its features; what is wrong with an audio becomes the row's `error`.
-
-    Raises:
-        ValueError: a row without an `audio` column.
-    """
-    if "audio" not in row:
-        raise ValueError(f"Row {row_id!r} has no `audio`, only {', '.join(sorted(row))}. Rename the audio's column.")
-    prepared = PreparedRow(row_id, {name: value for name, value in row.items() if name != "audio"})
+def prepare_row(processor: Any, row_id: str, row: dict, decode: bool = True) -> PreparedRow:
+    """Decodes a row's audio and makes its features; what is wrong with an audio becomes the row's `error`."""
+    prepared, audio = PreparedRow(row_id, row), row["audio"]
+    if not decode:
+        return prepared
     try:
-        for source in as_audio_list(row["audio"]):
+        for key, source in zip(audio_keys(row_id, audio), audio if isinstance(audio, list) else [audio], strict=False):
             samples = processor.load_audio(source)
-            inputs, _ = processor._process_audio([samples])  # its tokenizer must not run in several threads
-            prepared.features.append(inputs["input_features"][0])
+            inputs = processor.audio_inputs([samples])  # alone: padding to the batch comes later
+            prepared.features[key] = inputs["input_features"][0]
             prepared.masks.append(inputs["input_features_mask"][0])
-            prepared.seconds += len(samples) / processor.feature_extractor.sampling_rate
+            prepared.seconds[key] = len(samples) / processor.feature_extractor.sampling_rate
     except AudioError as error:
         prepared.error = str(error)
     return prepared
@@ -119,7 +116,7 @@ def windows_of(rows: Iterable[PreparedRow], seconds: float) -> Iterator[list[Pre
     window, held = [], 0.0
     for row in rows:
         window.append(row)
-        held += max(row.seconds, 1.0)
+        held += max(sum(row.seconds.values()), 1.0)
         if held >= seconds:
             yield window
             window, held = [], 0.0

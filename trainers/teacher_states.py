@@ -4,9 +4,7 @@ from typing import Any
 
 import torch
 
-from modeling_speechllm.modeling_speechllm import scale_logits
-
-POSITIONS_PER_PASS = 512  # of the vocabulary's width each: bounds the memory of the logits
+from .divergences import top_k_of
 
 
 def last_prompt_hidden(
@@ -23,14 +21,6 @@ def last_prompt_hidden(
     return hidden[torch.arange(len(hidden), device=hidden.device), (places * prompt).argmax(1)]
 
 
-def top_log_probabilities(
-    logits: torch.Tensor, top_k: int, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `(positions, vocabulary)` -> log-probabilities at `temperature` of the `top_k` most likely tokens and
-    their ids, both `(positions, top_k)`, the most likely first."""
-    return (logits.float() / temperature).log_softmax(-1).topk(top_k, dim=-1)
-
-
 @torch.no_grad()
 def teacher_states(
     model: Any, inputs: dict[str, torch.Tensor], teacher: str, top_k: int, temperature: float
@@ -45,24 +35,20 @@ def teacher_states(
     """
     device = next(model.model.language_model.parameters()).device
     inputs = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask", "labels") if name in inputs}
-    labels = inputs.pop("labels", None)
-    hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
+    labels, mask = inputs.get("labels"), inputs["attention_mask"]
+    embeddings = model.model.embed_text(inputs["input_ids"])
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=mask, use_cache=False
+    ).last_hidden_state
     if teacher == "hidden":
-        return [{"hidden": row} for row in last_prompt_hidden(hidden, inputs["attention_mask"], labels)]
+        return [{"hidden": row} for row in last_prompt_hidden(hidden, mask, labels)]
     predicting = labels[:, 1:] != -100
-    log_probabilities, indices = [], []
-    for part in hidden[:, :-1][predicting].split(POSITIONS_PER_PASS):
-        logits = scale_logits(model.lm_head(part), model.config.text_config)
-        values, tokens = top_log_probabilities(logits, min(top_k, logits.shape[-1]), temperature)
-        log_probabilities.append(values.cpu())
-        indices.append(tokens.cpu())
     counts = predicting.sum(1).tolist()
-    return [
-        {"log_probabilities": values, "indices": tokens.int()}
-        for values, tokens in zip(
-            torch.cat(log_probabilities).split(counts), torch.cat(indices).split(counts), strict=True
-        )
-    ]
+    if not all(counts):
+        return [{"log_probabilities": hidden.new_empty(count)} for count in counts]
+    tokens = top_k_of(hidden[:, :-1][predicting], model.compute_logits, top_k, temperature)
+    rows = zip(tokens.log_probabilities.split(counts), tokens.indices.split(counts), strict=True)
+    return [{"log_probabilities": values, "indices": indices} for values, indices in rows]
 
 
-__all__ = ["last_prompt_hidden", "teacher_states", "top_log_probabilities"]
+__all__ = ["last_prompt_hidden", "teacher_states"]
