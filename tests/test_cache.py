@@ -382,9 +382,10 @@ def test_teacher_states_are_those_of_the_llm_reading_alone(capped, tmp_path):
     model, processor = capped
     for layer in model.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.5
-    for teacher in ("hidden", "top_k"):
+    for teacher, dtype in (("hidden", "float32"), ("top_k", "float16")):  # log-probabilities are never rounded
         model.train()
-        config = config_of(tmp_path / teacher, teacher=teacher, top_k=7, temperature=2.0, teacher_batch_size=2)
+        settings = {"top_k": 7, "temperature": 2.0, "teacher_batch_size": 2, "storage_dtype": dtype}
+        config = config_of(tmp_path / teacher, teacher=teacher, **settings)
         report = encode_dataset(model, processor, TAUGHT, config, teacher_inputs)
         assert (report.teacher_rows, report.audios) == (3, 3)
     hidden, top = FrameCache(tmp_path / "hidden"), FrameCache(tmp_path / "top_k")
