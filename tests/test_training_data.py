@@ -358,7 +358,9 @@ def test_a_missing_column_is_named_with_those_found_and_the_remedy():
 def capped(seed: int = 0) -> tuple[Dataset, object]:
     """An hour per row: German has 6 sentences, each thrice; French has 2 rows."""
     texts = [f"Satz {number % 6}" for number in range(18)] + ["un", "deux"]
-    rows = Dataset.from_dict({"text": texts, "language": ["de"] * 18 + ["fr"] * 2, "duration": [3600.0] * 20})
+    rows = Dataset.from_dict(
+        {"row": range(20), "text": texts, "language": ["de"] * 18 + ["fr"] * 2, "duration": [3600.0] * 20}
+    )
     return filter_rows(rows, FilterSettings(max_hours_per_language=8.0, seed=seed))
 
 
@@ -367,6 +369,7 @@ def test_the_cap_holds_per_language_and_is_counted():
     assert report.hours == {"de": 8.0, "fr": 2.0}
     assert dict(report.capped) == {"de": 10} and dict(report.removed) == {"max_hours_per_language": 10}
     assert rows["language"][:] == ["de"] * 8 + ["fr"] * 2
+    assert rows["row"][:] == sorted(rows["row"])
 
 
 def test_the_cap_takes_every_sentence_before_any_comes_again():
