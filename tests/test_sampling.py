@@ -109,6 +109,13 @@ def test_no_batch_costs_more_than_the_budget_and_most_fill_it():
         assert np.mean(costs) > 0.7 * 64
 
 
+@pytest.mark.parametrize("settings", [{"group_by_length": True}, {"budget": 64.0}], ids=str)
+def test_grouped_batches_do_not_come_in_order_of_length(settings):
+    longest = [max(COSTS[index] for index in batch) for batch in all_ranks(1, **settings)[0]]
+    ordered = sum(first <= second for first, second in itertools.pairwise(longest)) / (len(longest) - 1)
+    assert 0.25 < ordered < 0.75
+
+
 def test_rows_meet_other_rows_in_every_epoch_of_a_budget():
     batches = [{frozenset(batch) for batch in all_ranks(1, epoch, budget=64.0)[0]} for epoch in range(2)]
     assert len(batches[0] & batches[1]) < len(batches[0]) / 10
@@ -232,6 +239,12 @@ def stream_batches(count: int, workers: int = 0, rows=None, **changes) -> list[l
     return list(itertools.islice(loader, count))
 
 
+def stream_dataset(start: int) -> StreamBatches:
+    return StreamBatches(
+        stream(), lambda row: row["cost"], budget=64.0, buffer_rows=40, seed=1, rank=0, world_size=1, start=start
+    )
+
+
 def test_each_epoch_of_a_stream_gives_every_row_once_in_batches_within_the_budget():
     rows = list(itertools.chain(*stream_batches(150)))
     for epoch in range(2):
@@ -274,6 +287,35 @@ def test_the_batches_skipped_by_accelerate_are_the_empty_ones():
 
     whole = list(itertools.islice(batches(0), 30))
     assert list(itertools.islice(skip_first_batches(batches(20), 20), 10)) == whole[20:]
+
+
+class StreamedTrainer(Trainer):
+    start = 0
+
+    def get_train_dataloader(self):
+        loader = DataLoader(stream_dataset(self.start), batch_size=None, collate_fn=self.data_collator)
+        return prepare_data_loader(loader, num_processes=1, process_index=0, dispatch_batches=False)
+
+
+def test_a_resumed_trainer_reads_on_in_a_stream(tmp_path):
+    def trained(name: str, resume: bool, start: int = 0, **changes) -> list:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / name),
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_accumulation_steps=2,
+            **changes,
+        )
+        model = Recorder()
+        trainer = StreamedTrainer(model=model, args=arguments, train_dataset=stream_dataset(0), data_collator=collate)
+        trainer.start = start
+        trainer.train(resume_from_checkpoint=resume)
+        return model.seen
+
+    whole = trained("whole", False, max_steps=24, save_strategy="no")
+    trained("broken", False, max_steps=20, save_steps=20)
+    assert trained("broken", True, start=40, max_steps=24, save_strategy="no") == whole[40:]
 
 
 def test_a_worker_gives_the_batches_of_the_main_process():

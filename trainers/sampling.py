@@ -136,7 +136,8 @@ class StreamBatches(torch.utils.data.IterableDataset):
     their places because transformers' `Trainer` counts and drops the batches that a resumed run has had; a collator
     gives `{}` for them. The cost is that of reading the stream up to there again, undecoded.
 
-    Works in the main process or in one `DataLoader` worker; more would read different parts of the stream.
+    Works in the main process or in one `DataLoader` worker; more would read different parts of the stream. Prepare the
+    `DataLoader` as that of a `LengthBatchSampler`, and with `dispatch_batches=False`.
 
     Args:
         rows (`datasets.IterableDataset`): the stream, with undecoded audio.
