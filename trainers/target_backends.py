@@ -72,19 +72,24 @@ class SeededSampling(LogitsProcessor):
 
     def __init__(self, seeds: list[int], max_new_tokens: int, temperature: float, top_p: float):
         streams = [random.Random(seed) for seed in seeds]
-        self.uniforms = torch.tensor([[stream.random() for _ in range(max_new_tokens)] for stream in streams])
+        numbers = [[stream.random() for _ in range(max_new_tokens)] for stream in streams]
+        self.uniforms = torch.tensor(numbers, dtype=torch.float64)
         self.temperature, self.top_p, self.step = temperature, top_p, 0
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores (rows, vocabulary) -> 0 for each row's chosen token, minus infinity for all others."""
-        probabilities, order = (scores.float() / self.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+        values = scores.cpu() if scores.device.type == "mps" else scores  # MPS has no float64
+        probabilities = (values.double() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ranked, order = probabilities.sort(dim=-1, descending=True)
+            ranked = ranked.where(ranked.cumsum(-1) - ranked < self.top_p, 0.0)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked)
+        # In the order of the vocabulary, not of rank, which rounding could change from batch to batch.
         cumulated = probabilities.cumsum(-1)
-        before = cumulated - probabilities
-        total = (probabilities * (before < self.top_p)).sum(-1, keepdim=True)
-        point = self.uniforms[:, self.step, None].to(scores.device) * total
-        place = (cumulated <= point).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+        point = self.uniforms[:, self.step, None].to(values.device) * cumulated[:, -1:]
+        chosen = (cumulated <= point).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
         self.step += 1
-        return torch.full_like(scores, -math.inf).scatter(-1, order.gather(-1, place), 0.0)
+        return torch.full_like(scores, -math.inf).scatter(-1, chosen.to(scores.device), 0.0)
 
 
 class LocalBackend:

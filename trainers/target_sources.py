@@ -14,6 +14,7 @@ from .prompts import nearest
 from .targets_config import TargetsConfig
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+PIECE = 100  # rows at a time: an Arrow array holds 2 GB of audio at most
 
 
 def load_source(config: TargetsConfig) -> Dataset:
@@ -39,6 +40,9 @@ def prepare_source(dataset: Dataset, config: TargetsConfig, generated: Features)
     Raises:
         ValueError: no rows, missing columns, transcripts that are no text, columns named as the new ones.
     """
+    if not isinstance(dataset, Dataset):
+        kind = type(dataset).__name__
+        raise ValueError(f"The source must be one split with known rows, not {kind}. Choose a split, do not stream.")
     if len(dataset) == 0:
         raise ValueError("The source has no rows. Check dataset_split and filters.")
     for option, name, wanted in (
@@ -54,7 +58,7 @@ def prepare_source(dataset: Dataset, config: TargetsConfig, generated: Features)
     taken = sorted(set(generated) & set(dataset.column_names))
     if taken:
         raise ValueError(f"The source has columns of the names that targets need: {', '.join(taken)}. Rename them.")
-    if dataset.features["text"] != Value("string"):
+    if dataset.features["text"] not in (Value("string"), Value("large_string")):
         raise ValueError(f"The column of transcripts must be text, not {dataset.features['text']}. Set text_column.")
     audio = dataset.features["audio"]
     rate = audio.sampling_rate if isinstance(audio, Audio) else None
@@ -66,13 +70,13 @@ def describe_source(source: Dataset) -> dict[str, Any]:
     sizes. Not where it lies, so a folder may move between runs."""
     digest = hashlib.sha256()
     names = [name for name in ("audio", "text", "language", "id") if name in source.column_names]
-    for batch in source.select_columns(names).with_format("arrow").iter(batch_size=1000):
+    for batch in source.select_columns(names).with_format("arrow").iter(batch_size=PIECE):
         for name in names[1:]:
             digest.update(json.dumps(batch[name].to_pylist()).encode())
-        audio = batch["audio"].combine_chunks()
-        paths = [path and os.path.basename(path) for path in pc.struct_field(audio, "path").to_pylist()]
-        sizes = pc.binary_length(pc.struct_field(audio, "bytes")).to_pylist()
-        digest.update(json.dumps([paths, sizes]).encode())
+        for audio in batch["audio"].chunks:
+            paths = [path and os.path.basename(path) for path in pc.struct_field(audio, "path").to_pylist()]
+            sizes = pc.binary_length(pc.struct_field(audio, "bytes")).to_pylist()
+            digest.update("".join(f"{path} {size}\n" for path, size in zip(paths, sizes, strict=True)).encode())
     return {"rows": len(source), "columns": sorted(source.column_names), "content": digest.hexdigest()[:16]}
 
 
@@ -81,6 +85,11 @@ def read_groups(source: Dataset, start: int, stop: int, size: int) -> pa.Table:
 
     A group's columns are lists, but its `id` is the members' joined by "+" and its `duration` their sum.
     """
+    pieces = range(start, stop, PIECE)
+    return pa.concat_tables([_read_piece(source, piece, min(piece + PIECE, stop), size) for piece in pieces])
+
+
+def _read_piece(source: Dataset, start: int, stop: int, size: int) -> pa.Table:
     first, last = start * size, min(stop * size, len(source))
     table = source.with_format("arrow")[first:last]
     features = Features(source.features)

@@ -30,13 +30,15 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
 from .prompts import TEMPLATE_FOLDER, Prompt, Task, draw_prompts, load_tasks, select_prompts, user_turn
 from .target_backends import Answer, Question, identify, load_backend
-from .target_sources import describe_source, load_source, prepare_source, read_groups
+from .target_sources import PIECE, describe_source, load_source, prepare_source, read_groups
 from .targets_config import TargetsConfig
 
 REPEAT, CONTINUE = "repeat", "continue"  # tasks that a pool needs for the target sets T and continuation
@@ -120,7 +122,8 @@ def generate_targets(
             other settings, another source or LLM, by name.
         BackendError: the endpoint does not answer; the finished shards stay.
     """
-    state = PartialState()
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)  # without the flag it takes processes on a CPU for one each
     source = prepare_source(load_source(config) if dataset is None else dataset, config, GENERATED)
     pools = load_pools(config)
     output = Path(config.output_dir)
@@ -133,7 +136,7 @@ def generate_targets(
     fingerprint = {
         "settings": config.row_settings(),
         "source": describe_source(source),
-        "prompts": _digest([repr(task) for pool in pools for task in pool]),
+        "prompts": _digest([repr(task.prompts) for pool in pools for task in pool]),
         "llm": {"model": name, "revision": revision},
     }
     open_run(output, fingerprint)
@@ -268,7 +271,8 @@ def build_rows(
             column.append(values[name])
     schema = GENERATED.arrow_schema
     features = Features({**Features.from_arrow_schema(table.schema), **GENERATED})
-    rows = table.take(pa.array(kept, pa.int64()))
+    pieces = [kept[start : start + PIECE] for start in range(0, max(len(kept), 1), PIECE)]
+    rows = pa.concat_tables([table.take(pa.array(piece, pa.int64())) for piece in pieces])
     for name, column in columns.items():
         rows = rows.append_column(schema.field(name), pa.array(column, schema.field(name).type))
     counts = {
@@ -299,9 +303,9 @@ def write_shard(output: Path, shard: int, shards: int, rows: pa.Table, counts: d
     rows = rows.replace_schema_metadata({**rows.schema.metadata, FOOTER: json.dumps(counts).encode()})
     path = shard_path(output, shard, shards, empty=len(rows) == 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name.lstrip('.')}.partial")
+    partial = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.partial")  # hidden from `datasets`
     with partial.open("wb") as stream:
-        pq.write_table(rows, stream, row_group_size=100)  # rows with audio are large, and readers skip by groups
+        pq.write_table(rows, stream, row_group_size=PIECE)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, path)
@@ -340,6 +344,8 @@ def close_run(output: Path, fingerprint: dict[str, Any], shards: int, utterances
     report["dropped"] = dict(sorted(Counter(entry["reason"] for entry in dropped).items()))
     report |= {"shards": shards, "shards_done": len(done), "complete": len(done) == shards}
     if report["complete"]:
+        for litter in output.glob("data/.*.partial"):  # of killed processes
+            litter.unlink(missing_ok=True)
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
         _write_text(output / "dropped.jsonl", lines)
         manifest = json.dumps({"run": fingerprint, "report": report}, indent=2, ensure_ascii=False)
