@@ -146,8 +146,8 @@ def generate_targets(
     per_row = config.prompts_per_row + (config.target_set == "TMI")
     mine = [shard for shard in range(shards) if shard % state.num_processes == state.process_index]
     todo = [shard for shard in mine if finished(output, shard, shards) is None]
-    constants = {"model": name, "revision": revision, "source_license": config.source_license or source.info.license}
-    constants["source_license"] = constants["source_license"] or None
+    source_license = config.source_license or source.info.license or None
+    constants = {"model": name, "revision": revision, "source_license": source_license}
 
     spans = [
         (shard, shard * config.rows_per_shard, min((shard + 1) * config.rows_per_shard, groups)) for shard in todo
