@@ -408,7 +408,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         return self.model.get_audio_features(*args, **kwargs)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The LLM's logits `(..., vocabulary)` of its last hidden states `(..., dim)`, scaled and capped as its own."""
+        """Logits `(..., vocabulary)` of last hidden states `(..., dim)`, scaled and capped as the LLM's own."""
         return scale_logits(self.lm_head(hidden_states), self.config.text_config)
 
     @can_return_tuple

@@ -109,6 +109,13 @@ def test_no_batch_costs_more_than_the_budget_and_most_fill_it():
         assert np.mean(costs) > 0.7 * 64
 
 
+@pytest.mark.parametrize("settings", [{"group_by_length": True}, {"budget": 64.0}], ids=str)
+def test_grouped_batches_do_not_come_in_order_of_length(settings):
+    longest = [max(COSTS[index] for index in batch) for batch in all_ranks(1, **settings)[0]]
+    ordered = sum(first <= second for first, second in itertools.pairwise(longest)) / (len(longest) - 1)
+    assert 0.25 < ordered < 0.75
+
+
 def test_rows_meet_other_rows_in_every_epoch_of_a_budget():
     batches = [{frozenset(batch) for batch in all_ranks(1, epoch, budget=64.0)[0]} for epoch in range(2)]
     assert len(batches[0] & batches[1]) < len(batches[0]) / 10

@@ -1,10 +1,11 @@
 """The three trainers: what they minimise, what they leave alone, and that splitting a step changes nothing."""
 
+import copy
 import json
 
 import pytest
 import torch
-from conftest import text_config, tiny_speechllm
+from conftest import text_config
 from datasets import Dataset
 from factories_training import LANGUAGES, tiny_parts, tone_rows
 from test_text_only import FAMILIES
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
+from modeling_speechllm.query_bank import QueryBank
 from trainers import (
     SpeechAlignmentConfig,
     SpeechAlignmentTrainer,
@@ -117,11 +119,9 @@ def test_the_curve_does_not_depend_on_how_a_step_is_split(kind, split, tmp_path)
 def test_the_trained_loss_is_the_model_s_own_for_every_llm_family(family, tmp_path):
     """TRL's fused head would leave out logit scales and soft caps."""
     _, processor = tiny_parts()
-    text = FAMILIES[family](len(processor.tokenizer) + 1)
-    model = tiny_speechllm(
-        tiny_parts()[0].config.audio_config, text, {"type": "stack_mlp", "stride": 4}, len(processor.tokenizer)
-    )
-    processor = type(processor).from_parts(processor.feature_extractor, processor.tokenizer, model.config)
+    text = copy.deepcopy(FAMILIES[family])
+    text.vocab_size, text.max_position_embeddings = len(processor.tokenizer), 128
+    model, processor = tiny_parts(text=text)
     rows = tone_rows(4, answered=True)
     trainer = build("imitation", tmp_path, rows, model, processor, max_steps=1)
     trainer.train()
@@ -161,13 +161,15 @@ def test_distillation_compares_the_last_prompt_positions(tmp_path):
         together = trainer.objective(trainer.model, trainer.data_collator(rows))
         alone = [trainer.objective(trainer.model, trainer.data_collator([row])) for row in rows]
     for name in ("input", "output", "language"):
-        torch.testing.assert_close(together[name].total, sum(terms[name].total for terms in alone), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            together[name].total, sum(terms[name].total for terms in alone), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_teacher_forcing_follows_the_schedule(tmp_path):
     trainer = build("distillation", tmp_path, teacher_forcing=True, max_steps=4, per_device_train_batch_size=8)
     seen = []
-    bank = trainer.model.model.multi_modal_projector.query_bank
+    bank = next(module for module in trainer.model.modules() if isinstance(module, QueryBank))
     forward = trainer.objective
 
     def spy(model, batch):
@@ -182,9 +184,7 @@ def test_teacher_forcing_follows_the_schedule(tmp_path):
 def test_evaluation_is_a_mean_over_all_items_however_batched(tmp_path):
     results = []
     for size in (1, 3, 8):
-        trainer = build(
-            "imitation", tmp_path, eval_rows=tone_rows(answered=True), per_device_eval_batch_size=size
-        )
+        trainer = build("imitation", tmp_path, eval_rows=tone_rows(answered=True), per_device_eval_batch_size=size)
         results.append(trainer.evaluate())
     for result in results[1:]:
         for name in ("eval_loss", "eval_cross_entropy", "eval_token_accuracy"):
@@ -215,7 +215,11 @@ def test_lora_on_any_group_trains_adapters_and_whole_groups_and_reloads(groups, 
     torch.manual_seed(0)
     model, processor = tiny_parts()
     peft = lora_config(model, groups, rank=2)
-    settings = {"save_strategy": "steps", "save_steps": 4, "train_groups": ["connector"] if "connector" not in groups else []}
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "train_groups": ["connector"] if "connector" not in groups else [],
+    }
     trainer = build("imitation", tmp_path, None, model, processor, peft, **settings)
     names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert any("lora_" in name for name in names)
@@ -239,7 +243,13 @@ def test_the_teacher_reads_without_the_adapters(tmp_path):
     batch = plain.data_collator([row | {"draw": (0, index)} for index, row in enumerate(batch_rows)])
     expected = plain.teacher_hidden(model, batch)
     tuned = build(
-        "imitation-divergence", tmp_path, batch_rows, model, processor, lora_config(model, ["llm"], rank=2), max_steps=3
+        "imitation-divergence",
+        tmp_path,
+        batch_rows,
+        model,
+        processor,
+        lora_config(model, ["llm"], rank=2),
+        max_steps=3,
     )
     tuned.train()
     torch.testing.assert_close(tuned.teacher_hidden(tuned.speech_model, batch), expected, rtol=1e-5, atol=1e-5)

@@ -4,8 +4,6 @@ import io
 import itertools
 import json
 import logging
-import multiprocessing
-import os
 from pathlib import Path
 
 import datasets
@@ -314,130 +312,6 @@ def test_a_fingerprint_tells_content_and_order_and_nothing_else(corpus):
     assert len(found) == 5
     stream = rows().to_iterable_dataset()
     assert dataset_fingerprint(stream) == dataset_fingerprint(stream) != dataset_fingerprint(stream.skip(1))
-
-
-COUNTED = Dataset.from_dict(
-    {
-        "id": list("abcdefg"),
-        "text": ["four", "word " * 40, "four", "four", "four", "four", "four"],
-        "duration": [1.0, 2.0, 0.1, 31.0, None, 1.0, 1.0],
-        "wer": [0.1, 0.0, 0.0, 0.0, 0.0, 0.11, None],
-    }
-)
-LIMITS = FilterSettings(min_seconds=0.2, max_seconds=30.0, max_characters_per_second=30.0, max_wer=0.1)
-REASONS = {
-    "min_seconds": 1,
-    "max_seconds": 1,
-    "max_characters_per_second": 1,
-    "max_wer": 1,
-    "no duration": 1,
-    "no WER": 1,
-}
-
-
-@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
-def test_every_filtered_row_is_counted_under_its_reason(streaming):
-    rows, report = filter_rows(COUNTED.to_iterable_dataset() if streaming else COUNTED, LIMITS)
-    assert [row["id"] for row in rows] == ["a"]
-    assert report.rows == 7 and dict(report.removed) == REASONS
-    assert str(report).startswith("1 of 7 rows kept, ") and "1 removed by max_wer" in str(report)
-
-
-def test_no_limits_remove_nothing():
-    rows, report = filter_rows(COUNTED, FilterSettings())
-    assert len(rows) == report.rows == 7 and not report.removed
-
-
-def test_a_missing_column_is_named_with_those_found_and_the_remedy():
-    with pytest.raises(ValueError, match="'duration'; the rows have text. Add it with `with_durations`"):
-        filter_rows(Dataset.from_dict({"text": ["x"]}), LIMITS)
-    with pytest.raises(ValueError, match="'error_rate'; the rows have .*Name .*wer_column"):
-        list(filter_rows(COUNTED.to_iterable_dataset(), FilterSettings(max_wer=0.1, wer_column="error_rate"))[0])
-
-
-def capped(seed: int = 0) -> tuple[Dataset, object]:
-    """An hour per row: German has 6 sentences, each thrice; French has 2 rows."""
-    texts = [f"Satz {number % 6}" for number in range(18)] + ["un", "deux"]
-    rows = Dataset.from_dict({"text": texts, "language": ["de"] * 18 + ["fr"] * 2, "duration": [3600.0] * 20})
-    return filter_rows(rows, FilterSettings(max_hours_per_language=8.0, seed=seed))
-
-
-def test_the_cap_holds_per_language_and_is_counted():
-    rows, report = capped()
-    assert report.hours == {"de": 8.0, "fr": 2.0}
-    assert dict(report.capped) == {"de": 10} and dict(report.removed) == {"max_hours_per_language": 10}
-    assert rows["language"][:] == ["de"] * 8 + ["fr"] * 2
-
-
-def test_the_cap_takes_every_sentence_before_any_comes_again():
-    for seed in range(5):
-        rows, _ = capped(seed)
-        assert len({text for text in rows["text"] if text.startswith("Satz")}) == 6
-    assert capped(1)[0]["text"][:] == capped(1)[0]["text"][:] != capped(2)[0]["text"][:]
-
-
-def test_the_cap_knows_rows_of_several_and_of_unknown_languages():
-    rows = Dataset.from_dict(
-        {"text": [["a", "b"], ["c", "d"]], "language": [["en", "de"], [None, "de"]], "duration": [1.0, 1.0]}
-    )
-    assert set(filter_rows(rows, FilterSettings(max_hours_per_language=1.0))[1].hours) == {"de+en", "de+unknown"}
-
-
-def test_a_stream_cannot_be_capped():
-    with pytest.raises(ValueError, match="a stream is never seen as a whole"):
-        filter_rows(COUNTED.to_iterable_dataset(), FilterSettings(max_hours_per_language=1.0))
-
-
-def record(folder: Path, rank: int, rows: list[str]) -> None:
-    os.environ["RANK"] = str(rank)
-    bad_rows = BadRows(folder, 0.5, 1)
-    for row in rows:
-        bad_rows.record(row, f"{row}.wav", "is empty")
-
-
-def test_bad_rows_of_all_processes_are_listed_once(tmp_path):
-    folder = tmp_path / "bad"
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=record, args=(folder, rank, ["a", "b", "a", str(rank)])) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    assert {path.name.split("-process")[0] for path in folder.iterdir()} == {"rank-0", "rank-1"}
-    bad_rows = BadRows(folder, 0.5, 1)
-    assert sorted(row["id"] for row in bad_rows.read()) == ["0", "1", "a", "b"]
-    before = sum(len(path.read_text()) for path in folder.iterdir())
-    bad_rows.record("a", "a.wav", "is empty")  # a resumed run
-    assert sum(len(path.read_text()) for path in folder.iterdir()) == before
-
-
-def test_a_list_outlives_a_process_killed_while_writing(tmp_path):
-    BadRows(tmp_path, 0.5, 1).record("a", "a.wav", "is empty")
-    (path,) = tmp_path.iterdir()
-    path.write_text(path.read_text() + '{"id": "b", "sou')
-    bad_rows = BadRows(tmp_path, 0.5, 1)
-    bad_rows.record("b", "b.wav", "ist zerstört")
-    assert [row["id"] for row in bad_rows.read()] == ["a", "b"]
-    assert bad_rows.read()[1]["finding"] == "ist zerstört"
-
-
-def test_too_many_bad_rows_stop_the_run_with_the_first_findings(tmp_path):
-    bad_rows = BadRows(tmp_path, max_share=0.1, minimum=20)
-    bad_rows.record("a", "a.wav", "is empty")
-    bad_rows.check(seen=19, bad=19)
-    bad_rows.check(seen=20, bad=2)
-    with pytest.raises(RuntimeError) as error:
-        bad_rows.check(seen=20, bad=3)
-    for part in ("3 of 20 rows (15.0%)", "10.0% allowed", str(tmp_path), "a (a.wav): is empty", "max_share"):
-        assert part in str(error.value)
-
-
-def test_bad_rows_without_a_folder_are_kept_in_memory():
-    bad_rows = BadRows(None, 0.5, 1)
-    bad_rows.record("a", "a.wav", "is empty")
-    bad_rows.record("a", "a.wav", "is empty")
-    assert bad_rows.read() == [{"id": "a", "source": "a.wav", "finding": "is empty"}]
 
 
 def test_a_streamed_row_of_several_utterances_keeps_its_form(corpus):

@@ -44,9 +44,11 @@ class SpeechAlignmentTrainer(SpeechTrainer):
     config_class = SpeechAlignmentConfig
     collator_class = AlignmentCollator
 
-    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, *args: Any, processing_class: Any = None, **kwargs: Any):
+        if model.config.text_config.pad_token_id is None:  # then the processor pads with another special token
+            model.config.text_config.pad_token_id = processing_class.tokenizer.pad_token_id
         model.model.ctc_blank  # noqa: B018  raises where the LLM has no blank
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model, *args, processing_class=processing_class, **kwargs)
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from processing_speechllm import AudioError, SpeechLLMProcessor, stage_length
 
-from .augmentation import AugmentationSettings, augment_samples
+from .augmentation import AugmentationSettings, augment_samples, mask_features
 from .bad_rows import BadRows
 from .interleaving import AudioSegment, Segment, at_speed, keep_mask, segment_blocks
 from .speech_config import SpeechTrainingConfig

@@ -47,6 +47,7 @@ from .terms import Term, Totals
 
 IGNORED = -100
 SETTINGS_FILE = "speech_run.json"
+ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
 
 
 class SpeechTrainer(SFTTrainer):
@@ -95,7 +96,8 @@ class SpeechTrainer(SFTTrainer):
             whole = [names[group] for group in args.train_groups if group in names]
             peft_config.modules_to_save = [*(peft_config.modules_to_save or []), *whole]
         self.frames_cache = self._open_cache(args, model, processing_class)
-        self.bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share)
+        self.bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share, ROWS_BEFORE_JUDGING)
+        self._rows_seen = self._rows_bad = 0
         callbacks = list(callbacks or [])
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -269,7 +271,9 @@ class SpeechTrainer(SFTTrainer):
         begin = time.monotonic()
         batches, counts = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
-            self.bad_rows.check(batch["counts"]["rows"] + batch["counts"]["bad_rows"], batch["counts"]["bad_rows"])
+            self._rows_bad += batch["counts"]["bad_rows"]
+            self._rows_seen += batch["counts"]["rows"] + batch["counts"]["bad_rows"]
+        self.bad_rows.check(self._rows_seen, self._rows_bad)
         self._busy += time.monotonic() - begin
         return batches, counts
 
