@@ -101,18 +101,24 @@ def assemble(
         encoder=encoder.to(device=device, dtype=causal_lm.dtype),
     )
     config.audio_config, config.text_config = encoder.config, base.language_model.config
-    text_size = base.get_input_embeddings().embedding_dim
-    base.multi_modal_projector = build_connector(
-        config.connector, config.audio_size, text_size, config.audio_window, len(config.audio_layers)
-    )
-    base.multi_modal_projector.to(device=device, dtype=causal_lm.dtype)
-    base.multi_modal_projector.apply(model._init_weights)
+    put_connector(model)
     model.generation_config = causal_lm.generation_config
     for name in ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit"):
         if name in causal_lm.__dict__:
             setattr(model, name, getattr(causal_lm, name))
     check_same_logits(model, causal_lm)
     return model
+
+
+def put_connector(model: PreTrainedModel) -> None:
+    """Gives a SpeechLLM a new connector with the settings of its config, on the LLM's device, in its precision."""
+    base, config = model.model, model.config
+    embeddings = base.get_input_embeddings()
+    connector = build_connector(
+        config.connector, config.audio_size, embeddings.embedding_dim, config.audio_window, len(config.audio_layers)
+    )
+    base.multi_modal_projector = connector.to(device=embeddings.weight.device, dtype=base.language_model.dtype)
+    base.multi_modal_projector.apply(model._init_weights)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ Unusual here:
 - A checkpoint can hold the trained parts alone; loading it fetches the frozen parents and checks every key.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,16 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .audio_families import WHISPER_FAMILIES
 from .audio_towers import build_audio_tower, load_encoder
-from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id, read_decoder
+from .composition import (
+    assemble,
+    build_lm_head,
+    load_causal_lm,
+    parent_of,
+    placeholder_id,
+    put_connector,
+    read_decoder,
+)
+from .configuration_connectors import connector_config
 from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, Initialized, length_mask
@@ -570,6 +579,24 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             model.model.multi_modal_projector.load_decoder(decoder)
         model.freeze("encoder", "llm")
         return model.eval()
+
+    def replace_connector(self, connector: dict | str | None = None) -> None:
+        """Puts a new, untrained connector in place of the one there, as `from_parts` would; encoder and LLM stay.
+
+        The processor follows by `processor.connector_stages = model.config.connector_stages`.
+
+        Args:
+            connector: as in `from_parts`.
+
+        Raises:
+            ValueError: unknown connector settings.
+        """
+        connector, decoder = read_decoder(connector)
+        self.config.connector = asdict(connector_config(connector))
+        put_connector(self)
+        if decoder is not None:
+            self.model.multi_modal_projector.load_decoder(decoder)
+        self.model.multi_modal_projector.train(self.training)
 
 
 __all__ = ["SpeechLLMForConditionalGeneration", "SpeechLLMModel", "SpeechLLMPreTrainedModel"]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import ask, demo, doctor
+from . import ask, demo, doctor, training
 
 EXAMPLE = """\
 60 seconds with it:
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; each subcommand sets `run`, which takes the parsed arguments."""
     parser = argparse.ArgumentParser(
         prog="speechllm",
-        description="Ask a text LLM with ears about recordings.",
+        description="Ask a text LLM with ears about recordings, and teach it to hear.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,11 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (ask, demo, doctor):
         command.add_parser(commands)
+    training.add_parsers(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 (a check failed) or 2 (wrong usage, unusable input)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in training.HELP:  # their parsers need heavy imports
+        return training.run(argv[0], argv[1:])
     arguments = build_parser().parse_args(argv)
     sys.stdout.reconfigure(errors="replace")  # an answer in Chinese must not end a program whose terminal is Latin-1
     try:
@@ -57,3 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+if __name__ == "__main__":  # how Accelerate starts it
+    sys.exit(main())

@@ -1,66 +1,157 @@
 """Recipes and command lines, read by the dataclasses that they fill."""
 
 import difflib
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
-from trl import TrlParser
+from transformers import HfArgumentParser
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file itself, or the packaged recipe of that name, with or without `.yaml`.
+
+    Raises:
+        ValueError: there is neither; with the packaged ones.
+    """
+    path = Path(path).expanduser()
+    packaged = RECIPES / path.with_suffix(".yaml").name
+    if path.is_file():
+        return path
+    if len(path.parts) == 1 and packaged.is_file():
+        return packaged
+    known = ", ".join(sorted(recipe.name for recipe in RECIPES.glob("*.yaml")))
+    raise ValueError(f"There is no recipe {str(path)!r}. Give a file, or one of the packaged ones: {known}.")
 
 
 def read_recipe(path: str | Path, classes: Sequence[type]) -> dict[str, Any]:
     """The settings of a YAML recipe.
 
     Raises:
-        ValueError: no such file, no mapping, or unknown keys, each with the nearest valid one.
+        ValueError: no such file, no YAML, no mapping, a key twice, or unknown keys, each with the nearest valid one.
     """
-    path = Path(path)
-    if not path.is_file():
-        packaged = Path(__file__).parent / "recipes" / path.name
-        if not packaged.is_file():
-            known = ", ".join(sorted(recipe.name for recipe in packaged.parent.glob("*.yaml")))
-            raise ValueError(f"There is no recipe {str(path)!r}. Give a file, or one of the packaged ones: {known}.")
-        path = packaged
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path = find_recipe(path)
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings. Write one `key: value` per line.")
     check_keys(settings, classes, str(path))
     return settings
 
 
-def check_keys(settings: dict[str, Any], classes: Sequence[type], source: str) -> None:
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML says that keys are unique; PyYAML silently keeps the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ValueError(f"{key.value} stands twice (line {key.start_mark.line + 1}). Remove one of the two.")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def check_keys(names: Sequence[str], classes: Sequence[type], source: str) -> None:
     """Raises a ValueError that names keys which no field has, and the nearest that one has."""
     known = sorted({item.name for cls in classes for item in fields(cls) if item.init})
     unknown = []
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            unknown.append(f"{key} (did you mean {near[0]}?)")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+            unknown.append(f"{name} (did you mean {near[0]}?)")
     if unknown:
-        raise ValueError(f"{source}: unknown setting {', '.join(unknown)}.")
+        raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. `--help` lists all.")
 
 
-def parse(classes: Sequence[type], arguments: Sequence[str], prog: str) -> tuple[Any, ...]:
-    """Dataclasses filled from `--config recipe.yaml` and from options, which win over the recipe.
+def parse(
+    classes: Sequence[type], arguments: Sequence[str], prog: str, description: str = "", example: str = ""
+) -> tuple[Any, ...]:
+    """
+    Dataclasses filled from `--config recipe.yaml` and from options, which win over the recipe.
+
+    A setting of the recipe is an option that stands earlier on the command line, so both are checked alike.
+
+    Args:
+        classes: dataclasses without a name in common.
+        arguments: the command line without the command.
+        prog: the command, for messages.
+        description, example: before and after the options in `--help`, which exits.
 
     Raises:
         ValueError: unknown or missing settings, or values that do not fit.
     """
-    arguments, recipe = list(arguments), {}
-    if "--config" in arguments:
-        place = arguments.index("--config")
-        if place + 1 == len(arguments):
-            raise ValueError("--config needs a file.")
-        recipe = read_recipe(arguments[place + 1], classes)
-        del arguments[place : place + 2]
-    names = {argument[2:].split("=")[0].replace("-", "_"): None for argument in arguments if argument.startswith("--")}
-    names.pop("help", None)
-    check_keys({name.removeprefix("no_") if name.startswith("no_") else name: None for name in names}, classes, prog)
-    parser = TrlParser(list(classes), prog=prog)
-    parser.set_defaults_with_config(**recipe)
-    return parser.parse_args_into_dataclasses(args=arguments)
+    parser = _Parser(list(classes), prog=prog, description=description, epilog=example)
+    parser.add_argument("--config", metavar="RECIPE", help="YAML file of settings, or the name of a packaged recipe.")
+    arguments = list(arguments)
+    named = [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    known = {name for action in parser._actions for name in (option[2:] for option in action.option_strings)}
+    check_keys([name for name in named if name not in known], classes, prog)
+    recipe, arguments = _take_recipe(arguments, classes, prog)
+    words = parser.take_settings(recipe)
+    *filled, namespace = parser.parse_args_into_dataclasses(args=[*words, *arguments], look_for_args_file=False)
+    return tuple(filled)
 
 
-__all__ = ["check_keys", "parse", "read_recipe"]
+def _take_recipe(arguments: list[str], classes: Sequence[type], prog: str) -> tuple[dict[str, Any], list[str]]:
+    """The recipe that `--config FILE` or `--config=FILE` names, and the other arguments."""
+    rest, path = [], None
+    words = iter(arguments)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            path = word.partition("=")[2] or next(words, None)
+            if path is None:
+                raise ValueError(f"{prog}: --config needs a file.")
+        else:
+            rest.append(word)
+    return ({} if path is None else read_recipe(path, classes)), rest
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter):
+    """Help of one line per option where it fits."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=119)
+
+
+class _Parser(HfArgumentParser):
+    """Raises what argparse would print before it exits, and takes settings of a recipe."""
+
+    def __init__(self, classes: list[type], **kwargs: Any):
+        super().__init__(classes, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+        self.usage = f"{self.prog} [--config RECIPE] [--setting VALUE ...]"
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {message}.")
+
+    def take_settings(self, settings: dict[str, Any]) -> list[str]:
+        """The settings as options; those that a command line cannot say become defaults."""
+        actions = {action.dest: action for action in reversed(self._actions)}  # `--x` comes before `--no_x`
+        words = []
+        for name, value in settings.items():
+            action = actions[name]
+            in_words = isinstance(value, (str, int, float)) and action.nargs in (None, "?")
+            if isinstance(value, list) and value and action.nargs == "+":
+                words += [f"--{name}", *(_word(part) for part in value)]
+            elif in_words:
+                words.append(f"--{name}={_word(value)}")
+            else:
+                if value is not None and action.nargs == "+" and not isinstance(value, list):
+                    raise ValueError(f"{self.prog}: {name} is a list. Write it as [{value}].")
+                if isinstance(value, (list, dict)) and action.type not in (str, dict) and action.nargs != "+":
+                    raise ValueError(f"{self.prog}: {name} takes one value, not {value!r}.")
+                action.default, action.required = value, False
+        return words
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+__all__ = ["check_keys", "find_recipe", "parse", "read_recipe"]

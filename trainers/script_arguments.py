@@ -1,96 +1,159 @@
-"""What a training command needs beside its trainer's config: which model, which data."""
+"""What the commands need beside the config of a trainer or of the cache: which model, which data, how to launch."""
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
+
+from .filters import FilterSettings
+
+
+def described(text: str, default: Any = None) -> Any:
+    """A dataclass field with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+def read_mapping(value: dict | str | None, name: str) -> dict | str | None:
+    """A setting that is a mapping or JSON of one; other text stays as it is.
+
+    Raises:
+        ValueError: broken JSON, by the setting's name.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is no JSON ({error}): {value!r}. Put it in single quotes on a shell.") from error
 
 
 @dataclass
-class ScriptArguments:
+class DataArguments:
     """
-    Model and data of `speechllm align`, `imitate` and `distill`.
+    Data of the commands that read rows.
 
     Args:
-        > Parameters that control the model
+        dataset (`list[str]`):
+            Hub ids, folders or manifests, joined in this order. See docs/data.md.
+        dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
+            Configuration and split of Hub datasets and folders with splits.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read the data as it comes, without a copy on disk. A training needs `max_steps` then.
+        columns (`dict`, *optional*):
+            Other names of columns, `{"sentence": "text"}`.
+        min_seconds, max_seconds, max_characters_per_second, max_wer, wer_column, max_hours_per_language (*optional*):
+            Limits on the rows, see [`FilterSettings`]; what they remove is counted and printed.
+    """
+
+    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or manifests."})
+    dataset_name: str | None = described("Configuration of Hub datasets.")
+    dataset_split: str = described("Split of Hub datasets.", "train")
+    streaming: bool = described("Read the data as it comes. A training needs max_steps then.", False)
+    columns: dict | str | None = described('Other names of columns, {"sentence": "text"}.')
+    min_seconds: float | None = described("Shorter rows are left out.")
+    max_seconds: float | None = described("Longer rows are left out.")
+    max_characters_per_second: float | None = described("Faster rows are left out.")
+    max_wer: float | None = described("Rows with a higher recogniser's WER are left out.")
+    wer_column: str = described("Column of that WER, 0.1 being 10 per cent.", "wer")
+    max_hours_per_language: float | None = described("Cap per language.")
+
+    def __post_init__(self):
+        self.columns = read_mapping(self.columns, "columns")
+        if self.columns is not None and not isinstance(self.columns, dict):
+            raise ValueError(f'columns={self.columns!r} must be a mapping, such as {{"sentence": "text"}}.')
+        if not self.dataset:
+            raise ValueError("Name the data: dataset: [folder, manifest or Hub id, ...], or --dataset FOLDER.")
+
+    def filters(self, seed: int) -> FilterSettings:
+        """The limits on the rows."""
+        return FilterSettings(
+            self.min_seconds,
+            self.max_seconds,
+            self.max_characters_per_second,
+            self.max_wer,
+            self.wer_column,
+            self.max_hours_per_language,
+            seed,
+        )
+
+
+@dataclass
+class ScriptArguments(DataArguments):
+    """
+    Model and data of `speechllm align`, `imitate` and `distill`, beside [`DataArguments`].
+
+    Args:
         model (`str`, *optional*):
-            SpeechLLM to go on from, a folder or Hub id. With `connector`, its encoder and LLM get a new connector.
+            SpeechLLM to go on from, a folder or Hub id, or `nano`, the embedded one. With `connector`, its encoder and
+            LLM get a new connector.
         audio (`str`, *optional*), text (`str`, *optional*):
             Speech encoder and LLM to join, in place of `model`.
         connector (`dict` or `str`, *optional*):
             Connector between them: a preset or `{"type": ..., settings}`.
         pad_to_window (`bool`, *optional*, defaults to `False`):
-            Pad audio to the encoder's window, as Whisper was pretrained.
+            Pad audio to the encoder's window, as Whisper was pretrained. With `audio` and `text` only.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the weights. `"auto"` is that of the LLM's checkpoint.
+            Precision of the weights. `"auto"` is that of the checkpoint.
         lora_groups (`list[str]`, *optional*):
             Groups that get LoRA adapters, of `encoder`, `connector` and `llm`.
         lora_rank (`int`), lora_alpha (`int`), lora_dropout (`float`):
             Settings of the adapters.
-
-        > Parameters that control the data
-        dataset (`list[str]`):
-            Training data: Hub ids, folders or manifests, joined in this order. See docs/data.md.
-        dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
-            Configuration and split of Hub datasets.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Read the data as it comes, without a copy on disk. Needs `max_steps`.
-        eval_dataset (`list[str]`, *optional*), eval_split (`str`, *optional*, defaults to `"validation"`):
-            Data of the evaluation loss.
-        columns (`dict`, *optional*):
-            Other names of columns, `{"sentence": "text"}`.
-        min_seconds, max_seconds, max_characters_per_second, max_wer, wer_column, max_hours_per_language (*optional*):
-            Filters, see docs/data.md.
+        eval_dataset (`list[str]`, *optional*), eval_split (`str`, *optional*):
+            Data of the evaluation loss, within the same limits, and their split: by default `validation` of Hub
+            datasets, `train` of folders and manifests.
         target_weights (`dict`, *optional*):
-            Target sets and how often each is drawn, `{"T": 1, "MI": 2}`. By default rows are taken as they are.
-        accelerate_config (`str`, *optional*):
-            Launch through Accelerate with one of the packaged configs (`single_gpu`, `ddp`, `fsdp2`, `zero2`, `zero3`)
-            or a file of yours.
+            Target sets and how often each is drawn, `{"T": 1, "MI": 2}`; 0 leaves a set out. By default rows are taken
+            as they are.
     """
 
-    model: str | None = field(default=None, metadata={"help": "SpeechLLM to go on from, a folder or Hub id."})
-    audio: str | None = field(default=None, metadata={"help": "Speech encoder, a folder or Hub id."})
-    text: str | None = field(default=None, metadata={"help": "LLM, a folder or Hub id."})
-    connector: dict | str | None = field(default=None, metadata={"help": "Preset, or settings with a type."})
-    pad_to_window: bool = field(default=False, metadata={"help": "Pad audio to the encoder's window."})
-    dtype: str = field(
-        default="auto", metadata={"help": "Precision of the weights: auto, float32, bfloat16, float16."}
-    )
-    lora_groups: list[str] | None = field(default=None, metadata={"help": "Groups that get LoRA adapters."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, over the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapters."})
-    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or manifests."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of Hub datasets."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of Hub datasets."})
-    streaming: bool = field(default=False, metadata={"help": "Read the data as it comes. Needs max_steps."})
-    eval_dataset: list[str] | None = field(default=None, metadata={"help": "Data of the evaluation loss."})
-    eval_split: str = field(default="validation", metadata={"help": "Split of Hub datasets for evaluation."})
-    columns: dict | str | None = field(
-        default=None, metadata={"help": 'Other names of columns, {"sentence": "text"}.'}
-    )
-    min_seconds: float | None = field(default=None, metadata={"help": "Shorter rows are left out."})
-    max_seconds: float | None = field(default=None, metadata={"help": "Longer rows are left out."})
-    max_characters_per_second: float | None = field(default=None, metadata={"help": "Faster rows are left out."})
-    max_wer: float | None = field(default=None, metadata={"help": "Rows with a higher recogniser's WER are left out."})
-    wer_column: str = field(default="wer", metadata={"help": "Column of that WER, 0.1 being 10 per cent."})
-    max_hours_per_language: float | None = field(default=None, metadata={"help": "Cap per language."})
-    target_weights: dict | str | None = field(
-        default=None, metadata={"help": 'Target sets and their weights, {"T": 1, "MI": 2}.'}
-    )
-    accelerate_config: str | None = field(
-        default=None, metadata={"help": "single_gpu, ddp, fsdp2, zero2, zero3, or a file."}
-    )
+    model: str | None = described("SpeechLLM to go on from: a folder or Hub id, or nano.")
+    audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
+    text: str | None = described("LLM to join with audio, a folder or Hub id.")
+    connector: dict | str | None = described("New connector: a preset, or settings with a type.")
+    pad_to_window: bool = described("Pad audio to the encoder's window.", False)
+    dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
+    lora_groups: list[str] | None = described("Groups that get LoRA adapters: encoder, connector, llm.")
+    lora_rank: int = described("Rank of the adapters.", 16)
+    lora_alpha: int = described("Scale of the adapters, over the rank.", 32)
+    lora_dropout: float = described("Dropout of the adapters.", 0.0)
+    eval_dataset: list[str] | None = described("Data of the evaluation loss.")
+    eval_split: str | None = described("Split for evaluation; by default validation, of local data train.")
+    target_weights: dict | str | None = described('Target sets and their weights, {"T": 1, "MI": 2}.')
 
     def __post_init__(self):
-        for name in ("connector", "columns", "target_weights"):
-            value = getattr(self, name)
-            if isinstance(value, str) and value.startswith("{"):
-                setattr(self, name, json.loads(value))
-        if self.model is None and (self.audio is None or self.text is None):
-            raise ValueError("Name a model: `model`, or both `audio` (speech encoder) and `text` (LLM).")
-        if self.model is not None and (self.audio is not None or self.text is not None):
-            raise ValueError("Give either `model` or `audio` and `text`, not both.")
-        if not self.dataset:
-            raise ValueError("Name the training data: dataset: [folder, manifest or Hub id, ...].")
+        super().__post_init__()
+        self.connector = read_mapping(self.connector, "connector")
+        self.target_weights = read_mapping(self.target_weights, "target_weights")
+        if self.target_weights is not None:
+            weights = self.target_weights if isinstance(self.target_weights, dict) else {}
+            if not weights or any(not isinstance(w, (int, float)) or w < 0 for w in weights.values()):
+                raise ValueError(
+                    f'target_weights={self.target_weights!r} must give each set a weight, such as {{"T": 1, "MI": 2}}.'
+                )
+        check_model_names(self)
 
 
-__all__ = ["ScriptArguments"]
+def check_model_names(arguments: Any) -> None:
+    """Refuses settings that name no model, or two."""
+    if arguments.model is None and (arguments.audio is None or arguments.text is None):
+        raise ValueError("Name a model: `model`, or both `audio` (speech encoder) and `text` (LLM).")
+    if arguments.model is not None and (arguments.audio is not None or arguments.text is not None):
+        raise ValueError("Give either `model`, or `audio` and `text`, not both.")
+    if arguments.model is not None and arguments.pad_to_window:
+        raise ValueError("pad_to_window is for `audio` and `text`; a `model` has its own. Leave it out.")
+
+
+@dataclass
+class LaunchArguments:
+    """
+    How a command is started.
+
+    Args:
+        accelerate_config (`str`, *optional*):
+            Start the command through `accelerate launch`, with a packaged config (`single_gpu`, `ddp`, `fsdp2`,
+            `zero2`, `zero3`) or a file of `accelerate config`. See docs/scaling.md.
+    """
+
+    accelerate_config: str | None = described("Launch with single_gpu, ddp, fsdp2, zero2, zero3, or a file.")
+
+
+__all__ = ["DataArguments", "LaunchArguments", "ScriptArguments", "check_model_names", "read_mapping"]

@@ -1,0 +1,56 @@
+"""`speechllm align`, `imitate`, `distill`, `targets` and `encode`: their help; the work is in `trainers.commands`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .loading import report
+
+HELP = {
+    "targets": "let the LLM answer prompts about transcripts: what a connector learns to imitate",
+    "encode": "run the frozen encoder once over the data, for trainings that read its frames from disk",
+    "align": "train a connector to spell the transcript in the LLM's tokens (CTC)",
+    "imitate": "train a connector on answers, as the LLM that reads gives them",
+    "distill": "train a connector to move the LLM to where the transcript moves it",
+}
+DESCRIPTIONS = {
+    "targets": "Writes the LLM's answers about the transcripts of a dataset; see docs/targets.md.",
+    "encode": "Writes what the frozen encoder makes of a dataset; see docs/caching.md.",
+    "align": "Stage 1 of BLOOMZMMS: CTC over the LLM's embeddings; see docs/training.md.",
+    "imitate": "Cross-entropy on answers, divergence from the LLM that reads, or both; see docs/training.md.",
+    "distill": "DiVA, LAD and response distillation; see docs/training.md.",
+}
+SETTINGS = """\
+
+Settings come from a YAML recipe, a file or a packaged one by name, and from options, which win. A setting that does
+not exist is refused with the nearest that does. A command that was stopped goes on when it is given again.
+"""
+DATA = "  python -m benchmarks.nanoworld.recordings --out nano-data     spoken requests, in a clone of the repository"
+EXAMPLES = {
+    "targets": ["speechllm targets --config nano-targets", "head nano-targets/manifest.json"],
+    "encode": ["speechllm encode --config nano-encode"],
+    "align": ["speechllm align --config nano-align", "speechllm align --config nano-align --learning_rate 1e-3"],
+    "imitate": [
+        "speechllm targets --config nano-targets",
+        "speechllm imitate --config nano-imitate",
+        'speechllm ask nano-data/validation/00000.wav "Transcribe the speech." --model nano-imitate',
+    ],
+    "distill": ["speechllm distill --config nano-distill"],
+}
+
+
+def add_parsers(commands: Any) -> None:
+    """Lists the commands among the subparsers; `main` hands them their arguments before any parser does."""
+    for name, text in HELP.items():
+        commands.add_parser(name, help=text, add_help=False)
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Runs the command; returns its exit status, 2 if a package is missing."""
+    try:
+        from trainers import commands
+    except (ImportError, OSError, RuntimeError) as error:
+        report(f"a package is missing or broken ({error}). Run: speechllm doctor")
+        return 2
+    lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
+    example = f"60 seconds with it, on a CPU:\n{DATA}\n{lines}\n"
+    return commands.main(command, arguments, DESCRIPTIONS[command] + "\n" + SETTINGS, example)

@@ -1,0 +1,173 @@
+"""Model and rows of a command, from its settings."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets, interleave_datasets
+from datasets import IterableDataset as Stream
+from transformers import PreTrainedConfig, PreTrainedModel
+
+import speechllm
+from modeling_speechllm import SpeechLLMForConditionalGeneration
+from processing_speechllm import SpeechLLMProcessor
+
+from .bad_rows import BadRows
+from .data import load_rows, with_durations
+from .filters import FilterReport, filter_rows
+from .script_arguments import DataArguments, check_model_names
+from .speech_config import GROUPS
+
+EMBEDDED = "nano"
+
+
+def model_name(name: str | None) -> str | None:
+    """A model's folder or Hub id; `nano` is the embedded model."""
+    return speechllm.NANO if name == EMBEDDED else name
+
+
+def load_speech_model(
+    arguments: Any, trained_groups: Sequence[str] = ()
+) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
+    """
+    The model and processor that settings name.
+
+    Args:
+        arguments: settings with `model`, `audio`, `text`, `connector`, `pad_to_window` and `dtype`, as
+            [`ScriptArguments`] and [`EncodeConfig`] have.
+        trained_groups: groups that will be trained. A checkpoint whose other groups were trained before is no longer
+            its parents and a connector, so these are forgotten and it is saved whole.
+
+    Raises:
+        ValueError: settings that name no model or two, or a checkpoint that is no SpeechLLM.
+        OSError: a model that cannot be found.
+    """
+    check_model_names(arguments)
+    if arguments.model is None:
+        audio, text = model_name(arguments.audio), model_name(arguments.text)
+        model = SpeechLLMForConditionalGeneration.from_parts(
+            audio, text, arguments.connector, pad_to_window=arguments.pad_to_window, dtype=arguments.dtype
+        )
+        return model, SpeechLLMProcessor.from_parts(audio, text, model.config)
+    source = model_name(arguments.model)
+    settings, _ = PreTrainedConfig.get_config_dict(source)
+    if settings.get("model_type") != "speechllm":
+        raise ValueError(
+            f"{arguments.model} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint "
+            "as `model`, or join two models with `audio` and `text`."
+        )
+    model = SpeechLLMForConditionalGeneration.from_pretrained(source, dtype=arguments.dtype)
+    processor = SpeechLLMProcessor.from_pretrained(source)
+    if not set(settings.get("trained_groups") or GROUPS) <= set(trained_groups):
+        model.config.parents = None
+    if arguments.connector is not None:
+        model.replace_connector(arguments.connector)
+        processor.connector_stages = model.config.connector_stages
+    return model, processor
+
+
+def load_training_rows(
+    sources: Sequence[str],
+    arguments: DataArguments,
+    bad_rows: BadRows,
+    seed: int = 0,
+    split: str | None = None,
+    streaming: bool = False,
+) -> tuple[Dataset | Stream, FilterReport]:
+    """
+    The rows of all sources one after the other, with `duration`, within the limits of the settings.
+
+    Args:
+        sources: as `load_rows` takes them.
+        arguments: settings of the data.
+        bad_rows: where rows whose audio cannot be read are listed.
+        seed: of the choice that `max_hours_per_language` makes.
+        split: of every source, by default that of the settings.
+        streaming: read rows as they are needed.
+
+    Returns:
+        the rows, and what the limits removed; of a stream the counts grow as it is read.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: columns are missing, or the sources' columns do not fit together.
+    """
+    parts = []
+    for source in sources:
+        part = load_rows(
+            source, split or arguments.dataset_split, streaming, arguments.dataset_name, arguments.columns
+        )
+        parts.append(with_durations(part, bad_rows))
+    rows = parts[0]
+    if len(parts) > 1:
+        try:
+            rows = concatenate_datasets(parts)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"The datasets {', '.join(sources)} do not fit together: {error}. Columns of one name must hold the "
+                "same kind of values; rename one of them with `columns`, or train on the datasets in turn."
+            ) from error
+    return filter_rows(rows, arguments.filters(seed))
+
+
+def evaluation_split(source: str, wanted: str | None) -> str:
+    """The split to evaluate on: the one wanted, else `train` of local data, which has a place of its own, and
+    `validation` of Hub datasets."""
+    if wanted is not None:
+        return wanted
+    return "train" if Path(source).expanduser().exists() else "validation"
+
+
+def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[Dataset, Counter]:
+    """
+    Rows drawn by their column `target`, each set as often as its weight says.
+
+    The sets are interleaved at random until every row of every set has come at least once
+    (`stopping_strategy="all_exhausted"`), so nothing is lost, and rows of sets that are smaller than their weight come
+    more than once in an epoch. Sets of weight 0 are left out.
+
+    Args:
+        rows: rows with `target`.
+        weights: of each set.
+        seed: of the order.
+
+    Returns:
+        the rows, and how many come of each set.
+
+    Raises:
+        ValueError: a stream, no such column, sets without a weight, or weights without rows.
+    """
+    if isinstance(rows, Stream):
+        raise ValueError("target_weights counts the rows of each set, and a stream has no end. Set streaming false.")
+    if "target" not in rows.column_names:
+        raise ValueError(
+            f"target_weights needs the column 'target'; the rows have {', '.join(rows.column_names)}. Make targets "
+            "with `speechllm targets`, or leave target_weights out."
+        )
+    targets = rows["target"][:]
+    found = Counter(targets)
+    missing = sorted(str(name) for name in found if name not in weights)
+    absent = sorted(name for name, weight in weights.items() if weight and name not in found)
+    if missing or absent:
+        raise ValueError(
+            f"target_weights must name the sets of the data, {', '.join(map(str, found))}: "
+            + "; ".join(
+                [f"{name} has no weight (0 leaves it out)" for name in missing]
+                + [f"{name} has no rows" for name in absent]
+            )
+            + "."
+        )
+    names = sorted(name for name, weight in weights.items() if weight)
+    if not names:
+        raise ValueError("target_weights are all 0: no rows would be left. Give one set a weight.")
+    sets = [rows.select([place for place, target in enumerate(targets) if target == name]) for name in names]
+    total = sum(weights[name] for name in names)
+    mixed = sets[0]
+    if len(sets) > 1:
+        shares = [weights[name] / total for name in names]
+        mixed = interleave_datasets(sets, shares, seed=seed, stopping_strategy="all_exhausted")
+    return mixed, Counter(mixed["target"][:])
+
+
+__all__ = ["evaluation_split", "load_speech_model", "load_training_rows", "model_name", "weigh_targets"]

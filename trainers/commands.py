@@ -1,0 +1,282 @@
+"""The commands `speechllm align`, `imitate`, `distill`, `targets` and `encode`.
+
+The same command goes on with what it left: a training from its last whole checkpoint, targets and caches from the
+shards that are written.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers.utils import logging
+
+from .alignment_config import SpeechAlignmentConfig
+from .alignment_trainer import SpeechAlignmentTrainer
+from .bad_rows import BadRows
+from .checkpoints import WEIGHTS, checkpoint_folders, is_whole
+from .command_inputs import evaluation_split, load_speech_model, load_training_rows, model_name, weigh_targets
+from .distillation_config import SpeechDistillationConfig
+from .distillation_trainer import SpeechDistillationTrainer
+from .encode import encode_dataset
+from .encode_config import EncodeConfig
+from .imitation_config import SpeechImitationConfig
+from .imitation_trainer import SpeechImitationTrainer
+from .lora import lora_config
+from .parsing import parse
+from .script_arguments import DataArguments, LaunchArguments, ScriptArguments
+from .speech_config import SpeechTrainingConfig
+from .speech_trainer import ROWS_BEFORE_JUDGING, SpeechTrainer
+from .targets import main as write_targets
+from .targets_config import TargetsConfig
+
+LAUNCH_CONFIGS = Path(__file__).parent / "accelerate"
+LAUNCHED = "SPEECHLLM_LAUNCHED"  # set for the processes that Accelerate has started
+TRAINERS = {
+    "align": (SpeechAlignmentTrainer, SpeechAlignmentConfig),
+    "imitate": (SpeechImitationTrainer, SpeechImitationConfig),
+    "distill": (SpeechDistillationTrainer, SpeechDistillationConfig),
+}
+CLASSES: dict[str, tuple[type, ...]] = {
+    **{name: (config, ScriptArguments, LaunchArguments) for name, (_, config) in TRAINERS.items()},
+    "targets": (TargetsConfig, LaunchArguments),
+    "encode": (EncodeConfig, DataArguments, LaunchArguments),
+}
+OURS = ("trainers", "modeling_speechllm", "processing_speechllm", "speechllm", "speechllm_cli")
+
+
+def main(command: str, arguments: Sequence[str], description: str = "", example: str = "") -> int:
+    """
+    Runs a command and returns its exit status: 0, 1 (it broke off), 2 (wrong settings or data), 130 (Ctrl-C).
+
+    Args:
+        command: of `CLASSES`.
+        arguments: the command line after it.
+        description, example: of `--help`.
+    """
+    output_dir = None
+    try:
+        *settings, launch = parse(CLASSES[command], arguments, f"speechllm {command}", description, example)
+        if launch.accelerate_config is not None and LAUNCHED not in os.environ:
+            return start_through_accelerate(launch.accelerate_config, command, arguments)
+        output_dir = settings[0].output_dir
+        if command in TRAINERS:
+            train(TRAINERS[command][0], *settings)
+        elif command == "targets":
+            settings[0].model = model_name(settings[0].model)
+            write_targets(settings[0])
+        else:
+            encode(*settings)
+        return 0
+    except KeyboardInterrupt:
+        _report(f"stopped. {_how_to_resume(output_dir)}")
+        return 130
+    except (ValueError, OSError) as error:
+        _report(error)
+        return 2
+    except (FloatingPointError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        if not _is_ours(error):
+            raise
+        _report(f"{error.args[0] if error.args else error} {_how_to_resume(output_dir)}")
+        return 1
+
+
+def _report(message: object) -> None:
+    print("speechllm:", str(message).strip(), file=sys.stderr, flush=True)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised in this project's code, where errors say what to do."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(frame.filename).parent.name in OURS
+
+
+def _how_to_resume(output_dir: str | None) -> str:
+    """Where the same command goes on."""
+    if output_dir is None:
+        return "Nothing had begun."
+    whole = [folder for folder in checkpoint_folders(output_dir) if is_whole(folder)]
+    place = f"from {whole[-1]}" if whole else f"with what {output_dir} holds by now"
+    return f"The same command goes on {place}."
+
+
+def start_through_accelerate(config: str, command: str, arguments: Sequence[str]) -> int:
+    """
+    Puts `accelerate launch` of the same command in place of this process.
+
+    Args:
+        config: name of a packaged config, or a file.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    packaged = LAUNCH_CONFIGS / f"{config}.yaml"
+    path = packaged if packaged.is_file() else Path(config).expanduser()
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in LAUNCH_CONFIGS.glob("*.yaml")))
+        raise ValueError(f"accelerate_config: no file {config!r}. Give one, or one of the packaged: {known}.")
+    os.environ[LAUNCHED] = "1"
+    sys.stdout.flush()
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+    os.execv(sys.executable, [*launcher, "-m", "speechllm_cli.main", command, *arguments])
+
+
+# Training
+
+
+def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script: ScriptArguments) -> None:
+    """Builds what the settings name, trains, and leaves a model in `output_dir` that `from_pretrained` loads."""
+    if args.output_dir is None:
+        raise ValueError("Say where the model goes: output_dir: FOLDER.")
+    say = _say if args.process_index == 0 else _say_nothing
+    checkpoint = find_checkpoint(args)
+    args.resume_from_checkpoint = None
+    if script.streaming and args.max_steps <= 0:
+        raise ValueError("streaming data have no known end. Set max_steps.")
+    bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share, ROWS_BEFORE_JUDGING)
+    with args.main_process_first(desc="reading the data"):
+        rows, evaluation = load_data(args, script, bad_rows, say)
+    if checkpoint is not None:
+        say(f"Going on from {checkpoint}")
+    model, processor = load_speech_model(script, args.train_groups)
+    adapters = None
+    if script.lora_groups:
+        adapters = lora_config(model, script.lora_groups, script.lora_rank, script.lora_alpha, script.lora_dropout)
+    trainer = trainer_class(
+        model,
+        args,
+        train_dataset=rows,
+        eval_dataset=evaluation,
+        processing_class=processor,
+        peft_config=adapters,
+    )
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    say(f"Training {trained / 1e6:.2f} M parameters ({', '.join(_what_is_trained(args, script))})")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    place = save_final(trainer, processor)
+    found = trainer.bad_rows.read()
+    if found:
+        say(f"{len(found)} rows could not be used and were left out; they are listed in {trainer.bad_rows.folder}")
+    say(f"Model and processor: {place}. Losses: {Path(args.output_dir) / 'trainer_state.json'}")
+    if trainer.is_world_process_zero() and place == Path(args.output_dir):
+        say(f'Ask it: speechllm ask RECORDING "INSTRUCTION" --model {place}')
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _what_is_trained(args: SpeechTrainingConfig, script: ScriptArguments) -> list[str]:
+    return [*args.train_groups, *(f"LoRA on {group}" for group in script.lora_groups or [])]
+
+
+def load_data(
+    args: SpeechTrainingConfig, script: ScriptArguments, bad_rows: BadRows, say: Callable[[str], None]
+) -> tuple[Any, Any]:
+    """Rows to train on and to evaluate on (None without); what the limits leave out is said."""
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    rows, report = load_training_rows(script.dataset, script, bad_rows, seed, streaming=script.streaming)
+    say("Training data: a stream" if script.streaming else f"Training data: {report}")
+    if not script.streaming and len(rows) == 0:
+        raise ValueError("No rows are left to train on. Loosen the limits, or check the data.")
+    if script.target_weights is not None:
+        rows, drawn = weigh_targets(rows, script.target_weights, seed)
+        say("Rows per epoch: " + ", ".join(f"{count} {name}" for name, count in sorted(drawn.items())))
+    if not script.eval_dataset:
+        return rows, None
+    splits = {evaluation_split(source, script.eval_split) for source in script.eval_dataset}
+    if len(splits) > 1:
+        raise ValueError("eval_dataset: name the split of all by eval_split, they differ by default.")
+    evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, splits.pop())
+    say(f"Evaluation data: {report}")
+    return rows, evaluation
+
+
+def find_checkpoint(args: SpeechTrainingConfig) -> Path | None:
+    """
+    Where a training goes on: from the checkpoint that `resume_from_checkpoint` names, or the last whole one of
+    `output_dir`; None is anew.
+
+    Raises:
+        ValueError: it is to start anew, or there is nothing to go on from, in a folder that is not empty.
+    """
+    folder, wanted = Path(args.output_dir), args.resume_from_checkpoint
+    switch = str(wanted).lower()
+    if wanted is not None and switch not in ("true", "false"):
+        return Path(wanted)
+    whole = [path for path in checkpoint_folders(folder) if is_whole(path)]
+    if whole and switch != "false":
+        return whole[-1]
+    if switch == "true":
+        raise ValueError(f"{folder} has no whole checkpoint to go on from. Leave resume_from_checkpoint out.")
+    remains = _results(folder)
+    if remains:
+        raise ValueError(
+            f"{folder} holds {', '.join(remains[:3])} already, which a new training would overwrite. Give another "
+            "output_dir, or remove the folder."
+        )
+    return None
+
+
+def _results(folder: Path) -> list[str]:
+    """Names of what an earlier training has finished in a folder."""
+    whole = [path.name for path in checkpoint_folders(folder) if is_whole(path)]
+    files = (*WEIGHTS, "config.json", "adapter_config.json")
+    return whole + [path.name for name in files for path in folder.glob(name)]
+
+
+def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
+    """Saves the trained model with its processor and the history of losses to `output_dir`; returns the model's place.
+
+    LoRA adapters are merged into the weights, so that the folder is a model like any other; where the weights are
+    sharded the adapters are saved as they are, to `output_dir/adapter`.
+    """
+    folder = Path(trainer.args.output_dir)
+    trainer.save_state()
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if not hasattr(model, "merge_and_unload"):
+        trainer.save_model(str(folder))
+        return folder
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        trainer.save_model(str(folder / "adapter"))
+        return folder / "adapter"
+    if trainer.args.should_save:
+        merged = model.merge_and_unload()
+        merged.config.parents = None  # the merged groups are no longer theirs
+        merged.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / "training_args.json").write_text(trainer.args.to_json_string(), encoding="utf-8")
+    return folder
+
+
+# Caching
+
+
+def encode(config: EncodeConfig, data: DataArguments) -> None:
+    """Writes the cache of the rows, and says what it holds."""
+    state = PartialState(cpu=config.device == "cpu")
+    model, processor = load_speech_model(config)
+    device = state.device if config.device is None else config.device
+    model.model.audio_tower.to(device)
+    if config.teacher != "none":
+        model.model.language_model.to(device)
+        model.lm_head.to(device)
+    bad_rows = BadRows(Path(config.output_dir) / "unread_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
+    with state.main_process_first():
+        rows, report = load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming)
+    if not data.streaming:
+        state.print(f"Data: {report}")
+    state.print(json.dumps(asdict(encode_dataset(model, processor, rows, config))))
+
+
+__all__ = ["CLASSES", "TRAINERS", "encode", "find_checkpoint", "main", "save_final", "start_through_accelerate", "train"]
