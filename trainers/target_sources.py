@@ -10,23 +10,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, Features, List, Value, load_dataset, load_from_disk
 
+from .manifests import read_manifest
 from .prompts import nearest
 from .targets_config import TargetsConfig
 
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 PIECE = 100  # rows at a time: an Arrow array holds 2 GB of audio at most
 
 
 def load_source(config: TargetsConfig) -> Dataset:
-    """The dataset that the settings name: a folder of `save_to_disk`, a file, or what `load_dataset` takes."""
+    """The dataset that the settings name: a folder of `save_to_disk` or with a `manifest.jsonl`, a file, or what
+    `load_dataset` takes."""
     path = Path(config.dataset)
     if (path / "state.json").is_file():
         return load_from_disk(str(path))
     if (path / "dataset_dict.json").is_file():
         return load_from_disk(str(path))[config.dataset_split]
+    manifest = path / "manifest.jsonl" if path.is_dir() else path
+    if manifest.suffix == ".jsonl" and manifest.is_file():  # audio paths start at its folder
+        return read_manifest(manifest, streaming=False, columns={})
     if path.is_file():
         if path.suffix not in BUILDERS:
-            raise ValueError(f"{path}: a source file must end with {', '.join(BUILDERS)}.")
+            raise ValueError(f"{path}: a source file must end with .jsonl, {', '.join(BUILDERS)}.")
         files = {config.dataset_split: str(path)}
         return load_dataset(BUILDERS[path.suffix], data_files=files, split=config.dataset_split)
     return load_dataset(
