@@ -253,12 +253,13 @@ def _open_folder(path: Path, split: str, streaming: bool) -> Dataset | Stream:
     if next(path.rglob("*.parquet"), None) is None:
         return load_dataset("audiofolder", data_dir=str(path), split=split, streaming=streaming)
     base = split.split("[")[0]
-    files = sorted((path / base).glob("*.parquet")) or sorted(path.glob(f"{base}-*.parquet"))
+    patterns = (f"{base}/*.parquet", f"{base}-*.parquet", f"data/{base}-*.parquet")
+    files = next((found for pattern in patterns if (found := sorted(path.glob(pattern)))), [])
     if not files and base == "train":
         files = sorted(path.glob("*.parquet"))
     if not files:
         raise ValueError(
-            f"{path}: no split {base!r}, that is no {base}/*.parquet and no {base}-*.parquet. Check `split`."
+            f"{path}: no split {base!r}, that is no {', '.join(patterns)}. Check `split`."
         )
     return load_dataset("parquet", data_files={base: list(map(str, files))}, split=split, streaming=streaming)
 
