@@ -21,6 +21,7 @@ from processing_speechllm import AudioError, SpeechLLMProcessor, stage_length
 
 from .augmentation import AugmentationSettings, augment_samples, mask_features
 from .bad_rows import BadRows
+from .data import source_name
 from .interleaving import AudioSegment, Segment, at_speed, keep_mask, segment_blocks
 from .speech_config import SpeechTrainingConfig
 
@@ -94,7 +95,7 @@ class SpeechCollator:
             except AudioError as error:
                 if self.bad_rows is None:
                     raise
-                self.bad_rows.record(row.get("id", row["draw"][1]), str(row.get("audio"))[:200], str(error))
+                self.bad_rows.record(str(row.get("id", row["draw"][1])), source_name(row.get("audio")), str(error))
                 bad += 1
         utterances = [utterance for example in examples for utterance in example.utterances]
         batch = self.audio_inputs(utterances)
