@@ -409,3 +409,13 @@ def test_cross_entropy_is_over_the_answer_alone(tmp_path):
     logits = model(**{name: batch[name] for name in names}).logits
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(trainer.objective(model, batch)["cross_entropy"].total, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_cut_at_its_limit_is_not_taught_to_end(tmp_path):
+    rows = tone_rows(answered=True, finish_reason=["length", "stop"] * 4)
+    trainer = build("imitation-divergence", tmp_path, rows)
+    batch = trainer.data_collator([row | {"draw": (0, index)} for index, row in enumerate(rows)])
+    tokenizer = trainer.processing_class.tokenizer
+    for name in ("labels", "teacher_labels"):
+        ends = [tokenizer.decode(labels[labels != -100]).endswith("<|im_end|>") for labels in batch[name]]
+        assert ends == [False, True] * 4

@@ -39,6 +39,9 @@ class SpeechTrainingConfig(SFTConfig):
         augmentation (`dict`, *optional*):
             Settings of [`AugmentationSettings`]: speed perturbation, noise, SpecAugment. By default none. BLOOMZMMS:
             `{"speed_factors": [0.9, 1.0, 1.1]}`.
+        chat_template_kwargs (`dict`, *optional*):
+            Options of the chat template, those that the targets were generated with; Qwen3 takes
+            `{"enable_thinking": False}`.
         max_bad_share (`float`, *optional*, defaults to `0.01`):
             Stop when more than this share of the rows cannot be used; fewer are set aside, counted and listed in
             `bad_rows` under the output folder.
@@ -74,6 +77,9 @@ class SpeechTrainingConfig(SFTConfig):
     augmentation: dict | str | None = field(
         default=None, metadata={"help": 'Speed, noise, SpecAugment: {"speed_factors": [0.9, 1.0, 1.1], ...}.'}
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Options of the chat template, {"enable_thinking": false}.'}
+    )
     max_bad_share: float = field(
         default=0.01, metadata={"help": "Stop when more than this share of the rows cannot be used."}
     )
@@ -108,8 +114,9 @@ class SpeechTrainingConfig(SFTConfig):
             raise ValueError("remove_unused_columns=True would drop the audio. Leave it False.")
         if self.batch_seconds is not None and self.batch_seconds <= 0:
             raise ValueError(f"batch_seconds={self.batch_seconds} must be positive.")
-        if isinstance(self.augmentation, str):
-            self.augmentation = json.loads(self.augmentation)
+        for name in ("augmentation", "chat_template_kwargs"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
         if self.frames_cache and self.augmentation:
             raise ValueError(
                 "frames_cache holds the encoder's outputs for the audio as it is; augmentation would change nothing. "
