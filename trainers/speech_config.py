@@ -32,6 +32,8 @@ class SpeechTrainingConfig(SFTConfig):
         batch_seconds (`float`, *optional*):
             Batches of at most so many seconds of audio, padding included, on each device, in place of
             `per_device_train_batch_size` rows.
+        batch_tokens (`int`, *optional*):
+            The same by the LLM's tokens, audio and text, padding included.
         buffer_size (`int`, *optional*, defaults to `1000`):
             Rows of streaming data that are held to be shuffled and sorted into batches.
         frames_cache (`str`, *optional*):
@@ -67,6 +69,10 @@ class SpeechTrainingConfig(SFTConfig):
     )
     batch_seconds: float | None = field(
         default=None, metadata={"help": "Seconds of audio per batch, padding included, in place of a batch size."}
+    )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of audio and text per batch, padding included, in place of a batch size."},
     )
     buffer_size: int = field(
         default=1000, metadata={"help": "Rows of streaming data that are held to be sorted into batches."}
@@ -112,8 +118,11 @@ class SpeechTrainingConfig(SFTConfig):
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the audio. Leave it False.")
-        if self.batch_seconds is not None and self.batch_seconds <= 0:
-            raise ValueError(f"batch_seconds={self.batch_seconds} must be positive.")
+        if self.batch_seconds is not None and self.batch_tokens is not None:
+            raise ValueError("batch_seconds and batch_tokens are both set. Choose one budget.")
+        for name in ("batch_seconds", "batch_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
         for name in ("augmentation", "chat_template_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json.loads(getattr(self, name)))

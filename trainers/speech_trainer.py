@@ -363,7 +363,8 @@ class SpeechTrainer(SFTTrainer):
 
     def _run_settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
-        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_seconds")
+        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+        names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
         streams = is_stream(self.train_dataset)
         return {
             "dataset": "streaming" if streams else dataset_fingerprint(self.train_dataset),
