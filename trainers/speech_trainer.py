@@ -29,6 +29,7 @@ from trl.models.utils import _ForwardRedirection
 from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
 
 from .bad_rows import BadRows
+from .chats import IGNORED
 from .checkpoints import (
     average_checkpoints,
     best_checkpoints,
@@ -40,12 +41,11 @@ from .checkpoints import (
 )
 from .collators import SpeechCollator
 from .data import dataset_fingerprint
-from .divergences import response_divergence, response_loss
+from .divergences import TopTokens, response_divergence, response_loss, top_k_divergence
 from .loaders import build_loader, is_stream
 from .speech_config import GROUPS, SpeechTrainingConfig
 from .terms import Term, Totals
 
-IGNORED = -100
 SETTINGS_FILE = "speech_run.json"
 ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
 
@@ -238,12 +238,16 @@ class SpeechTrainer(SFTTrainer):
             "token_accuracy": Term(correct, "answer_tokens", 0.0),
         }
         if divergence_weight:
-            teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
-            read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
             args = self.args
-            total = response_divergence(
-                student, read, model.compute_logits, args.divergence, args.jsd_beta, args.temperature
-            )
+            if "teacher_indices" in batch:
+                tokens = TopTokens(batch["teacher_log_probabilities"], batch["teacher_indices"], args.temperature)
+                total = top_k_divergence(student, tokens, model.compute_logits, args.temperature)
+            else:
+                teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
+                read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
+                total = response_divergence(
+                    student, read, model.compute_logits, args.divergence, args.jsd_beta, args.temperature
+                )
             terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
         return terms
 
@@ -254,6 +258,12 @@ class SpeechTrainer(SFTTrainer):
                 "The teacher is the model's own LLM, so it cannot be trained in full. Take llm out of train_groups; "
                 "train it by LoRA (peft_config), which the teacher reads without."
             )
+
+    def check_cached_teacher(self, kind: str, instruction: str | None) -> None:
+        """Raises a ValueError if a cached teacher is asked for and the cache's is another one."""
+        if self.args.cached_teacher:
+            settings = kind, instruction, self.args.top_k, self.args.temperature
+            self.frames_cache.check_teacher(self.speech_model, self.processing_class, *settings)
 
     # Batches
 
@@ -353,7 +363,8 @@ class SpeechTrainer(SFTTrainer):
 
     def _run_settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
-        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_seconds")
+        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+        names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
         streams = is_stream(self.train_dataset)
         return {
             "dataset": "streaming" if streams else dataset_fingerprint(self.train_dataset),
