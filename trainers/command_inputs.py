@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets, interleave_datasets
 from datasets import IterableDataset as Stream
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 import speechllm
 from modeling_speechllm import SpeechLLMForConditionalGeneration

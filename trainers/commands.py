@@ -4,17 +4,16 @@ The same command goes on with what it left: a training from its last whole check
 shards that are written.
 """
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers.utils import logging
 
 from .alignment_config import SpeechAlignmentConfig
 from .alignment_trainer import SpeechAlignmentTrainer
@@ -34,6 +33,7 @@ from .speech_config import SpeechTrainingConfig
 from .speech_trainer import ROWS_BEFORE_JUDGING, SpeechTrainer
 from .targets import main as write_targets
 from .targets_config import TargetsConfig
+from .teacher_prompts import make_teacher_inputs
 
 LAUNCH_CONFIGS = Path(__file__).parent / "accelerate"
 LAUNCHED = "SPEECHLLM_LAUNCHED"  # set for the processes that Accelerate has started
@@ -264,19 +264,35 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
 
 def encode(config: EncodeConfig, data: DataArguments) -> None:
     """Writes the cache of the rows, and says what it holds."""
-    state = PartialState(cpu=config.device == "cpu")
+    # The first process to finish waits for the last one: longer than the half hour that is the default.
+    state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=7))
     model, processor = load_speech_model(config)
     device = state.device if config.device is None else config.device
     model.model.audio_tower.to(device)
     if config.teacher != "none":
         model.model.language_model.to(device)
         model.lm_head.to(device)
-    bad_rows = BadRows(Path(config.output_dir) / "unread_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
+    # Not the folder's `bad_rows`, which a new run empties.
+    bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
     with state.main_process_first():
         rows, report = load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming)
     if not data.streaming:
         state.print(f"Data: {report}")
-    state.print(json.dumps(asdict(encode_dataset(model, processor, rows, config))))
+    teacher_inputs = None if config.teacher == "none" else make_teacher_inputs(processor, config)
+    report = encode_dataset(model, processor, rows, config, teacher_inputs)
+    state.print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in asdict(report).items()))
+    if report.bad:
+        state.print(f"{report.bad} rows could not be used; they are listed in {Path(config.output_dir) / 'bad_rows'}")
+    state.print(f"Cache: {config.output_dir}. Train from it: --frames_cache {config.output_dir}")
 
 
-__all__ = ["CLASSES", "TRAINERS", "encode", "find_checkpoint", "main", "save_final", "start_through_accelerate", "train"]
+__all__ = [
+    "CLASSES",
+    "TRAINERS",
+    "encode",
+    "find_checkpoint",
+    "main",
+    "save_final",
+    "start_through_accelerate",
+    "train",
+]

@@ -258,9 +258,7 @@ def _open_folder(path: Path, split: str, streaming: bool) -> Dataset | Stream:
     if not files and base == "train":
         files = sorted(path.glob("*.parquet"))
     if not files:
-        raise ValueError(
-            f"{path}: no split {base!r}, that is no {', '.join(patterns)}. Check `split`."
-        )
+        raise ValueError(f"{path}: no split {base!r}, that is no {', '.join(patterns)}. Check `split`.")
     return load_dataset("parquet", data_files={base: list(map(str, files))}, split=split, streaming=streaming)
 
 
