@@ -7,6 +7,7 @@ shards that are written.
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -59,6 +60,8 @@ def main(command: str, arguments: Sequence[str], description: str = "", example:
         arguments: the command line after it.
         description, example: of `--help`.
     """
+    # SFTConfig sets this itself, so there is nothing that a user could do about it.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     output_dir = None
     try:
         *settings, launch = parse(CLASSES[command], arguments, f"speechllm {command}", description, example)
