@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers import set_seed
 
 from .alignment_config import SpeechAlignmentConfig
 from .alignment_trainer import SpeechAlignmentTrainer
@@ -146,6 +147,7 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
         rows, evaluation = load_data(args, script, bad_rows, say)
     if checkpoint is not None:
         say(f"Going on from {checkpoint}")
+    set_seed(args.seed)  # a new connector is drawn by it
     model, processor = load_speech_model(script, args.train_groups)
     adapters = None
     if script.lora_groups:
