@@ -76,6 +76,14 @@ def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
     return logits
 
 
+def put_audio(inputs_embeds: torch.Tensor, placeholders: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+    """Puts audio tokens `(audio tokens, dim)` in order in place of the placeholders, a `(batch, sequence)` mask, of a
+    prompt's embeddings `(batch, sequence, dim)`."""
+    audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
+    placeholders = placeholders.to(inputs_embeds.device)[..., None].expand_as(inputs_embeds)
+    return inputs_embeds.masked_scatter(placeholders, audio)
+
+
 class SpeechLLMPreTrainedModel(PreTrainedModel):
     """Loading, saving and freezing, common to both SpeechLLM classes."""
 
@@ -212,10 +220,14 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                 -1 for unknown.
 
         Returns:
-            `last_hidden_state`: encoder frames `(audios, frames, dim)`; `pooler_output`: embeddings of the valid
+            `last_hidden_state`: encoder frames `(audios, frames, dim)`, with gradients and layers to mix
+            `(audios, frames, layers, dim)`; `pooler_output`: embeddings of the valid
             audio tokens of all audios in order, `(audio tokens, LLM dim)`; what else the connector gives.
         """
-        frames = self.audio_tower(input_features, input_features_mask, self.config.audio_layers)
+        layers = self.config.audio_layers
+        # Without gradients a window's layers are mixed as soon as they are there: an hour of all of them is large.
+        mix = self.multi_modal_projector.layer_mix if layers and not torch.is_grad_enabled() else None
+        frames = self.audio_tower(input_features, input_features_mask, layers, mix)
         weight = next(self.multi_modal_projector.parameters())
         connected = self.multi_modal_projector(
             frames.last_hidden_state.to(weight.device, weight.dtype),
@@ -276,6 +288,12 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         placeholder = embeddings(torch.tensor(self.config.audio_token_id, device=embeddings.weight.device))
         return (inputs_embeds == placeholder.to(inputs_embeds.device)).all(-1)
 
+    def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """The LLM's embeddings of ids, `(..., dim)`; those of placeholders stand for nothing."""
+        # A placeholder id may lie outside the table: any row will do, it is replaced.
+        outside = input_ids >= self.get_input_embeddings().num_embeddings
+        return self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
+
     def get_inputs_embeds(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -293,9 +311,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         if input_ids is None and inputs_embeds is None:
             raise ValueError("SpeechLLM got neither input_ids nor inputs_embeds. Pass the processor's output.")
         if inputs_embeds is None:
-            # A placeholder id may lie outside the table: any row will do, it is replaced.
-            outside = input_ids >= self.get_input_embeddings().num_embeddings
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
+            inputs_embeds = self.embed_text(input_ids)
         if input_features is None or len(input_features) == 0:
             return inputs_embeds, None
         placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
@@ -307,9 +323,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                 f"placeholders, {len(input_features)} audio(s) give {len(audio)} audio tokens. Prepare both with one "
                 "processor call, without truncation, and with the processor saved beside this model."
             )
-        audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
-        placeholders = placeholders.to(inputs_embeds.device)[..., None].expand_as(inputs_embeds)
-        return inputs_embeds.masked_scatter(placeholders, audio), output
+        return put_audio(inputs_embeds, placeholders, audio), output
 
     @can_return_tuple
     def forward(
@@ -397,6 +411,10 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         """See [`SpeechLLMModel.get_audio_features`]."""
         return self.model.get_audio_features(*args, **kwargs)
 
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits `(..., vocabulary)` of last hidden states `(..., dim)`, scaled and capped as the LLM's own."""
+        return scale_logits(self.lm_head(hidden_states), self.config.text_config)
+
     @can_return_tuple
     def forward(
         self,
@@ -433,8 +451,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             language=language,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)
+        logits = self.compute_logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)

@@ -32,8 +32,9 @@ def check_keys(source: str, missing: Iterable, unexpected: Iterable, mismatched:
         )
 
 
-def save_trained(model: PreTrainedModel, folder: str) -> None:
-    """Writes the groups of `model` that have trained parameters, see `SpeechLLMPreTrainedModel.save_pretrained`."""
+def save_trained(model: PreTrainedModel, folder: str, state: dict[str, Any] | None = None) -> None:
+    """Writes the groups of `model` that have trained parameters, see `SpeechLLMPreTrainedModel.save_pretrained`;
+    `state` is its state dict where it had to be gathered."""
     trained = [
         group
         for group, modules in model.group_modules().items()
@@ -47,7 +48,8 @@ def save_trained(model: PreTrainedModel, folder: str) -> None:
             "model with SpeechLLMForConditionalGeneration.from_parts from ids or folders, or save the whole model."
         )
     keys = model.group_keys(trained)
-    state = {key: value.contiguous().cpu() for key, value in model.state_dict().items() if key in keys}
+    state = model.state_dict() if state is None else state
+    state = {key: value.contiguous().cpu() for key, value in state.items() if key in keys}
     os.makedirs(folder, exist_ok=True)
     partial = os.path.join(folder, TRAINED_FILE + ".partial")
     save_file(state, partial, metadata={"format": "pt"})

@@ -27,7 +27,7 @@ CHAT_TEMPLATE = """\
         {{- message['content'] + '\\n' }}
     {%- endif %}
 {%- endfor %}"""
-SOURCE_KEYS = ("audio", "array", "bytes", "path", "url")
+SOURCE_KEYS = ("audio", "array", "bytes", "path", "url", "tokens")
 
 Span = tuple[int, int]
 

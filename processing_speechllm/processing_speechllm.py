@@ -10,6 +10,7 @@ What is unusual here:
 
 import copy
 import math
+import numbers
 from bisect import bisect_left
 from typing import Any
 
@@ -165,13 +166,15 @@ class SpeechLLMProcessor(ProcessorMixin):
         Args:
             text: one prompt or several, with one `audio_token` per audio.
             audio: one audio or a list, of any form that `load_audio` takes; all audios of the batch in reading order.
+                `{"tokens": n}` stands for n placeholders of an audio whose features are given apart, such as encoder
+                output from a cache, or one audio in several pieces.
             **kwargs: `sampling_rate` of bare arrays in Hz, and options of the tokenizer (`padding`, `padding_side`,
                 `return_tensors`, ...), `return_mm_token_type_ids`, `return_text_replacement_offsets`.
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` (prompts, tokens); with audio `input_features`
             (audios, features, positions) or (audios, samples) and `input_features_mask` (audios, positions or
-            samples).
+            samples), of the audios that are not `{"tokens": n}`.
 
         Raises:
             AudioError: an audio that cannot be used.
@@ -191,7 +194,9 @@ class SpeechLLMProcessor(ProcessorMixin):
             text = [text] if isinstance(text, str) else list(text)
         if audio is not None:
             rate = kwargs.get("sampling_rate", kwargs.get("audio_kwargs", {}).get("sampling_rate"))
-            audio = [self.load_audio(source, rate) for source in as_audio_list(audio)]
+            audio = [
+                source if is_token_count(source) else self.load_audio(source, rate) for source in as_audio_list(audio)
+            ]
         return None, text, None, audio
 
     def load_audio(self, source: Any, source_rate: float | None = None) -> np.ndarray:
@@ -215,7 +220,22 @@ class SpeechLLMProcessor(ProcessorMixin):
                 )
         super().validate_inputs(audio=audio, text=text, **kwargs)
 
-    def _process_audio(self, audio: list[np.ndarray], **kwargs) -> tuple[dict, list[str]]:
+    def _process_audio(self, audio: list[np.ndarray | dict], **kwargs) -> tuple[dict, list[str]]:
+        heard = [samples for samples in audio if not is_token_count(samples)]
+        inputs = self.audio_inputs(heard) if heard else {"num_audio_tokens": []}
+        rest = iter(inputs["num_audio_tokens"])
+        tokens = [source["tokens"] if is_token_count(source) else next(rest) for source in audio]
+        inputs["num_audio_tokens"] = tokens
+        return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
+
+    def audio_inputs(self, audio: list[np.ndarray]) -> dict[str, Any]:
+        """
+        The model's inputs for loaded audios, each of samples (samples,) as `load_audio` gives them.
+
+        Returns:
+            `dict`: `input_features` (audios, features, positions) or (audios, samples), `input_features_mask`
+            (audios, positions or samples), both as NumPy arrays, and `num_audio_tokens`, one count per audio.
+        """
         features, lengths = zip(*(self._features(samples) for samples in audio), strict=True)
         longest = max(feature.shape[-1] for feature in features)
         padded = np.zeros((len(features), *features[0].shape[:-1], longest), dtype=np.float32)
@@ -224,8 +244,7 @@ class SpeechLLMProcessor(ProcessorMixin):
             padded[row, ..., : feature.shape[-1]] = feature
             mask[row, :length] = 1
         tokens = [self._get_audio_token_length(length) for length in lengths]
-        inputs = {"input_features": padded, "input_features_mask": mask, "num_audio_tokens": tokens}
-        return inputs, [self.replace_audio_token(inputs, index) for index in range(len(audio))]
+        return {"input_features": padded, "input_features_mask": mask, "num_audio_tokens": tokens}
 
     def _features(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
         """Samples (samples,) -> features (features, positions) or (samples,), and how many positions are audio."""
@@ -306,7 +325,8 @@ class SpeechLLMProcessor(ProcessorMixin):
 
         A message's content is a string or a list of blocks, which are joined as they stand (no separator is added):
         `{"type": "text", "text": ...}` or `{"type": "audio", "audio" | "path" | "url" | "bytes" | "array": ...}`, with
-        `"sampling_rate"` beside a bare array. A block `{"type": "audio"}` alone takes the next of `audio`.
+        `"sampling_rate"` beside a bare array. A block `{"type": "audio"}` alone takes the next of `audio`; one with
+        `"tokens": n` has n placeholders and no features, see `__call__`.
 
         Args:
             conversation: messages, or a list of such.
@@ -380,6 +400,15 @@ class SpeechLLMProcessor(ProcessorMixin):
             masks = [span_mask(self.tokenizer, *row, options["add_special_tokens"]) for row in rows]
             inputs["assistant_masks"] = place_masks(masks, inputs["attention_mask"])
         return inputs if return_dict else inputs["input_ids"]
+
+
+def is_token_count(source: Any) -> bool:
+    """Whether an audio is only `{"tokens": n}`, n >= 0."""
+    if not isinstance(source, dict) or source.get("tokens") is None:
+        return False
+    if not isinstance(source["tokens"], numbers.Integral) or source["tokens"] < 0:
+        raise ValueError(f"The tokens of an audio block must be a number from 0 up, not {source['tokens']!r}.")
+    return True
 
 
 def _fill(length: int, stages: list[dict]) -> int:

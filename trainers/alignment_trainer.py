@@ -1,0 +1,71 @@
+"""Alignment: CTC over the LLM's own input embeddings (BLOOMZMMS, stage 1; Denisov & Vu 2024, arXiv 2404.10922)."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from modeling_speechllm.conformer_ctc import ctc_logits
+
+from .alignment_config import SpeechAlignmentConfig
+from .collators import Example, SpeechCollator
+from .losses import ctc_loss, language_ctc_loss
+from .speech_inputs import connect
+from .speech_trainer import SpeechTrainer
+from .terms import Term
+
+
+class AlignmentCollator(SpeechCollator):
+    """Audio and transcript tokens; no prompts, the LLM itself is not run."""
+
+    def prompts(self, examples: list[Example]) -> dict[str, Any]:
+        batch = self.transcripts(examples)
+        tokens = int(batch["transcript_lengths"].sum())
+        return batch | {"counts": {"input_tokens": tokens, "transcript_tokens": tokens}}
+
+
+class SpeechAlignmentTrainer(SpeechTrainer):
+    """
+    Teaches a connector to spell the transcript in the LLM's tokens, with the LLM's frozen embeddings as CTC's output
+    layer, and its intermediate CTC, if it has one, to tell the language.
+
+    loss = ctc_weight * CTC / utterances + language_weight * language CTC / labelled utterances
+
+    Reported beside the terms: `infeasible`, the share of utterances that have more tokens than CTC can place, which
+    cannot teach anything. If it is not small, take a connector with a higher token rate.
+
+    Args:
+        model, args ([`SpeechAlignmentConfig`]), train_dataset, eval_dataset, processing_class, peft_config, callbacks:
+            see [`SpeechTrainer`]. Rows need `audio` and `text`, `language` for the language CTC.
+    """
+
+    _tag_names = ["speechllm", "speech-alignment"]
+    _name = "SpeechAlignment"
+    config_class = SpeechAlignmentConfig
+    collator_class = AlignmentCollator
+
+    def __init__(self, model: PreTrainedModel, *args: Any, processing_class: Any = None, **kwargs: Any):
+        if model.config.text_config.pad_token_id is None:  # then the processor pads with another special token
+            model.config.text_config.pad_token_id = processing_class.tokenizer.pad_token_id
+        model.model.ctc_blank  # noqa: B018  raises where the LLM has no blank
+        super().__init__(model, *args, processing_class=processing_class, **kwargs)
+
+    def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
+        connected = connect(model, batch)
+        if batch["dummy_audio"]:  # every row was set aside
+            return {"ctc": Term(0.0 * connected.embeddings.sum(), "utterances", self.args.ctc_weight)}
+        logits = ctc_logits(connected.embeddings, model.get_input_embeddings().weight)
+        targets, sizes = batch["transcript_ids"], batch["transcript_lengths"]
+        total, infeasible = ctc_loss(logits, connected.lengths, targets, sizes, model.model.ctc_blank)
+        terms = {
+            "ctc": Term(total, "utterances", self.args.ctc_weight),
+            "infeasible": Term(torch.as_tensor(infeasible), "utterances", 0.0),
+        }
+        if connected.language_ctc_logits is not None:
+            logits, lengths = connected.language_ctc_logits, connected.language_ctc_lengths
+            total, _ = language_ctc_loss(logits, lengths, batch["language"], sizes)
+            terms["language_ctc"] = Term(total, "labelled", self.args.language_weight)
+        return terms
+
+
+__all__ = ["AlignmentCollator", "SpeechAlignmentTrainer"]

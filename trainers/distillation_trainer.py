@@ -1,0 +1,101 @@
+"""Distillation: hearing moves the LLM to where reading moves it (DiVA, Held et al. 2024; LAD, Gopal et al. 2026,
+arXiv 2603.07025), with no answers needed."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from modeling_speechllm.query_bank import QueryBank, teacher_forcing_probability
+
+from .chats import question_chat
+from .collators import Example, whole
+from .distillation_config import SpeechDistillationConfig
+from .imitation_trainer import ImitationCollator
+from .interleaving import Segment
+from .losses import input_distance, language_loss, output_distance
+from .speech_inputs import connect, embed_prompts
+from .speech_trainer import SpeechTrainer
+from .terms import Term
+
+
+class DistillationCollator(ImitationCollator):
+    """User turns heard and read; with answers only where a row has them and they are used."""
+
+    def prompts(self, examples: list[Example]) -> dict[str, Any]:
+        batch = self.chat_inputs(examples, [self.chat(example) for example in examples], teacher=True)
+        return batch | self.transcripts(examples)
+
+    def chat(self, example: Example) -> list[dict]:
+        """A row's chat up to its answer, and with it for response distillation."""
+        if self.args.response_weight and example.row.get("messages"):
+            return example.row["messages"]
+        return question_chat(example.row, len(example.utterances), self.args.instruction)
+
+    def segments(self, example: Example) -> list[list[Segment]]:
+        return [whole(utterance) for utterance in example.utterances]
+
+
+class SpeechDistillationTrainer(SpeechTrainer):
+    """
+    Distils the LLM that reads transcripts into the connector.
+
+    loss = input_weight * L_IN / utterances + output_weight * L_OUT / rows + language_weight * L_LID / labelled
+           + response_weight * temperature^2 * D(teacher, student) / answer tokens
+
+    Reported beside the terms: `language_accuracy`, the gate's; `teacher_forcing`; `cut_tokens`, transcript tokens per
+    utterance that L_IN had to leave out as the transcript is longer than the audio's tokens.
+
+    Args:
+        model, args ([`SpeechDistillationConfig`]), train_dataset, eval_dataset, processing_class, peft_config,
+            callbacks: see [`SpeechTrainer`]. Rows need `audio`, `text`, and `language` for the gate.
+    """
+
+    _tag_names = ["speechllm", "speech-distillation"]
+    _name = "SpeechDistillation"
+    config_class = SpeechDistillationConfig
+    collator_class = DistillationCollator
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
+        super().__init__(model, *args, **kwargs)
+        self.check_teacher()
+        self.check_cached_teacher("top_k" if self.args.response_weight else "hidden", self.args.instruction)
+
+    def before_step(self) -> None:
+        probability = 0.0
+        if self.args.teacher_forcing:
+            probability = teacher_forcing_probability(self.state.global_step, self.state.max_steps)
+        for module in self.speech_model.modules():
+            if isinstance(module, QueryBank):
+                module.teacher_forcing = probability
+
+    def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
+        connected = connect(model, batch)
+        embeddings = embed_prompts(model, batch, connected)
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        terms, teacher = {}, None
+        if "teacher_input_ids" in batch:
+            teacher = self.teacher_hidden(model, batch)
+        if self.args.output_weight:
+            read = batch["teacher_hidden"] if teacher is None else teacher[rows, batch["teacher_prompt_end"]]
+            total = output_distance(hidden[rows, batch["prompt_end"]], read)
+            terms["output"] = Term(total, "rows", self.args.output_weight)
+        if not batch["dummy_audio"]:
+            with torch.no_grad():
+                text = model.model.embed_text(batch["transcript_ids"])
+            total, cut = input_distance(connected.embeddings, connected.lengths, text, batch["transcript_lengths"])
+            terms["input"] = Term(total, "utterances", self.args.input_weight)
+            terms["cut_tokens"] = Term(torch.as_tensor(cut), "utterances", 0.0)
+            if connected.language_logits is not None:
+                total, correct = language_loss(connected.language_logits, batch["language"])
+                terms["language"] = Term(total, "labelled", self.args.language_weight)
+                terms["language_accuracy"] = Term(correct, "labelled", 0.0)
+        if self.args.response_weight:
+            terms |= self.response_terms(model, batch, hidden, 0.0, self.args.response_weight, teacher)
+        return terms
+
+
+__all__ = ["DistillationCollator", "SpeechDistillationTrainer"]

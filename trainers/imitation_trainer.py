@@ -1,0 +1,145 @@
+"""Imitation: the LLM that hears answers as the LLM that reads (BLSP; MTBI, Xie et al. 2025, arXiv 2505.18644;
+BLOOMZMMS, stage 2; Ultravox), with speech and text interleaved if asked."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .chats import IGNORED, answered_chat, pad_chats, read_chat, tokenize_chats, with_segments
+from .collators import Example, SpeechCollator, Utterance, keep_masks, whole
+from .ctc_alignment import token_times
+from .imitation_config import SpeechImitationConfig
+from .interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
+from .speech_inputs import connect, embed_prompts
+from .speech_trainer import SpeechTrainer
+from .terms import Term
+
+
+class ImitationCollator(SpeechCollator):
+    """Chats with speech, and where a teacher is asked for the same chats with transcripts."""
+
+    def prompts(self, examples: list[Example]) -> dict[str, Any]:
+        instruction = self.args.transcription_instruction
+        chats = [answered_chat(example.row, example.texts, instruction) for example in examples]
+        return self.chat_inputs(examples, chats, teacher=self.args.divergence_weight > 0)
+
+    def chat_inputs(self, examples: list[Example], chats: list[list[dict]], teacher: bool) -> dict[str, Any]:
+        """Prompts of student and teacher, and which audio tokens stand in the student's."""
+        segments = [self.segments(example) for example in examples]
+        padding = self.processor.tokenizer.pad_token_id
+        heard = [with_segments(chat, rows) for chat, rows in zip(chats, segments, strict=True)]
+        ids, labels = self.tokenize(examples, heard)
+        batch = pad_chats(ids, labels, padding)
+        flat = [row for rows in segments for row in rows]
+        utterances = [utterance for example in examples for utterance in example.utterances]
+        if any(row != whole(utterance) for row, utterance in zip(flat, utterances, strict=True)):
+            batch["audio_keep"] = keep_masks(flat, [utterance.tokens for utterance in utterances])
+        if teacher and self.args.cached_teacher:
+            batch |= self.cached_states(examples)
+        elif teacher:
+            read = [read_chat(chat, example.texts) for chat, example in zip(chats, examples, strict=True)]
+            teacher_ids, teacher_labels = self.tokenize(examples, read)
+            check_same_answers(examples, labels, teacher_labels)
+            batch |= pad_chats(teacher_ids, teacher_labels, padding, "teacher_")
+        batch["counts"] = {
+            "input_tokens": int(batch["attention_mask"].sum()),
+            "answer_tokens": int((batch["labels"] != IGNORED).sum()),
+        }
+        return batch
+
+    def tokenize(self, examples: list[Example], chats: list[list[dict]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids and labels; an answer that was cut at its length limit is not taught to end there."""
+        ids, labels = tokenize_chats(self.processor, chats, **self.args.chat_template_kwargs or {})
+        added = self.processor.tokenizer.added_tokens_decoder
+        special = {number for number, token in added.items() if token.special}
+        for example, row in zip(examples, labels, strict=True):
+            if example.row.get("finish_reason") == "length":
+                last = max(place for place, label in enumerate(row) if label != IGNORED and label not in special)
+                row[last + 1 :] = [IGNORED] * (len(row) - last - 1)
+        return ids, labels
+
+    def cached_states(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        """What the cache holds of the teacher: `teacher_hidden` (batch, dim), or `teacher_log_probabilities` and
+        `teacher_indices` (answer tokens, k) of all rows one after the other."""
+        states = [self.frames_cache.teacher(example.id) for example in examples]
+        if states and "hidden" in states[0]:
+            return {"teacher_hidden": torch.stack([state["hidden"].float() for state in states])}
+        names = ("log_probabilities", "indices")
+        return {f"teacher_{name}": torch.cat([state[name] for state in states]) for name in names} if states else {}
+
+    def segments(self, example: Example) -> list[list[Segment]]:
+        """What stands in place of each of a row's audio blocks."""
+        heard = [whole(utterance) for utterance in example.utterances]
+        if not self.training:
+            return heard
+        if len(heard) > 1 and self.args.text_probability > 0:
+            spoken = choose_speech(len(heard), example.rng, self.args.text_probability)
+            pairs = zip(heard, spoken, example.utterances, strict=True)
+            return [row if speech else [TextSegment(utterance.text)] for row, speech, utterance in pairs]
+        if self.args.span_probability > 0:
+            return [self.interleaved(example, utterance) for utterance in example.utterances]
+        return heard
+
+    def interleaved(self, example: Example, utterance: Utterance) -> list[Segment]:
+        """An utterance some of whose words stand as text.
+
+        Raises:
+            ValueError: no word times, or a connector that does not follow time.
+        """
+        if utterance.words is None:
+            raise ValueError(
+                f"Row {example.id} has no word times in its column 'words', which span_probability needs. Add them "
+                "with trainers.word_times.add_word_times, or set span_probability to 0."
+            )
+        span_lengths = tuple(self.args.span_words)
+        spans = choose_spans(len(utterance.words), example.rng, self.args.span_probability, span_lengths)
+        times = token_times(self.processor) if spans else None
+        return interleave(utterance.text, utterance.words, spans, utterance.tokens, times)
+
+
+def check_same_answers(examples: list[Example], heard: list[list[int]], read: list[list[int]]) -> None:
+    """Raises a ValueError for a row whose answer has other tokens after the transcript than after the speech."""
+    for example, mine, other in zip(examples, heard, read, strict=True):
+        if [i for i in mine if i != IGNORED] != [i for i in other if i != IGNORED]:
+            raise ValueError(
+                f"Row {example.id}: the answer has other tokens after the transcript than after the speech, so "
+                "teacher and student cannot be compared. Use a chat template with a special token before the answer."
+            )
+
+
+class SpeechImitationTrainer(SpeechTrainer):
+    """
+    Trains on answers to spoken requests, by cross-entropy, by the divergence from the same LLM reading the transcript,
+    or both.
+
+    loss = (cross_entropy_weight * CE + divergence_weight * temperature^2 * D(teacher, student)) / answer tokens
+
+    What it imitates is in the data (`speechllm targets`): transcripts, multi-instructional targets, tasks,
+    continuations, replies. Reported beside the terms: `token_accuracy`.
+
+    Args:
+        model, args ([`SpeechImitationConfig`]), train_dataset, eval_dataset, processing_class, peft_config, callbacks:
+            see [`SpeechTrainer`]. Rows need `audio`, `text` and, unless their transcript is the answer, `messages`.
+    """
+
+    _tag_names = ["speechllm", "speech-imitation"]
+    _name = "SpeechImitation"
+    config_class = SpeechImitationConfig
+    collator_class = ImitationCollator
+
+    def __init__(self, model: PreTrainedModel, args: SpeechImitationConfig | None = None, *rest: Any, **kwargs: Any):
+        super().__init__(model, args, *rest, **kwargs)
+        if self.args.divergence_weight:
+            self.check_teacher()
+        self.check_cached_teacher("top_k", self.args.transcription_instruction)
+
+    def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
+        embeddings = embed_prompts(model, batch, connect(model, batch))
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state
+        return self.response_terms(model, batch, hidden, self.args.cross_entropy_weight, self.args.divergence_weight)
+
+
+__all__ = ["ImitationCollator", "SpeechImitationTrainer"]

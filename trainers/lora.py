@@ -1,0 +1,38 @@
+"""LoRA adapters on any group of a SpeechLLM."""
+
+from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .speech_config import GROUPS
+
+
+def lora_config(
+    model: PreTrainedModel, groups: list[str], rank: int = 16, alpha: int = 32, dropout: float = 0.0
+) -> LoraConfig:
+    """
+    Adapters on all linear layers of the groups; the LLM's head is left out.
+
+    Args:
+        model: a SpeechLLM.
+        groups: of `encoder`, `connector` and `llm`.
+        rank, alpha, dropout: of the adapters.
+
+    Raises:
+        ValueError: an unknown group.
+    """
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown:
+        raise ValueError(f"lora_groups: no group {', '.join(unknown)}. Groups: {', '.join(GROUPS)}.")
+    names = {"encoder": "audio_tower", "connector": "multi_modal_projector", "llm": "language_model"}
+    targets = [
+        f"model.{names[group]}.{name}"
+        for group in groups
+        for name, module in getattr(model.model, names[group]).named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    ]
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+
+
+__all__ = ["lora_config"]

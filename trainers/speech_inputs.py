@@ -1,0 +1,49 @@
+"""From a batch to what the LLM sees: audio tokens of the connector, and prompts with them in place."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from modeling_speechllm.connector_base import ConnectorOutput, length_mask
+from modeling_speechllm.modeling_speechllm import put_audio
+
+
+def connect(model: PreTrainedModel, batch: dict[str, Any]) -> ConnectorOutput:
+    """The connector's output for the audios of a batch, from features or from cached encoder frames.
+
+    Language labels reach it in training only, where they are forced at the connector's own rate.
+    """
+    language = batch["language"] if model.training else None
+    if "encoder_frames" not in batch:
+        features = batch["input_features"], batch["input_features_mask"]
+        return model.model.get_audio_features(*features, language).connector
+    projector = model.model.multi_modal_projector
+    frames = batch["encoder_frames"].to(next(projector.parameters()).dtype)
+    return projector(frames, batch["encoder_lengths"], language)
+
+
+def embed_prompts(model: PreTrainedModel, batch: dict[str, Any], connected: ConnectorOutput) -> torch.Tensor:
+    """Prompts as embeddings (batch, sequence, dim), audio tokens in place of their placeholders.
+
+    A batch without audio takes its dummy's tokens times zero, so that all processes run the same modules.
+
+    Raises:
+        ValueError: placeholders and audio tokens differ in number, with both.
+    """
+    embeddings = model.model.embed_text(batch["input_ids"])
+    if batch["dummy_audio"]:
+        return embeddings + 0.0 * connected.embeddings.sum().to(embeddings.dtype)
+    used = length_mask(connected.lengths, connected.embeddings.shape[1])
+    if "audio_keep" in batch:
+        used = used & batch["audio_keep"]
+    placeholders = model.model.get_placeholder_mask(batch["input_ids"])
+    if int(placeholders.sum()) != int(used.sum()):
+        raise ValueError(
+            f"The prompts have {int(placeholders.sum())} audio placeholders, the connector gave {int(used.sum())} "
+            "audio tokens. Model and processor do not belong together: load both from the same folder."
+        )
+    return put_audio(embeddings, placeholders, connected.embeddings[used])
+
+
+__all__ = ["connect", "embed_prompts"]

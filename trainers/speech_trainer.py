@@ -1,0 +1,470 @@
+"""What all speech trainers share: TRL's `SFTTrainer` with sums of losses, exact batches, whole checkpoints.
+
+What is unusual here:
+- A loss is a set of terms, each a sum over items (answer tokens, utterances, ...) divided by how many of them the
+  whole optimizer step has, over all processes and accumulated batches. So how the step is split changes nothing.
+- Everything a step computes, student, teacher and CTC, runs inside one forward of the wrapped model, so that DDP,
+  FSDP2 and DeepSpeed see the forward they know. TRL's fused head, which knows no logit caps and scales, is not used.
+- Batches are a function of seed and epoch, a row's random choices of seed, epoch and row; a resumed run sees what the
+  unbroken run would have seen. A checkpoint counts only once it is whole.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+from trl import SFTTrainer
+from trl.models.utils import _ForwardRedirection
+
+from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
+
+from .bad_rows import BadRows
+from .chats import IGNORED
+from .checkpoints import (
+    average_checkpoints,
+    best_checkpoints,
+    clear_halves,
+    is_whole,
+    last_checkpoint,
+    mark_begun,
+    mark_whole,
+)
+from .collators import SpeechCollator
+from .data import dataset_fingerprint
+from .divergences import TopTokens, response_divergence, response_loss, top_k_divergence
+from .loaders import build_loader, is_stream
+from .speech_config import GROUPS, SpeechTrainingConfig
+from .terms import Term, Totals
+
+SETTINGS_FILE = "speech_run.json"
+ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
+
+
+class SpeechTrainer(SFTTrainer):
+    """
+    Base of the speech trainers. A subclass gives `objective` and its collator.
+
+    Args:
+        model: a `SpeechLLMForConditionalGeneration`.
+        args: a config deriving from [`SpeechTrainingConfig`].
+        train_dataset, eval_dataset: rows as `load_rows` gives them, a `datasets.Dataset` or `IterableDataset`; for
+            evaluation a `Dataset`, or a dict of such.
+        processing_class: the model's `SpeechLLMProcessor`.
+        peft_config (*optional*): see `lora_config`; groups in `train_groups` are trained in full beside the adapters.
+        callbacks (*optional*): further callbacks.
+
+    Raises:
+        TypeError: a model that is no SpeechLLM.
+        ValueError: settings that exclude each other.
+    """
+
+    loss_is_scaled_for_ga = True
+    collator_class: type[SpeechCollator]
+    config_class: type[SpeechTrainingConfig]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SpeechTrainingConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        if getattr(getattr(model, "config", None), "model_type", None) != "speechllm":
+            raise TypeError(
+                f"{type(self).__name__} trains a SpeechLLMForConditionalGeneration, not a {type(model).__name__}. "
+                "Load one with from_pretrained, or compose one with from_parts."
+            )
+        args = self.config_class("speechllm-output") if args is None else args
+        model.freeze(*GROUPS)
+        model.unfreeze(*args.train_groups)
+        if peft_config is not None:
+            names = {"encoder": "audio_tower", "connector": "multi_modal_projector"}
+            whole = [names[group] for group in args.train_groups if group in names]
+            peft_config.modules_to_save = [*(peft_config.modules_to_save or []), *whole]
+        self.frames_cache = self._open_cache(args, model, processing_class)
+        self.bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share, ROWS_BEFORE_JUDGING)
+        self._rows_seen = self._rows_bad = 0
+        callbacks = list(callbacks or [])
+        if args.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        self._totals = {"train": Totals(), "eval": Totals()}
+        self._stream_start = 0
+        self._busy = 0.0
+        self._redirect = _ForwardRedirection()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self.collator_class(
+                processing_class,
+                args,
+                languages=getattr(model.model.multi_modal_projector.config, "languages", None),
+                frames_cache=self.frames_cache,
+                bad_rows=self.bad_rows,
+            ),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            **kwargs,
+        )
+
+    def _open_cache(self, args: SpeechTrainingConfig, model: PreTrainedModel, processor: Any) -> Any:
+        if not args.frames_cache:
+            return None
+        if "encoder" in args.train_groups:
+            raise ValueError("frames_cache holds a frozen encoder's outputs. Take encoder out of train_groups.")
+        from .cache import FrameCache
+
+        cache = FrameCache(args.frames_cache)
+        cache.check(model, processor)
+        return cache
+
+    # The loss
+
+    def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
+        """The terms of the loss of one batch, and figures to report; `model` is the SpeechLLM without wrappers."""
+        raise NotImplementedError
+
+    @property
+    def speech_model(self) -> PreTrainedModel:
+        """The SpeechLLM, whatever wraps it."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def terms(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Term]:
+        """`objective` inside one forward of the wrapped model."""
+        inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        speech_model, found = self.speech_model, {}
+
+        def run(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            self._rest_frozen(speech_model)
+            found.update(self.objective(speech_model, batch))
+            return {name: term.total for name, term in found.items()}
+
+        with self.accelerator.autocast():
+            totals = self._redirect(model, inner, run, batch)
+        return {name: Term(total, found[name].items, found[name].weight) for name, total in totals.items()}
+
+    def _rest_frozen(self, model: PreTrainedModel) -> None:
+        """Frozen groups run without dropout; a frozen LLM under gradient checkpointing stays in training mode, in
+        which alone it is checkpointed."""
+        if not model.training:
+            return
+        for group, modules in model.group_modules().items():
+            trained = any(parameter.requires_grad for module in modules for parameter in module.parameters())
+            if not trained and not (group == "llm" and self.args.gradient_checkpointing):
+                for module in modules:
+                    module.eval()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Sum over terms of weight x total / items of the whole step; see the module's description."""
+        terms = self.terms(model, inputs)
+        counts = num_items_in_batch or {name: torch.tensor(value) for name, value in inputs["counts"].items()}
+        loss = sum(
+            term.weight * term.total / counts[term.items].clamp(min=1) for term in terms.values() if term.weight
+        )
+        if not torch.isfinite(loss):
+            parts = ", ".join(f"{name} {term.total.item():g}" for name, term in terms.items() if term.weight)
+            raise FloatingPointError(
+                f"The loss is {loss.item()} in update {self.state.global_step + 1} ({parts}; rows "
+                f"{', '.join(inputs['ids'][:8])}). Nothing was updated. Resume from the last checkpoint with a lower "
+                "learning_rate or longer warm-up, in bf16 in place of fp16, or without these rows."
+            )
+        self._totals["train"].add(terms, inputs["counts"])
+        loss = loss * self.accelerator.num_processes  # processes average their gradients
+        return (loss, {}) if return_outputs else loss
+
+    @contextmanager
+    def teacher(self, model: PreTrainedModel) -> Iterator[nn.Module]:
+        """The LLM as teacher: without gradients, dropout and adapters."""
+        llm = model.model.language_model
+        peft_model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        training = llm.training
+        llm.eval()
+        try:
+            with torch.no_grad():
+                if hasattr(peft_model, "disable_adapter"):
+                    with peft_model.disable_adapter():
+                        yield llm
+                else:
+                    yield llm
+        finally:
+            llm.train(training)
+
+    def teacher_hidden(self, model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:
+        """Last-layer hidden states (batch, sequence, dim) of the LLM that reads the transcripts."""
+        with self.teacher(model) as llm:
+            embeddings = model.model.embed_text(batch["teacher_input_ids"])
+            mask = batch["teacher_attention_mask"]
+            return llm(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def response_terms(
+        self,
+        model: PreTrainedModel,
+        batch: dict[str, Any],
+        hidden: torch.Tensor,
+        cross_entropy_weight: float,
+        divergence_weight: float,
+        teacher: torch.Tensor | None = None,
+    ) -> dict[str, Term]:
+        """The loss terms on the answers, from hidden states (batch, sequence, dim) of the student and, if they are
+        there already, of the teacher. Only positions that predict an answer's token get logits."""
+        predicting = batch["labels"][:, 1:] != IGNORED
+        student, labels = hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting]
+        total, correct = response_loss(student, labels, model.compute_logits)
+        terms = {
+            "cross_entropy": Term(total, "answer_tokens", cross_entropy_weight),
+            "token_accuracy": Term(correct, "answer_tokens", 0.0),
+        }
+        if divergence_weight:
+            args = self.args
+            if "teacher_indices" in batch:
+                tokens = TopTokens(batch["teacher_log_probabilities"], batch["teacher_indices"], args.temperature)
+                total = top_k_divergence(student, tokens, model.compute_logits, args.temperature)
+            else:
+                teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
+                read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
+                total = response_divergence(
+                    student, read, model.compute_logits, args.divergence, args.jsd_beta, args.temperature
+                )
+            terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
+        return terms
+
+    def check_teacher(self) -> None:
+        """Raises a ValueError if the LLM, which is the teacher too, is trained in full."""
+        if "llm" in self.args.train_groups:
+            raise ValueError(
+                "The teacher is the model's own LLM, so it cannot be trained in full. Take llm out of train_groups; "
+                "train it by LoRA (peft_config), which the teacher reads without."
+            )
+
+    def check_cached_teacher(self, kind: str, instruction: str | None) -> None:
+        """Raises a ValueError if a cached teacher is asked for and the cache's is another one."""
+        if self.args.cached_teacher:
+            settings = kind, instruction, self.args.top_k, self.args.temperature
+            self.frames_cache.check_teacher(self.speech_model, self.processing_class, *settings)
+
+    # Batches
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> dict[str, torch.Tensor] | None:
+        """How many of each item the optimizer step has over all its batches and processes."""
+        if not batch_samples:
+            return None
+        names = sorted(batch_samples[0]["counts"])
+        local = [sum(batch["counts"][name] for batch in batch_samples) for name in names]
+        counts = torch.tensor(local, dtype=torch.float32, device=device)
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        return dict(zip(names, counts, strict=True))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, dict[str, torch.Tensor] | None]:
+        begin = time.monotonic()
+        batches, counts = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            self._rows_bad += batch["counts"]["bad_rows"]
+            self._rows_seen += batch["counts"]["rows"] + batch["counts"]["bad_rows"]
+        self.bad_rows.check(self._rows_seen, self._rows_bad)
+        self._busy += time.monotonic() - begin
+        return batches, counts
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        begin = time.monotonic()
+        self.before_step()
+        loss = super().training_step(*args, **kwargs)
+        self._busy += time.monotonic() - begin
+        return loss
+
+    def before_step(self) -> None:
+        """Called before each batch is trained on, for schedules."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process; not prepared by Accelerate, which would deal them out again."""
+        return self._loader(self.train_dataset, self.data_collator, training=True)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(dataset, self.data_collator.for_evaluation(), training=False)
+
+    def _loader(self, dataset: Any, collator: SpeechCollator, training: bool) -> DataLoader:
+        place = self.accelerator.process_index, self.accelerator.num_processes
+        return build_loader(dataset, collator, self.args, *place, training, self._stream_start)
+
+    # Reports
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            means, counts = self._totals["train"].take(self.accelerator)
+            means.pop("loss", None)
+            if self._busy > 0 and counts:
+                means["tokens_per_second"] = counts["input_tokens"] / self._busy
+                means["audio_seconds_per_second"] = counts["audio_seconds"] / self._busy
+            if counts.get("bad_rows"):
+                means["bad_rows"] = counts["bad_rows"]
+            self._busy = 0.0
+            logs |= means
+        super().log(logs, start_time)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self._totals["eval"].add(self.terms(model, inputs), inputs["counts"])
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As in Trainer; the loss and its terms are means over all items of the set, however batched."""
+        self._totals["eval"] = Totals()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means, _ = self._totals["eval"].take(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    # Checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; `True` resumes from the last whole checkpoint, and afterwards the best checkpoints are
+        averaged if `average_best` says so.
+
+        Raises:
+            ValueError: a checkpoint that is not whole, or of a run on other data or with other batches.
+        """
+        if resume_from_checkpoint:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
+            self._check_resume(Path(resume_from_checkpoint))
+        if self.is_world_process_zero():
+            clear_halves(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        output = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        if self.args.average_best:
+            self._average_best()
+        return output
+
+    def _run_settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run it resumes."""
+        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+        names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
+        streams = is_stream(self.train_dataset)
+        return {
+            "dataset": "streaming" if streams else dataset_fingerprint(self.train_dataset),
+            "processes": self.accelerator.num_processes,
+            **{name: getattr(self.args, name) for name in names},
+        }
+
+    def _check_resume(self, folder: Path) -> None:
+        if not is_whole(folder):
+            raise ValueError(
+                f"{folder} is not a whole checkpoint: its writing was interrupted, or another program wrote it. "
+                "Resume from an earlier one, or with resume_from_checkpoint=True from the last whole one."
+            )
+        before, now = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")), self._run_settings()
+        changed = [
+            f"{name} was {before.get(name)!r}, is {value!r}"
+            for name, value in now.items()
+            if before.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"The run of {folder} cannot be resumed as it was: {'; '.join(changed)}. Restore these, or start a "
+                "new run from the checkpoint's weights in another output_dir."
+            )
+        if is_stream(self.train_dataset):
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            self._stream_start = state["global_step"] * self.args.gradient_accumulation_steps
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # rotated once the new one is whole
+        try:
+            if self.args.should_save:
+                mark_begun(folder)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (folder / SETTINGS_FILE).write_text(json.dumps(self._run_settings()), encoding="utf-8")
+                mark_whole(folder)
+        except Exception as error:
+            raise RuntimeError(
+                f"Checkpoint {folder} could not be written: {error}. It will not be resumed from. Free some disk "
+                "space or correct the folder, then resume with resume_from_checkpoint=True from the last whole one."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(
+                folder.parent, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Trained groups alone where `save_trained_only` and the parents are known, else as in Trainer; always with
+        the processor, never with pickled arguments."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self._saves_trained_only():
+            if self.args.should_save:
+                save_trained(self.speech_model, str(folder), state_dict)
+                self.processing_class.save_pretrained(folder)
+        else:
+            super()._save(str(folder), state_dict)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+        if self.args.should_save:
+            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _saves_trained_only(self) -> bool:
+        return (
+            self.args.save_trained_only
+            and isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PreTrainedModel)
+            and bool(self.speech_model.config.parents)
+            and not self.is_fsdp_enabled
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = os.path.join(resume_from_checkpoint, TRAINED_FILE)
+        if not os.path.isfile(path):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        speech_model = self.speech_model
+        loaded, expected = load_file(path), speech_model.group_keys(self.args.train_groups)
+        check_keys(resume_from_checkpoint, expected - loaded.keys(), loaded.keys() - expected, [])
+        speech_model.load_state_dict(loaded, strict=False)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _average_best(self) -> None:
+        """Loads the mean of the best checkpoints' weights into the model and saves it to `averaged`."""
+        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        chosen = best_checkpoints(
+            self.args.output_dir, self.state.log_history, metric, self.args.greater_is_better, self.args.average_best
+        )
+        folder = os.path.join(self.args.output_dir, "averaged")
+        if self.is_world_process_zero():
+            average_checkpoints(chosen, folder)
+        self.accelerator.wait_for_everyone()
+        self._load_from_checkpoint(folder)
+        self.save_model(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's card tells of text; the measured card is written by `hub_cards`."""
+
+
+__all__ = ["SpeechTrainer", "Term"]

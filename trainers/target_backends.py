@@ -1,0 +1,341 @@
+"""Who answers: a local causal LM (or the LLM of a SpeechLLM), or an OpenAI-compatible endpoint.
+
+Both take questions, chats of text alone, and give one answer each, in order. An answer depends on its question (and
+seed) only, not on what is asked beside it, up to the rounding of padded batches.
+"""
+
+import hashlib
+import http.client
+import json
+import math
+import os
+import random
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+
+from modeling_speechllm import SpeechLLMForConditionalGeneration
+from modeling_speechllm.composition import load_causal_lm, parent_of
+from processing_speechllm import SpeechLLMProcessor
+from processing_speechllm.chat_format import lay_out_content, plain_chat_template
+
+RETRIED = (408, 409, 429, 500, 502, 503, 504, 529)
+REFUSED = (400, 413, 422)  # the endpoint cannot take this question: too long, filtered
+LONGEST_PAUSE = 60.0  # seconds
+ENDS = 1 << 20  # bytes hashed at both ends of a weight file
+
+
+class BackendError(RuntimeError):
+    """The LLM cannot be reached or does not answer; what is finished stays finished."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A chat of text alone (`[{"role", "content": str or text blocks}]`) and the seed of its answer."""
+
+    chat: list[dict]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    The LLM's text and how it ended: `"stop"` by itself, `"length"` at the limit of new tokens; `"too_long"` (the
+    prompt does not fit the LLM) and `"refused"` have no text but a `detail`.
+    """
+
+    text: str
+    finish_reason: str
+    detail: str = ""
+
+
+class SeededSampling(LogitsProcessor):
+    """
+    Turns greedy search into sampling with a sequence of uniform numbers per row: the token is where the number falls
+    in the cumulated probabilities, so that neither batch nor order plays a part.
+    """
+
+    def __init__(self, seeds: list[int], max_new_tokens: int, temperature: float, top_p: float):
+        streams = [random.Random(seed) for seed in seeds]
+        numbers = [[stream.random() for _ in range(max_new_tokens)] for stream in streams]
+        self.uniforms = torch.tensor(numbers, dtype=torch.float64)
+        self.temperature, self.top_p, self.step = temperature, top_p, 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores (rows, vocabulary) -> 0 for each row's chosen token, minus infinity for all others."""
+        values = scores.cpu() if scores.device.type == "mps" else scores  # MPS has no float64
+        probabilities = (values.double() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ranked, order = probabilities.sort(dim=-1, descending=True)
+            ranked = ranked.where(ranked.cumsum(-1) - ranked < self.top_p, 0.0)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked)
+        # In the order of the vocabulary, not of rank, which rounding could change from batch to batch.
+        cumulated = probabilities.cumsum(-1)
+        point = self.uniforms[:, self.step, None].to(values.device) * cumulated[:, -1:]
+        chosen = (cumulated <= point).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+        self.step += 1
+        return torch.full_like(scores, -math.inf).scatter(-1, chosen.to(scores.device), 0.0)
+
+
+class LocalBackend:
+    """
+    Batched `generate` of a model in memory.
+
+    Args:
+        model: a causal LM, or a SpeechLLM, which is asked in text alone. Its generation config is replaced: nothing
+            but the arguments here and its end tokens shape the answers.
+        tokenizer: of the causal LM, or the processor of the SpeechLLM. A tokenizer without a chat template gets the
+            one that the processor of a SpeechLLM would give it.
+        batch_size: prompts per batch; they are sorted by length first.
+        max_new_tokens, temperature, top_p, chat_template_kwargs: as in `TargetsConfig`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        batch_size: int = 16,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        chat_template_kwargs: dict | None = None,
+    ):
+        self.model = model.eval()
+        self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, SpeechLLMProcessor) else tokenizer
+        self.template = self.tokenizer.chat_template or plain_chat_template(self.tokenizer)
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.temperature, self.top_p = temperature, top_p
+        self.chat_template_kwargs = chat_template_kwargs or {}
+        ends = model.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        self.ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        pad = self.tokenizer.pad_token_id
+        self.pad = pad if pad is not None else self.ends[0] if self.ends else 0
+        model.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=self.ends or None, pad_token_id=self.pad, max_new_tokens=max_new_tokens
+        )
+        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def encode(self, chat: list[dict]) -> list[int]:
+        """Token ids of the prompt, in the form in which the processor of a SpeechLLM lays out its chats."""
+        (chat,) = lay_out_content([chat], self.template, "<|audio|>", self.tokenizer.special_tokens_map)
+        return self.tokenizer.apply_chat_template(
+            chat,
+            chat_template=self.template,
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+            **self.chat_template_kwargs,
+        )
+
+    def answer(self, questions: list[Question], progress: Callable[[int], None]) -> list[Answer]:
+        """One answer per question; `progress` is told how many more are done."""
+        prompts = [self.encode(question.chat) for question in questions]
+        answers: list[Answer | None] = [None] * len(questions)
+        for index, prompt in enumerate(prompts):
+            if self.positions is not None and len(prompt) + self.max_new_tokens > self.positions:
+                detail = f"{len(prompt)} + {self.max_new_tokens} tokens, but the LLM has {self.positions} positions"
+                answers[index] = Answer("", "too_long", detail)
+        order = sorted((i for i in range(len(prompts)) if answers[i] is None), key=lambda i: (len(prompts[i]), i))
+        progress(len(prompts) - len(order))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            results = self._generate([prompts[i] for i in batch], [questions[i].seed for i in batch])
+            for index, answer in zip(batch, results, strict=True):
+                answers[index] = answer
+            progress(len(batch))
+        return answers
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[list[int]], seeds: list[int]) -> list[Answer]:
+        longest = max(map(len, prompts))
+        input_ids = torch.tensor([[self.pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        processors = LogitsProcessorList()
+        if self.temperature > 0:
+            processors.append(SeededSampling(seeds, self.max_new_tokens, self.temperature, self.top_p))
+        sequences = self.model.generate(
+            input_ids=input_ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            logits_processor=processors,
+        )
+        return [self._read(row) for row in sequences[:, longest:].tolist()]
+
+    def _read(self, tokens: list[int]) -> Answer:
+        end = next((place for place, token in enumerate(tokens) if token in self.ends), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        return Answer(text, "length" if end is None else "stop")
+
+
+class EndpointBackend:
+    """
+    Chat completions of an OpenAI-compatible endpoint (vLLM, TGI, SGLang, llama.cpp, hosted ones), several at a time.
+
+    The endpoint's own chat template makes the prompt: serve the LLM that is trained with, with the same template.
+
+    Args:
+        base_url: as `http://localhost:8000/v1`; nothing else is contacted.
+        model: the endpoint's name of the LLM.
+        api_key: sent as bearer token if given.
+        retries: tries more after 429, 5xx, a time-out or a broken connection, with pauses that double from
+            `first_pause` seconds up to a minute, or as the endpoint says (`Retry-After`).
+        concurrency, timeout, max_new_tokens, temperature, top_p, chat_template_kwargs: as in `TargetsConfig`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None = None,
+        concurrency: int = 16,
+        retries: int = 8,
+        timeout: float = 300.0,
+        first_pause: float = 1.0,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        chat_template_kwargs: dict | None = None,
+    ):
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}.")
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.headers = {"Content-Type": "application/json"}
+        if api_key is not None:
+            self.headers["Authorization"] = f"Bearer {api_key}"
+        self.concurrency, self.retries, self.timeout, self.first_pause = concurrency, retries, timeout, first_pause
+        self.failed = threading.Event()
+        self.body = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        if chat_template_kwargs:
+            self.body["chat_template_kwargs"] = chat_template_kwargs
+
+    def answer(self, questions: list[Question], progress: Callable[[int], None]) -> list[Answer]:
+        """One answer per question; `progress` is told how many more are done.
+
+        Raises:
+            BackendError: an endpoint that stays unreachable, rejects the key or the model, or every question.
+        """
+        self.failed.clear()
+        executor = ThreadPoolExecutor(self.concurrency)
+        try:
+            answers = []
+            for answer in executor.map(self._ask, questions):
+                answers.append(answer)
+                progress(1)
+        finally:
+            self.failed.set()  # one that waits for its next try need not
+            executor.shutdown(cancel_futures=True)
+        if answers and all(answer.finish_reason == "refused" for answer in answers):
+            raise BackendError(
+                f"{self.url} refused all of {len(answers)} questions, the first with: {answers[0].detail}. Check "
+                "model and generation settings."
+            )
+        return answers
+
+    def _ask(self, question: Question) -> Answer:
+        chat = [{"role": message["role"], "content": joined(message["content"])} for message in question.chat]
+        body = json.dumps({**self.body, "messages": chat, "seed": question.seed}).encode()
+        for attempt in range(self.retries + 1):
+            pause = min(self.first_pause * 2**attempt, LONGEST_PAUSE)
+            try:
+                request = urllib.request.Request(self.url, data=body, headers=self.headers)
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    return self._read(json.load(response))
+            except urllib.error.HTTPError as error:
+                detail = f"HTTP {error.code} {error.read(500).decode(errors='replace')}".strip()
+                if error.code in REFUSED:
+                    return Answer("", "refused", detail)
+                if error.code not in RETRIED:
+                    raise BackendError(f"{self.url} answered {detail}. Check base_url, model and the key.") from error
+                try:
+                    pause = min(float(error.headers.get("Retry-After", "")), LONGEST_PAUSE)
+                except ValueError:  # absent, or a date
+                    pass
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+                # no connection, time-out, a reply cut short or not of the expected form
+                detail = f"{type(error).__name__}: {error}"
+            if attempt == self.retries or self.failed.wait(pause):
+                break
+        raise BackendError(
+            f"{self.url} failed {attempt + 1} times, at last with {detail}. Start it again, or raise retries, and "
+            "run the same command: it resumes."
+        )
+
+    def _read(self, reply: dict) -> Answer:
+        choice = reply["choices"][0]
+        reason = choice.get("finish_reason") or "stop"
+        if reason not in ("stop", "length"):
+            return Answer("", "refused", f"finish_reason {reason}")
+        return Answer((choice["message"]["content"] or "").strip(), reason)
+
+
+def joined(content: str | list[dict]) -> str:
+    """Text blocks as one string."""
+    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+
+
+def load_backend(config: Any, device: torch.device) -> LocalBackend | EndpointBackend:
+    """The backend that a `TargetsConfig` asks for."""
+    settings = {
+        name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "chat_template_kwargs")
+    }
+    if config.base_url is not None:
+        variable = config.api_key_variable
+        if variable is not None and not os.environ.get(variable):
+            raise ValueError(f"The environment variable {variable} is not set. Put the endpoint's key there.")
+        return EndpointBackend(
+            config.base_url,
+            config.model,
+            api_key=None if variable is None else os.environ[variable],
+            concurrency=config.concurrency,
+            retries=config.retries,
+            timeout=config.timeout,
+            **settings,
+        )
+    model, tokenizer = load_llm(config.model, config.revision, config.dtype)
+    return LocalBackend(model.to(device), tokenizer, batch_size=config.batch_size, **settings)
+
+
+def load_llm(name: str, revision: str | None = None, dtype: str = "auto") -> tuple[PreTrainedModel, Any]:
+    """A causal LM and its tokenizer, or a SpeechLLM and its processor, from a Hub id or a folder."""
+    hub = {"revision": revision} if revision is not None else {}
+    if AutoConfig.from_pretrained(name, **hub).model_type == "speechllm":
+        model = SpeechLLMForConditionalGeneration.from_pretrained(name, dtype=dtype, **hub)
+        return model, SpeechLLMProcessor.from_pretrained(name, **hub)
+    return load_causal_lm(name, dtype=dtype, **hub), AutoTokenizer.from_pretrained(name, **hub)
+
+
+def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """
+    What the rows say of their LLM: the Hub id and its commit, or of a folder its own name (not its place) and a digest
+    of its files: the small ones whole, of the weights both ends.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return name, parent_of(name, revision)["revision"]
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*")):
+        if file.suffix not in (".json", ".jinja", ".model", ".safetensors", ".bin"):
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(ENDS if size > 2 * ENDS else -1))
+            if size > 2 * ENDS:
+                stream.seek(-ENDS, os.SEEK_END)
+                digest.update(stream.read())
+    return folder.resolve().name, f"sha256:{digest.hexdigest()[:16]}"

@@ -1,0 +1,105 @@
+"""Settings of `speechllm targets`; each field's help is the command line's."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TARGET_SETS = ("T", "BI", "MI", "TMI", "continuation", "free")
+
+
+def described(text: str, default: Any) -> Any:
+    """A dataclass field with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TargetsConfig:
+    """
+    What is asked of which LLM about which transcripts, and where the answers go.
+
+    Settings of the first four groups make the rows; a run that is resumed must keep them. Those of the last group say
+    only how the work is done and may change.
+    """
+
+    # data
+    dataset: str = field(
+        metadata={"help": "Source: Hub id, folder (also of `save_to_disk`), or a .jsonl, .json, .csv, .parquet file."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for the rows; an unfinished run in it is resumed."})
+    dataset_config: str | None = described("Configuration of a Hub dataset.", None)
+    dataset_split: str = described("Split of the source.", "train")
+    dataset_revision: str | None = described("Branch, tag or commit of a Hub dataset.", None)
+    source_license: str | None = described("Licence of the source, kept per row. Default: the dataset's own.", None)
+    audio_column: str = described("The source's column with the audio; becomes `audio`.", "audio")
+    text_column: str = described("The source's column with the transcript; becomes `text`.", "text")
+    utterances_per_row: int = described("Consecutive utterances asked about together, each an audio block.", 1)
+    rows_per_shard: int = described("Source rows (or groups) per parquet file; the unit of resuming.", 500)
+
+    # targets
+    target_set: Literal["T", "BI", "MI", "TMI", "continuation", "free"] = described(
+        "T: the transcript. BI: the LLM's answers to task prompts. MI: its answers to random templates. TMI: one T "
+        "and MI. continuation: it continues the transcript. free: it replies to the transcript alone.",
+        "BI",
+    )
+    prompts_per_row: int | None = described(
+        "Prompts per row, all different; with TMI, templates beside the one T. Default: 2 for MI and TMI, else 1.",
+        None,
+    )
+    tasks: list[str] | None = described("Names of the tasks to draw from. Default: all.", None)
+    prompt_languages: list[str] | None = described("Languages of the prompts. Default: all of the pool.", None)
+    prompt_split: Literal["train", "unseen_prompts", "unseen_tasks"] = described(
+        "Prompts to train on, held-out prompts of the same tasks, or held-out tasks.", "train"
+    )
+    task_folder: str | None = described("Folder of task prompts (YAML). Default: the packaged pool.", None)
+    template_folder: str | None = described("Folder of templates (YAML). Default: the packaged pool.", None)
+    seed: int = described("Seed of the draws of prompts and of sampling.", 0)
+
+    # LLM
+    model: str | None = described(
+        "Hub id or folder of a causal LM or a SpeechLLM, or the endpoint's name of it. Not needed for T.", None
+    )
+    revision: str | None = described("Branch, tag or commit of a Hub model; for an endpoint only noted.", None)
+    base_url: str | None = described("OpenAI-compatible endpoint, as http://localhost:8000/v1. Default: local.", None)
+    dtype: str = described("Number format of a local model: auto, float32, bfloat16 or float16.", "auto")
+    chat_template_kwargs: dict[str, Any] | str | None = described(
+        "Variables of the chat template as JSON, for example '{\"enable_thinking\": false}'. Train with the same.",
+        None,
+    )
+
+    # generation
+    max_new_tokens: int = described("Limit of an answer's length; answers that meet it are marked.", 128)
+    temperature: float = described("0 is greedy; above, answers are sampled with a seed of their own.", 0.0)
+    top_p: float = described("Sample from the most probable tokens that have this share together.", 1.0)
+
+    # work
+    batch_size: int = described("Prompts per batch of a local model.", 16)
+    concurrency: int = described("Requests at a time to an endpoint.", 16)
+    retries: int = described("Tries more after a busy, failing or silent endpoint, with growing pauses.", 8)
+    timeout: float = described("Seconds to wait for an endpoint's answer.", 300.0)
+    api_key_variable: str | None = described("Environment variable that holds the endpoint's key.", None)
+
+    def __post_init__(self):
+        if isinstance(self.chat_template_kwargs, str):
+            self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+        if self.prompts_per_row is None:
+            self.prompts_per_row = 2 if self.target_set in ("MI", "TMI") else 1
+        if self.target_set not in TARGET_SETS:
+            raise ValueError(f"target_set must be one of {', '.join(TARGET_SETS)}, not {self.target_set!r}.")
+        if self.target_set in ("T", "free") and self.prompts_per_row != 1:
+            raise ValueError(f"prompts_per_row must be 1 with target_set={self.target_set!r}: there is one target.")
+        if self.target_set != "T" and not self.model:
+            raise ValueError(f"target_set={self.target_set!r} asks an LLM. Give model, a Hub id or a folder.")
+        if self.tasks is not None and self.target_set != "BI":
+            raise ValueError(f"tasks are for target_set='BI', not {self.target_set!r}. Leave them out.")
+        names = ("utterances_per_row", "rows_per_shard", "prompts_per_row", "max_new_tokens", "batch_size")
+        for name in (*names, "concurrency"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.retries < 0:
+            raise ValueError("temperature and retries must not be negative, and top_p must be in (0, 1].")
+
+    def row_settings(self) -> dict[str, Any]:
+        """The settings that make the rows, without those of the work and of where the folders are."""
+        places = ("dataset", "output_dir", "task_folder", "template_folder")
+        work = ("batch_size", "concurrency", "retries", "timeout", "api_key_variable", "base_url")
+        return {name: value for name, value in vars(self).items() if name not in places + work}
