@@ -1,7 +1,7 @@
 """Recipes and command lines, read by the dataclasses that they fill."""
 
 import difflib
-from argparse import RawDescriptionHelpFormatter
+from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -114,10 +114,14 @@ def _take_recipe(arguments: list[str], classes: Sequence[type], prog: str) -> tu
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter):
-    """Help of one line per option where it fits."""
+    """Options in one spelling, with their help beside them where it fits."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=119)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        value = "" if action.nargs == 0 else " " + self._format_args(action, action.dest.upper())
+        return next((name for name in action.option_strings if name.startswith("--")), "") + value
 
 
 class _Parser(HfArgumentParser):
