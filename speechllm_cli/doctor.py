@@ -31,6 +31,7 @@ FAIL, else 0.
 MINIMUM_PYTHON = (3, 11)
 # torchaudio's last release fits a range of torch's CUDA builds only, so the three are installed together.
 TORCH_FAMILY = ("torch", "torchaudio", "torchcodec")
+IMPORT_NAMES = {"pyyaml": "yaml"}  # packages that are imported by another name
 TORCH_REMEDY = (
     'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio>=2.11" "torchcodec>=0.17" (from PyPI also for use '
     "on the CPU: torchaudio 2.11 does not load beside CPU-only wheels of torch)"
@@ -91,7 +92,7 @@ def check_package(requirement: Any) -> Finding:
     if not requirement.specifier.contains(version, prereleases=True):
         return Finding("FAIL", name, f"{version} is outside {requirement.specifier}", remedy)
     try:
-        importlib.import_module(name.replace("-", "_"))
+        importlib.import_module(IMPORT_NAMES.get(name, name.replace("-", "_")))
     except Exception as error:  # ImportError, but also OSError and RuntimeError from binaries that do not fit
         return Finding("FAIL", name, f"{version} cannot be imported: {describe(error)}", remedy)
     return Finding("ok", name, version)

@@ -47,10 +47,12 @@ def add_parsers(commands: Any) -> None:
 def run(command: str, arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status, 2 if a package is missing."""
     try:
+        import speechllm
         from trainers import commands
     except (ImportError, OSError, RuntimeError) as error:
         report(f"a package is missing or broken ({error}). Run: speechllm doctor")
         return 2
     lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
     example = f"60 seconds with it, on a CPU:\n{DATA}\n{lines}\n"
-    return commands.main(command, arguments, DESCRIPTIONS[command] + "\n" + SETTINGS, example)
+    description = f"{DESCRIPTIONS[command]}\n{SETTINGS}"
+    return commands.main(command, arguments, description, example, known_models={"nano": speechllm.NANO})

@@ -14,6 +14,7 @@ from conftest import text_config, tiny_speechllm, whisper_config
 from datasets import Dataset
 from factories_processing import CHATML_MARKED, RATE, make_extractor, make_tokenizer
 from factories_training import TEXTS, tone
+from transformers import AutoModelForCausalLM
 
 import speechllm
 from benchmarks.nanoworld.recordings import choose, write_tasks
@@ -190,6 +191,36 @@ def test_a_training_leaves_a_model_that_answers(recipe, data, tmp_path, capsys):
     assert not list(out.rglob("*.bin"))
 
 
+def test_of_known_parents_the_trained_part_alone_is_saved_and_goes_on(recipe, folder, data, tmp_path, capsys):
+    parents = write_parents(folder, tmp_path)
+    settings = parents | {"model": None, "connector": CONV}
+    status, _, errors = run("align", "--config", recipe(**settings), capsys=capsys)
+    assert status == 0, errors
+    assert (tmp_path / "out" / "trained.safetensors").exists() and not (
+        tmp_path / "out" / "model.safetensors"
+    ).exists()
+    second = recipe(model=str(tmp_path / "out"), output_dir=str(tmp_path / "second"))
+    status, _, errors = run("imitate", "--config", second, capsys=capsys)
+    assert status == 0, errors
+    assert (tmp_path / "second" / "trained.safetensors").exists()
+    pipe = load_pipeline(str(tmp_path / "second"))
+    assert pipe.model.config.connector["type"] == "conv"
+    assert ask_pipeline(pipe, [str(data / "0.wav")], "hello") is not None
+
+
+def write_parents(folder: Path, place: Path) -> dict[str, str]:
+    """Encoder and LLM of a SpeechLLM in folders of their own."""
+    model = SpeechLLMForConditionalGeneration.from_pretrained(folder)
+    processor = SpeechLLMProcessor.from_pretrained(folder)
+    llm = AutoModelForCausalLM.from_config(model.config.text_config)
+    names = {"audio": str(place / "encoder"), "text": str(place / "llm")}
+    model.model.audio_tower.encoder.save_pretrained(names["audio"])
+    processor.feature_extractor.save_pretrained(names["audio"])
+    llm.save_pretrained(names["text"])
+    processor.tokenizer.save_pretrained(names["text"])
+    return names
+
+
 def test_lora_is_merged_into_a_model_like_any_other(recipe, folder, data, tmp_path, capsys):
     status, _, errors = run("imitate", "--config", recipe(lora_groups=["llm"], learning_rate=0.1), capsys=capsys)
     assert status == 0, errors
@@ -340,9 +371,14 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
     assert load_speech_model(script, ["encoder", "connector", "llm"])[0].config.parents is not None
 
 
-def test_nano_is_the_embedded_model():
-    model, _ = load_speech_model(ScriptArguments(model="nano", dataset=["x"]))
-    assert model.config.name_or_path == speechllm.NANO
+@pytest.mark.parametrize("command", commands.CLASSES)
+def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
+    found = []
+    for name in ("train", "encode", "write_targets"):
+        monkeypatch.setattr(commands, name, lambda *settings: found.extend(settings))
+    data = ["--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
+    assert main([command, "--model", "nano", *data]) == 0
+    assert [group.model for group in found if hasattr(group, "model")] == [speechllm.NANO]
 
 
 def test_recordings_are_drawn_by_the_seed_and_splits_share_no_sentence():

@@ -84,7 +84,7 @@ def test_version_is_the_changelog_s_latest():
 )
 def test_each_declared_dependency_is_there(requirement):
     assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
-    importlib.import_module(requirement.name.replace("-", "_"))
+    importlib.import_module(IMPORT_NAMES.get(requirement.name, requirement.name.replace("-", "_")))
 
 
 @pytest.mark.parametrize("arguments", ["--help", "ask --help", "ask --sing", "--version"])

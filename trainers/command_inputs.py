@@ -9,7 +9,6 @@ from datasets import Dataset, concatenate_datasets, interleave_datasets
 from datasets import IterableDataset as Stream
 from transformers import PreTrainedConfig
 
-import speechllm
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 
@@ -19,12 +18,6 @@ from .filters import FilterReport, filter_rows
 from .script_arguments import DataArguments, check_model_names
 from .speech_config import GROUPS
 
-EMBEDDED = "nano"
-
-
-def model_name(name: str | None) -> str | None:
-    """A model's folder or Hub id; `nano` is the embedded model."""
-    return speechllm.NANO if name == EMBEDDED else name
 
 
 def load_speech_model(
@@ -45,20 +38,18 @@ def load_speech_model(
     """
     check_model_names(arguments)
     if arguments.model is None:
-        audio, text = model_name(arguments.audio), model_name(arguments.text)
         model = SpeechLLMForConditionalGeneration.from_parts(
-            audio, text, arguments.connector, pad_to_window=arguments.pad_to_window, dtype=arguments.dtype
+            arguments.audio, arguments.text, arguments.connector, pad_to_window=arguments.pad_to_window, dtype=arguments.dtype
         )
-        return model, SpeechLLMProcessor.from_parts(audio, text, model.config)
-    source = model_name(arguments.model)
-    settings, _ = PreTrainedConfig.get_config_dict(source)
+        return model, SpeechLLMProcessor.from_parts(arguments.audio, arguments.text, model.config)
+    settings, _ = PreTrainedConfig.get_config_dict(arguments.model)
     if settings.get("model_type") != "speechllm":
         raise ValueError(
             f"{arguments.model} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint "
             "as `model`, or join two models with `audio` and `text`."
         )
-    model = SpeechLLMForConditionalGeneration.from_pretrained(source, dtype=arguments.dtype)
-    processor = SpeechLLMProcessor.from_pretrained(source)
+    model = SpeechLLMForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
+    processor = SpeechLLMProcessor.from_pretrained(arguments.model)
     if not set(settings.get("trained_groups") or GROUPS) <= set(trained_groups):
         model.config.parents = None
     if arguments.connector is not None:
@@ -170,4 +161,4 @@ def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[
     return mixed, Counter(mixed["target"][:])
 
 
-__all__ = ["evaluation_split", "load_speech_model", "load_training_rows", "model_name", "weigh_targets"]
+__all__ = ["evaluation_split", "load_speech_model", "load_training_rows", "weigh_targets"]

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from .alignment_config import SpeechAlignmentConfig
 from .alignment_trainer import SpeechAlignmentTrainer
 from .bad_rows import BadRows
 from .checkpoints import WEIGHTS, checkpoint_folders, is_whole
-from .command_inputs import evaluation_split, load_speech_model, load_training_rows, model_name, weigh_targets
+from .command_inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
 from .distillation_config import SpeechDistillationConfig
 from .distillation_trainer import SpeechDistillationTrainer
 from .encode import encode_dataset
@@ -52,7 +52,13 @@ CLASSES: dict[str, tuple[type, ...]] = {
 OURS = ("trainers", "modeling_speechllm", "processing_speechllm", "speechllm", "speechllm_cli")
 
 
-def main(command: str, arguments: Sequence[str], description: str = "", example: str = "") -> int:
+def main(
+    command: str,
+    arguments: Sequence[str],
+    description: str = "",
+    example: str = "",
+    known_models: Mapping[str, str] | None = None,
+) -> int:
     """
     Runs a command and returns its exit status: 0, 1 (it broke off), 2 (wrong settings or data), 130 (Ctrl-C).
 
@@ -60,6 +66,7 @@ def main(command: str, arguments: Sequence[str], description: str = "", example:
         command: of `CLASSES`.
         arguments: the command line after it.
         description, example: of `--help`.
+        known_models: names that stand for a model's folder, such as `nano`.
     """
     # SFTConfig sets this itself, so there is nothing that a user could do about it.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
@@ -69,10 +76,12 @@ def main(command: str, arguments: Sequence[str], description: str = "", example:
         if launch.accelerate_config is not None and LAUNCHED not in os.environ:
             return start_through_accelerate(launch.accelerate_config, command, arguments)
         output_dir = settings[0].output_dir
+        for group in settings:
+            if isinstance(getattr(group, "model", None), str):
+                group.model = (known_models or {}).get(group.model, group.model)
         if command in TRAINERS:
             train(TRAINERS[command][0], *settings)
         elif command == "targets":
-            settings[0].model = model_name(settings[0].model)
             write_targets(settings[0])
         else:
             encode(*settings)
