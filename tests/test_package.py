@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import speechllm
+from speechllm_cli.doctor import IMPORT_NAMES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,6 @@ from .script_arguments import DataArguments, check_model_names
 from .speech_config import GROUPS
 
 
-
 def load_speech_model(
     arguments: Any, trained_groups: Sequence[str] = ()
 ) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
@@ -39,7 +38,11 @@ def load_speech_model(
     check_model_names(arguments)
     if arguments.model is None:
         model = SpeechLLMForConditionalGeneration.from_parts(
-            arguments.audio, arguments.text, arguments.connector, pad_to_window=arguments.pad_to_window, dtype=arguments.dtype
+            arguments.audio,
+            arguments.text,
+            arguments.connector,
+            pad_to_window=arguments.pad_to_window,
+            dtype=arguments.dtype,
         )
         return model, SpeechLLMProcessor.from_parts(arguments.audio, arguments.text, model.config)
     settings, _ = PreTrainedConfig.get_config_dict(arguments.model)
