@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
@@ -137,7 +138,11 @@ class SpeechTrainer(SFTTrainer):
     # The loss
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
-        """The terms of the loss of one batch, and figures to report; `model` is the SpeechLLM without wrappers."""
+        """The terms of the loss of one batch, and figures to report; `model` is the SpeechLLM without wrappers.
+
+        The terms and the modules that are run must be the same for every batch, whether it has audio and answers or
+        not: in a sharded run each module is a collective call.
+        """
         raise NotImplementedError
 
     @property
@@ -145,6 +150,19 @@ class SpeechTrainer(SFTTrainer):
         """The SpeechLLM, whatever wraps it."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are held in pieces, so that all processes must run the same modules, equally often."""
+        by_load = self.speech_model.is_distributed_loading_by_transformers
+        return self.is_fsdp_enabled or by_load or is_deepspeed_zero3_enabled()
+
+    def whole_weight(self, module: nn.Module) -> torch.Tensor:
+        """The weight of a module that is not run itself; where it is sharded, a copy that the module's own hooks
+        gather."""
+        if not self.is_sharded:
+            return module.weight
+        return self._redirect(module, module, lambda: module.weight.clone())
 
     def terms(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Term]:
         """`objective` inside one forward of the wrapped model."""
