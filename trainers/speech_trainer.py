@@ -249,7 +249,7 @@ class SpeechTrainer(SFTTrainer):
         """The loss terms on the answers, from hidden states (batch, sequence, dim) of the student and, if they are
         there already, of the teacher. Only positions that predict an answer's token get logits."""
         predicting = batch["labels"][:, 1:] != IGNORED
-        student, labels = hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting]
+        student, labels = self._filled_up(hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting])
         total, correct = response_loss(student, labels, model.compute_logits)
         terms = {
             "cross_entropy": Term(total, "answer_tokens", cross_entropy_weight),
@@ -257,13 +257,26 @@ class SpeechTrainer(SFTTrainer):
         }
         if divergence_weight:
             teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
-            read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
+            (read,) = self._filled_up(teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED])
             args = self.args
             total = response_divergence(
                 student, read, model.compute_logits, args.divergence, args.jsd_beta, args.temperature
             )
             terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
         return terms
+
+    def _filled_up(self, *rows: torch.Tensor) -> list[torch.Tensor]:
+        """In a sharded run, rows (positions, ...) up to the number of the process that has most, so that all run the
+        head on equally many chunks of positions; what is added has no label and no divergence."""
+        if not self.is_sharded:
+            return list(rows)
+        count = torch.tensor([len(rows[0])], device=rows[0].device)
+        missing = int(self.accelerator.gather(count).max()) - len(rows[0])
+        fill = [0.0 if tensor.is_floating_point() else IGNORED for tensor in rows]
+        return [
+            torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
+            for tensor, value in zip(rows, fill, strict=True)
+        ]
 
     def check_teacher(self) -> None:
         """Raises a ValueError if the LLM, which is the teacher too, is trained in full."""
