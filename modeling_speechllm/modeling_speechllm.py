@@ -21,7 +21,15 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .audio_families import WHISPER_FAMILIES
 from .audio_towers import build_audio_tower, load_encoder
-from .composition import assemble, build_lm_head, load_causal_lm, parent_of, placeholder_id, read_decoder
+from .composition import (
+    assemble,
+    build_lm_head,
+    load_causal_lm,
+    parent_of,
+    placeholder_id,
+    read_decoder,
+    without_zero_init,
+)
 from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, Initialized, length_mask
@@ -154,6 +162,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
+    @without_zero_init()
     def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any):
         """As `PreTrainedModel.from_pretrained`, but loud on any missing, mismatched or unexpected key.
 
@@ -496,6 +505,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         return result
 
     @classmethod
+    @without_zero_init()
     def from_parts(
         cls,
         audio: str | PreTrainedModel,

@@ -27,6 +27,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 
+from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
 
 from .bad_rows import BadRows
@@ -106,6 +107,10 @@ class SpeechTrainer(SFTTrainer):
         self._stream_start = 0
         self._busy = 0.0
         self._redirect = _ForwardRedirection()
+        if is_deepspeed_zero3_enabled():
+            from deepspeed.utils import set_z3_leaf_modules
+
+            set_z3_leaf_modules(model, [AudioTower])  # gathered at once: how often its layers run depends on the batch
         super().__init__(
             model=model,
             args=args,
