@@ -10,6 +10,7 @@ What the encoders do not do by themselves and the tower does:
 Features have time as their last axis in every family: `(batch, samples)` or `(batch, features, positions)`.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -106,6 +107,7 @@ class AudioTower(nn.Module):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         layers: list[int] | None = None,
+        mix: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> AudioTowerOutput:
         """
         Args:
@@ -114,6 +116,8 @@ class AudioTower(nn.Module):
             input_features_mask (`torch.Tensor` of shape `(batch, positions or samples)`, *optional*): 1 where valid.
             layers (`list[int]`, *optional*): encoder layers to return in place of the output, 0 being the input of
                 the first and the last being the output; where the encoder ends in pooling, they are pooled too.
+            mix (`Callable`, *optional*): (rows, frames, layers, dim) -> (rows, frames, dim), applied to a few windows
+                at a time, so that long audio never holds all its layers. A frozen encoder gives it no gradients.
 
         Raises:
             ValueError: a row too short for one encoder frame, a mask that is not right-padded, or layers of an
@@ -144,17 +148,19 @@ class AudioTower(nn.Module):
         if self.frozen:
             self.encoder.eval()
         with torch.no_grad() if self.frozen else nullcontext():
-            hidden = self._run_windows(input_features.to(self.encoder.dtype), lengths, layers)
+            hidden = self._run_windows(input_features.to(self.encoder.dtype), lengths, layers, mix)
         hidden = hidden[:, : int(frames.max())]
         past = ~length_mask(frames, hidden.shape[1])
         hidden = hidden.masked_fill(past.view(*past.shape, *[1] * (hidden.ndim - 2)), 0.0)
         return AudioTowerOutput(last_hidden_state=hidden, lengths=frames)
 
-    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None) -> torch.Tensor:
+    def _run_windows(
+        self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None, mix: Callable | None
+    ) -> torch.Tensor:
         """Cut into windows, run those that hold audio as one batch, and put their frames back in order."""
         features = features[..., : max(int(lengths.max()), 1)]
         if features.shape[-1] <= self.window_size:
-            return self.encode(features, lengths, layers)
+            return self._encode_mixed(features, lengths, layers, mix)
         count = -(-(features.shape[-1] - self.window_size) // self.window_step) + 1
         missing = (count - 1) * self.window_step + self.window_size - features.shape[-1]
         windows = F.pad(features, (0, missing)).unfold(-1, self.window_size, self.window_step)
@@ -162,7 +168,7 @@ class AudioTower(nn.Module):
         starts = torch.arange(count, device=features.device) * self.window_step
         window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
         used = output_length(window_lengths, self.stages) > self.lead * (starts > 0)
-        encoded = self._in_passes(windows[used], window_lengths[used], layers)
+        encoded = self._in_passes(windows[used], window_lengths[used], layers, mix)
         hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
         hidden[used] = pad_time(encoded[:, self.lead :], self.window)
         hidden = hidden.flatten(1, 2)
@@ -172,18 +178,34 @@ class AudioTower(nn.Module):
         return hidden
 
     def _in_passes(
-        self, windows: torch.Tensor, lengths: torch.Tensor | None, layers: list[int] | None, **kwargs: bool
+        self,
+        windows: torch.Tensor,
+        lengths: torch.Tensor | None,
+        layers: list[int] | None,
+        mix: Callable | None,
+        **kwargs: bool,
     ) -> torch.Tensor:
         """`encode`, a few windows at a time where no gradients hold all of them in memory anyway."""
         if torch.is_grad_enabled() or len(windows) <= WINDOWS_PER_PASS:
-            return self.encode(windows, lengths, layers, **kwargs)
+            return self._encode_mixed(windows, lengths, layers, mix, **kwargs)
         parts = lengths.split(WINDOWS_PER_PASS) if lengths is not None else [None] * len(windows)
         encoded = [
-            self.encode(rows, part, layers, **kwargs)
+            self._encode_mixed(rows, part, layers, mix, **kwargs)
             for rows, part in zip(windows.split(WINDOWS_PER_PASS), parts, strict=False)
         ]
         longest = max(part.shape[1] for part in encoded)
         return torch.cat([pad_time(part, longest) for part in encoded])
+
+    def _encode_mixed(
+        self,
+        features: torch.Tensor,
+        lengths: torch.Tensor | None,
+        layers: list[int] | None,
+        mix: Callable | None,
+        **kwargs: bool,
+    ) -> torch.Tensor:
+        hidden = self.encode(features, lengths, layers, **kwargs)
+        return hidden if mix is None else mix(hidden)
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None = None) -> torch.Tensor:
         """One window per row: features and input lengths -> (rows, frames, dim) or (rows, frames, layers, dim)."""
@@ -199,9 +221,11 @@ class WhisperTower(AudioTower):
         super().__init__(encoder, window)
         self.pad_to_window = pad_to_window
 
-    def _run_windows(self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None) -> torch.Tensor:
+    def _run_windows(
+        self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None, mix: Callable | None
+    ) -> torch.Tensor:
         if not self.pad_to_window:
-            return super()._run_windows(features, lengths, layers)
+            return super()._run_windows(features, lengths, layers, mix)
         if features.shape[-1] % self.window_size:
             raise ValueError(
                 f"pad_to_window: got {features.shape[-1]} mel frames, not a multiple of the window's "
@@ -214,7 +238,7 @@ class WhisperTower(AudioTower):
         window_lengths = (lengths[:, None] - starts).clamp(0, self.window_size)
         used = window_lengths > 0
         attended = window_lengths[used] if self.masks_silence else None
-        encoded = self._in_passes(windows[used], attended, layers, keep_silence=True)
+        encoded = self._in_passes(windows[used], attended, layers, mix, keep_silence=True)
         hidden = encoded.new_zeros(len(features), count, self.window, *encoded.shape[2:])
         hidden[used] = encoded
         return hidden.flatten(1, 2)

@@ -229,10 +229,14 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                 -1 for unknown.
 
         Returns:
-            `last_hidden_state`: encoder frames `(audios, frames, dim)`; `pooler_output`: embeddings of the valid
+            `last_hidden_state`: encoder frames `(audios, frames, dim)`, with gradients and layers to mix
+            `(audios, frames, layers, dim)`; `pooler_output`: embeddings of the valid
             audio tokens of all audios in order, `(audio tokens, LLM dim)`; what else the connector gives.
         """
-        frames = self.audio_tower(input_features, input_features_mask, self.config.audio_layers)
+        layers = self.config.audio_layers
+        # Without gradients a window's layers are mixed as soon as they are there: an hour of all of them is large.
+        mix = self.multi_modal_projector.layer_mix if layers and not torch.is_grad_enabled() else None
+        frames = self.audio_tower(input_features, input_features_mask, layers, mix)
         weight = next(self.multi_modal_projector.parameters())
         connected = self.multi_modal_projector(
             frames.last_hidden_state.to(weight.device, weight.dtype),

@@ -1,8 +1,8 @@
 """Entry point of the `speechllm` command: parser and dispatch.
 
-    speechllm ask speechllm/nano/examples/en.wav "What does the speaker want?"
-    speechllm demo
-    speechllm doctor
+speechllm ask speechllm/nano/examples/en.wav "What does the speaker want?"
+speechllm demo
+speechllm doctor
 """
 
 import argparse

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from conftest import text_config
 from datasets import Dataset
-from factories_training import tone_rows
+from factories_training import tiny_parts, tone_rows
 from test_trainers import SETTINGS, TRAINERS, build, logged
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
@@ -47,6 +48,11 @@ def mixed_rows(kind: str) -> Dataset:
     rows[2]["messages"][1]["content"] = [{"type": "text", "text": "hello world " * 8}]
     dataset = Dataset.from_list(rows)
     return dataset if "messages" in rows_of(kind).column_names else dataset.remove_columns("messages")
+
+
+def tied_parts():
+    """Model and processor; the LLM's head is its embedding table."""
+    return tiny_parts(text=text_config(vocab_size=305, pad_token_id=300, tie_word_embeddings=True))
 
 
 def curves(trainer) -> dict[str, list[float]]:
@@ -112,7 +118,13 @@ def whole_cases(out: Path) -> dict[str, dict]:
 
 def loaded_cases(out: Path) -> dict[str, dict]:
     """Sharded by transformers as it loads."""
-    return {
+    model, processor = sharded_at_load(out / "start" / "imitation")
+    model.config.parents = {part: {"id": part, "revision": None} for part in ("audio", "text")}
+    settings = SAVED | {"save_only_model": True}  # transformers cannot resume such runs
+    results = {
+        "loaded saved": trained(build("imitation", out / "saved" / "loaded", None, model, processor, **settings))
+    }
+    return results | {
         f"{kind} loaded mixed": trained(
             build(kind, out / kind, mixed_rows(kind), *sharded_at_load(out / "start" / kind), **MIXED)
         )
@@ -128,6 +140,9 @@ def fsdp_cases(out: Path) -> dict[str, dict]:
     kind, rows = "imitation-divergence", rows_of("imitation")
     results["fsdp accumulated"] = trained(build(kind, out / kind, rows, **ACCUMULATED, **FSDP))
     results["fsdp bf16"] = trained(build(kind, out / kind, rows, **ACCUMULATED, **FSDP, bf16=True))
+    results["fsdp tied"] = trained(build(kind, out / kind, mixed_rows(kind), *tied_parts(), **MIXED, **FSDP))
+    groups = ["connector", "llm"]
+    results["fsdp llm"] = trained(build("imitation", out / kind, rows, train_groups=groups, **ACCUMULATED, **FSDP))
     trainer = build(kind, out / kind, rows, eval_rows=rows, max_steps=1, **FSDP)
     trainer.train()
     results["fsdp evaluated"] = trainer.evaluate()

@@ -164,3 +164,30 @@ def test_many_windows_in_several_passes_give_what_one_pass_gives(name, monkeypat
         monkeypatch.setattr(tower, "encode", lambda *args, **kwargs: passes.append(1) or encode(*args, **kwargs))
         torch.testing.assert_close(tower(features, mask).last_hidden_state, expected, **CLOSE)
     assert len(passes) > 2
+
+
+@pytest.mark.parametrize("pad_to_window", [False, True])
+def test_layers_mixed_in_the_tower_are_those_mixed_after_it(pad_to_window, monkeypatch):
+    monkeypatch.setattr(audio_towers, "WINDOWS_PER_PASS", 2)
+    model = tiny_speechllm("whisper", connector={"type": "stack_mlp", "stride": 4, "layers": "all"})
+    tower, mixer = model.model.audio_tower, model.model.multi_modal_projector.layer_mix
+    tower.pad_to_window = pad_to_window
+    with torch.no_grad():
+        mixer.weight.copy_(torch.tensor([0.3, -0.7, 1.1]))
+    features, mask = random_audio(model, [200, 40])
+    seen = []
+
+    def mix(hidden):
+        seen.append(hidden.shape)
+        return mixer(hidden)
+
+    with torch.no_grad():
+        apart = tower(features, mask, model.config.audio_layers)
+        together = tower(features, mask, model.config.audio_layers, mix)
+    assert max(shape[0] for shape in seen) == 2 and len(seen) > 1
+    torch.testing.assert_close(together.last_hidden_state, mixer(apart.last_hidden_state))
+    gradients = model.get_audio_features(features, mask).pooler_output
+    with torch.no_grad():
+        torch.testing.assert_close(model.get_audio_features(features, mask).pooler_output, gradients.detach())
+    gradients.sum().backward()
+    assert mixer.weight.grad.any()

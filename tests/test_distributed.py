@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from distributed_worker import BUDGET, MIXED, curves, mixed_rows, rows_of
+from distributed_worker import BUDGET, MIXED, curves, mixed_rows, rows_of, tied_parts
 from factories_training import tiny_parts, tone_rows
 from safetensors.torch import load_file
 from test_trainers import BANK, CONFORMER, TRAINERS, build
@@ -95,6 +95,21 @@ def test_sharded_runs_accumulate_checkpoint_activations_and_evaluate_as_whole_on
         assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+def test_heads_that_are_the_embedding_table_are_sharded_too(two_processes, tmp_path):
+    kind, settings = "imitation-divergence", MIXED | {"per_device_train_batch_size": 2}
+    trainer = build(kind, tmp_path, mixed_rows(kind), *tied_parts(), **settings)
+    trainer.train()
+    assert two_processes[1]["fsdp tied"]["whole"] == []
+    assert_equal_curves(two_processes[1]["fsdp tied"], curves(trainer))
+
+
+def test_a_sharded_llm_can_be_trained_in_full(two_processes, tmp_path):
+    settings = {"max_steps": 3, "per_device_train_batch_size": 8, "train_groups": ["connector", "llm"]}
+    trainer = build("imitation", tmp_path, rows_of("imitation"), **settings)
+    trainer.train()
+    assert_equal_curves(two_processes[1]["fsdp llm"], curves(trainer))
+
+
 def test_sharded_runs_in_bf16_stay_near_those_in_float32(two_processes):
     halves, floats = (two_processes[1][f"fsdp {name}"]["loss"] for name in ("bf16", "accumulated"))
     assert halves == pytest.approx(floats, rel=0.02) and halves != floats
@@ -106,9 +121,11 @@ def test_a_resumed_run_of_two_processes_goes_on_as_the_unbroken_one(sharding, tw
     assert_equal_curves(results[f"{sharding} resumed"], results[f"{sharding} unbroken"])
 
 
-def test_a_sharded_run_saves_whole_checkpoints_that_load_anywhere(two_processes):
+@pytest.mark.parametrize("sharding", ["loaded", "fsdp"])
+def test_a_sharded_run_saves_whole_checkpoints_that_load_anywhere(sharding, two_processes):
+    """Also where the parents are known, of which other runs save no copy."""
     folder = two_processes[0] / "saved"
-    whole, sharded = (folder / name / "checkpoint-4" for name in ("ddp", "fsdp"))
+    whole, sharded = (folder / name / "checkpoint-4" for name in ("ddp", sharding))
     expected, found = load_file(whole / "model.safetensors"), load_file(sharded / "model.safetensors")
     assert expected.keys() == found.keys()
     for name, value in expected.items():

@@ -22,6 +22,7 @@ from trainers import (
     SpeechImitationConfig,
     SpeechImitationTrainer,
 )
+from trainers.loaders import count_tokens
 from trainers.lora import lora_config
 
 BANK = {
@@ -310,6 +311,7 @@ def test_frozen_groups_run_without_dropout(tmp_path):
     [
         ({"train_groups": ["head"]}, "no group head"),
         ({"max_length": 100}, "max_length"),
+        ({"batch_seconds": 10.0, "batch_tokens": 10}, "Choose one budget"),
         ({"remove_unused_columns": True}, "would drop the audio"),
         ({"average_best": 2}, "eval_strategy"),
         ({"average_best": 1}, "at least 2"),
@@ -409,3 +411,32 @@ def test_cross_entropy_is_over_the_answer_alone(tmp_path):
     logits = model(**{name: batch[name] for name in names}).logits
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(trainer.objective(model, batch)["cross_entropy"].total, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_cut_at_its_limit_is_not_taught_to_end(tmp_path):
+    rows = tone_rows(answered=True, finish_reason=["length", "stop"] * 4)
+    trainer = build("imitation-divergence", tmp_path, rows)
+    batch = trainer.data_collator([row | {"draw": (0, index)} for index, row in enumerate(rows)])
+    tokenizer = trainer.processing_class.tokenizer
+    for name in ("labels", "teacher_labels"):
+        ends = [tokenizer.decode(labels[labels != -100]).endswith("<|im_end|>") for labels in batch[name]]
+        assert ends == [False, True] * 4
+
+
+def test_batches_keep_to_a_budget_of_tokens(tmp_path):
+    rows = tone_rows(answered=True)
+    trainer = build("imitation", tmp_path, rows, batch_tokens=120, max_steps=4)
+    processor = trainer.processing_class
+    sizes = []
+    for batch in trainer.get_train_dataloader():
+        chosen = [row for row in rows if row["id"] in batch["ids"]]
+        sizes.append(len(chosen))
+        assert max(count_tokens(row, processor) for row in chosen) * len(chosen) <= 120
+    assert sum(sizes) == len(rows) and max(sizes) > 1
+    expected = processor.audio_token_count(8000) + len(
+        processor.tokenizer("hello world \nwhat is said here hello world hello world")["input_ids"]
+    )
+    assert abs(count_tokens(rows[0], processor) - expected) <= 2
+    trainer.train()
+    stream = build("imitation", tmp_path, rows.to_iterable_dataset(), batch_tokens=120, max_steps=4, buffer_size=8)
+    assert stream.train().global_step == 4

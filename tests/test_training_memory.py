@@ -1,6 +1,7 @@
-"""What training holds and computes in: states of the trained part alone, activations again in the backward pass, bf16."""
+"""What training holds and computes in: states of the trained part alone, activations computed again, bf16."""
 
 import pytest
+import torch
 from distributed_worker import curves, rows_of
 from factories_training import tiny_parts
 from test_trainers import BANK, CONFORMER, TRAINERS, build, logged
@@ -72,3 +73,21 @@ def test_bf16_stays_near_float32(kind, tmp_path):
         trainer.train()
         losses.append(logged(trainer))
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_what_is_trained_is_held_in_float32_beside_weights_in_bf16(kind, tmp_path):
+    """A step of 1e-5 would be lost in the rounding of bf16 weights."""
+    model, processor = tiny_parts(TRAINERS[kind][2])
+    model.to(torch.bfloat16)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    settings = {"max_steps": 2, "per_device_train_batch_size": 8, "bf16": True, "learning_rate": 1e-5}
+    trainer = build(kind, tmp_path, rows_of(kind), model, processor, **settings)
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        trained = name.startswith("model.multi_modal_projector.")
+        assert parameter.dtype == (torch.float32 if trained else torch.bfloat16), name
+    connector = "model.multi_modal_projector."
+    last = connector + ("linear_2.weight" if TRAINERS[kind][2] is None else "linear.weight")
+    weight = trainer.model.get_parameter(last)
+    assert (weight != before[last].float()).float().mean() > 0.9

@@ -53,7 +53,8 @@ class SpeechAlignmentTrainer(SpeechTrainer):
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)
         heard = float(not batch["dummy_audio"])  # the silence of a batch without audio has no transcript
-        logits = ctc_logits(connected.embeddings, self.whole_weight(model.get_input_embeddings()))
+        table = self.whole_parameters(model.get_input_embeddings())["weight"]
+        logits = ctc_logits(connected.embeddings, table)
         targets, sizes = batch["transcript_ids"], batch["transcript_lengths"]
         total, infeasible = ctc_loss(logits, connected.lengths, targets, sizes, model.model.ctc_blank)
         terms = {

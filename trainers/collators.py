@@ -21,10 +21,9 @@ from processing_speechllm import AudioError, SpeechLLMProcessor, stage_length
 
 from .augmentation import AugmentationSettings, augment_samples, mask_features
 from .bad_rows import BadRows
-from .interleaving import AudioSegment, Segment, at_speed, keep_mask, segment_blocks
+from .data import source_name
+from .interleaving import AudioSegment, Segment, at_speed, keep_mask
 from .speech_config import SpeechTrainingConfig
-
-IGNORED = -100
 
 
 @dataclass
@@ -50,6 +49,11 @@ class Example:
     row: dict[str, Any]
     rng: random.Random
     utterances: list[Utterance] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[str]:
+        """Transcripts of its audios."""
+        return [utterance.text for utterance in self.utterances]
 
 
 class SpeechCollator:
@@ -94,7 +98,7 @@ class SpeechCollator:
             except AudioError as error:
                 if self.bad_rows is None:
                     raise
-                self.bad_rows.record(row.get("id", row["draw"][1]), str(row.get("audio"))[:200], str(error))
+                self.bad_rows.record(str(row.get("id", row["draw"][1])), source_name(row.get("audio")), str(error))
                 bad += 1
         utterances = [utterance for example in examples for utterance in example.utterances]
         batch = self.audio_inputs(utterances)
@@ -190,78 +194,13 @@ class SpeechCollator:
         """The text part of a batch, with its own `counts`."""
         raise NotImplementedError
 
-    # Shared parts of prompts
-
-    def tokenize(self, chats: list[list[dict]], answered: list[bool]) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids of chats, and labels that stand on the last assistant turn of those that are answered; the others end
-        where the assistant begins."""
-        ids: list[list[int]] = [[] for _ in chats]
-        labels: list[list[int]] = [[] for _ in chats]
-        for wanted in (True, False):
-            chosen = [number for number, flag in enumerate(answered) if flag == wanted]
-            if not chosen:
-                continue
-            output = self.processor.apply_chat_template(
-                [chats[number] for number in chosen],
-                tokenize=True,
-                return_dict=True,
-                add_generation_prompt=not wanted,
-                return_assistant_tokens_mask=wanted,
-                return_tensors=None,
-                processor_kwargs={"padding": False},
-            )
-            for place, number in enumerate(chosen):
-                ids[number] = list(output["input_ids"][place])
-                mask = output["assistant_masks"][place] if wanted else [0] * len(ids[number])
-                labels[number] = [token if flag else IGNORED for token, flag in zip(ids[number], mask, strict=True)]
-        return ids, labels
-
-    def pad(self, ids: list[list[int]], labels: list[list[int]], prefix: str = "") -> dict[str, torch.Tensor]:
-        """Padded to the right: `input_ids`, `attention_mask`, `labels`, and `prompt_end`, the place (batch,) of each
-        row's last token before its answer."""
-        size, padding = max(map(len, ids), default=0), self.processor.tokenizer.pad_token_id
-        ends = [next((place for place, label in enumerate(row) if label != IGNORED), len(row)) - 1 for row in labels]
-        return {
-            f"{prefix}input_ids": torch.tensor([row + [padding] * (size - len(row)) for row in ids]),
-            f"{prefix}attention_mask": torch.tensor([[1] * len(row) + [0] * (size - len(row)) for row in ids]),
-            f"{prefix}labels": torch.tensor([row + [IGNORED] * (size - len(row)) for row in labels]),
-            f"{prefix}prompt_end": torch.tensor(ends),
-        }
-
     def transcripts(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """Tokens of every utterance's transcript: `transcript_ids` (audios, tokens) and `transcript_lengths`."""
-        texts = [utterance.text for example in examples for utterance in example.utterances]
+        texts = [text for example in examples for text in example.texts]
         rows = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] or [[]]
         lengths = torch.tensor([len(row) for row in rows])
         padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
         return {"transcript_ids": padded, "transcript_lengths": lengths}
-
-
-def with_segments(chat: list[dict], segments: list[list[Segment]]) -> list[dict]:
-    """A chat whose audio blocks, in reading order, are replaced by segments: audio tokens, or text.
-
-    Raises:
-        ValueError: the chat has more or fewer audio blocks than there are audios.
-    """
-    blocks = [b for message in chat if isinstance(message["content"], list) for b in message["content"]]
-    places = sum(block["type"] == "audio" for block in blocks)
-    if places != len(segments):
-        raise ValueError(
-            f"A row's messages have {places} audio blocks, the row has {len(segments)} audios. Give one block per "
-            'audio, {"type": "audio"}, and the audios in the column \'audio\'.'
-        )
-    remaining = iter(segments)
-    new_chat = []
-    for message in chat:
-        content = message["content"]
-        if isinstance(content, list):
-            content = [
-                piece
-                for block in content
-                for piece in (segment_blocks(next(remaining)) if block["type"] == "audio" else [block])
-            ]
-        new_chat.append({**message, "content": content})
-    return new_chat
 
 
 def keep_masks(segments: list[list[Segment]], tokens: list[int]) -> torch.Tensor:
@@ -275,4 +214,4 @@ def whole(utterance: Utterance) -> list[Segment]:
     return [AudioSegment(0, utterance.tokens)]
 
 
-__all__ = ["Example", "SpeechCollator", "Utterance", "keep_masks", "whole", "with_segments"]
+__all__ = ["Example", "SpeechCollator", "Utterance", "keep_masks", "whole"]

@@ -153,7 +153,7 @@ def source_name(audio: Any) -> str:
         return ", ".join(source_name(part) for part in audio)
     if isinstance(audio, dict):
         return str(audio.get("path") or f"{len(audio.get('bytes') or b'')} embedded bytes")
-    return str(audio)
+    return str(audio) if isinstance(audio, (str, Path)) else f"a {type(audio).__name__}"
 
 
 def audio_seconds(audio: Any) -> float:

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_speechllm.query_bank import QueryBank, teacher_forcing_probability
-from processing_speechllm import SpeechLLMProcessor
 
+from .chats import question_chat
 from .collators import Example, whole
 from .distillation_config import SpeechDistillationConfig
 from .imitation_trainer import ImitationCollator
@@ -23,19 +23,14 @@ class DistillationCollator(ImitationCollator):
     """User turns heard and read; with answers only where a row has them and they are used."""
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
-        chats = [self.chat(example) for example in examples]
-        batch = self.chat_inputs(examples, chats, teacher=True)
+        batch = self.chat_inputs(examples, [self.chat(example) for example in examples], teacher=True)
         return batch | self.transcripts(examples)
 
     def chat(self, example: Example) -> list[dict]:
-        """A row's chat up to its last user turn, and its answer too for response distillation."""
-        messages = example.row.get("messages")
-        if messages:
-            return messages if self.args.response_weight else messages[:-1]
-        audios = [None] * len(example.utterances)
-        if self.args.instruction:
-            return SpeechLLMProcessor.instruction_chat(audios, self.args.instruction)
-        return [{"role": "user", "content": [{"type": "audio"} for _ in audios]}]
+        """A row's chat up to its answer, and with it for response distillation."""
+        if self.args.response_weight and example.row.get("messages"):
+            return example.row["messages"]
+        return question_chat(example.row, len(example.utterances), self.args.instruction)
 
     def segments(self, example: Example) -> list[list[Segment]]:
         return [whole(utterance) for utterance in example.utterances]
@@ -64,6 +59,7 @@ class SpeechDistillationTrainer(SpeechTrainer):
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
         super().__init__(model, *args, **kwargs)
         self.check_teacher()
+        self.check_cached_teacher("top_k" if self.args.response_weight else "hidden", self.args.instruction)
 
     def before_step(self) -> None:
         probability = 0.0
@@ -79,11 +75,14 @@ class SpeechDistillationTrainer(SpeechTrainer):
         hidden = model.model.language_model(
             inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
         ).last_hidden_state
-        teacher = self.teacher_hidden(model, batch)
         rows = torch.arange(len(hidden), device=hidden.device)
-        student_end = hidden[rows, batch["prompt_end"]]
-        teacher_end = teacher[rows, batch["teacher_prompt_end"]]
-        terms = {"output": Term(output_distance(student_end, teacher_end), "rows", self.args.output_weight)}
+        terms, teacher = {}, None
+        if "teacher_input_ids" in batch:
+            teacher = self.teacher_hidden(model, batch)
+        if self.args.output_weight:
+            read = batch["teacher_hidden"] if teacher is None else teacher[rows, batch["teacher_prompt_end"]]
+            total = output_distance(hidden[rows, batch["prompt_end"]], read)
+            terms["output"] = Term(total, "rows", self.args.output_weight)
         with torch.no_grad():
             text = model.model.embed_text(batch["transcript_ids"])
         total, cut = input_distance(connected.embeddings, connected.lengths, text, batch["transcript_lengths"])

@@ -7,6 +7,22 @@ from .speech_config import SpeechTrainingConfig
 DIVERGENCES = ("forward", "reverse", "jsd")
 
 
+def check_cached(config: SpeechTrainingConfig, divergence_weight: float) -> None:
+    """Raises a ValueError where a cached teacher cannot serve these settings."""
+    if config.cached_teacher and not config.frames_cache:
+        raise ValueError("cached_teacher needs frames_cache, the folder that `speechllm encode` wrote.")
+    if config.cached_teacher and config.chat_template_kwargs:
+        raise ValueError(
+            "A cached teacher read the chat template with its defaults, so chat_template_kwargs would set teacher and "
+            "student apart. Change the template itself, or set cached_teacher to False."
+        )
+    if config.cached_teacher and divergence_weight and config.divergence != "forward":
+        raise ValueError(
+            f"A cached teacher is known by its likeliest tokens, which serve the forward divergence, not "
+            f"{config.divergence!r}. Set divergence to forward, or cached_teacher to False."
+        )
+
+
 @dataclass
 class SpeechImitationConfig(SpeechTrainingConfig):
     """
@@ -35,6 +51,12 @@ class SpeechImitationConfig(SpeechTrainingConfig):
         text_probability (`float`, *optional*, defaults to `0.0`):
             Alignment-free interleaving: in rows of several utterances, the probability that one stands as text. At
             least one stays speech. 0 is off.
+        cached_teacher (`bool`, *optional*, defaults to `False`):
+            Read the teacher's states from `frames_cache`, where `speechllm encode` put them with the same
+            instruction: its last hidden states, or for a divergence its `top_k` likeliest tokens at this temperature
+            (forward divergence only).
+        top_k (`int`, *optional*, defaults to `64`):
+            How many that are.
 
     > [!NOTE]
     > Defaults that differ from [`SpeechTrainingConfig`]: `learning_rate` is 1e-4 (BLOOMZMMS, stage 2).
@@ -61,6 +83,10 @@ class SpeechImitationConfig(SpeechTrainingConfig):
     text_probability: float = field(
         default=0.0, metadata={"help": "Probability that an utterance of a row with several stands as text."}
     )
+    cached_teacher: bool = field(
+        default=False, metadata={"help": "Read the teacher's states from frames_cache in place of running it."}
+    )
+    top_k: int = field(default=64, metadata={"help": "Tokens per position of a cached teacher's distribution."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
 
     def __post_init__(self):
@@ -74,6 +100,7 @@ class SpeechImitationConfig(SpeechTrainingConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1.")
         if len(self.span_words) != 2 or not 1 <= self.span_words[0] <= self.span_words[1]:
             raise ValueError(f"span_words={self.span_words} must be [fewest, most], at least 1.")
+        check_cached(self, self.divergence_weight)
         if not self.cross_entropy_weight and not self.divergence_weight:
             raise ValueError("cross_entropy_weight and divergence_weight are both 0: nothing would be learned.")
 

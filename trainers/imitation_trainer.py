@@ -3,11 +3,11 @@ BLOOMZMMS, stage 2; Ultravox), with speech and text interleaved if asked."""
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
-from processing_speechllm import SpeechLLMProcessor
-
-from .collators import IGNORED, Example, SpeechCollator, Utterance, keep_masks, whole, with_segments
+from .chats import IGNORED, answered_chat, pad_chats, read_chat, tokenize_chats, with_segments
+from .collators import Example, SpeechCollator, Utterance, keep_masks, whole
 from .ctc_alignment import token_times
 from .imitation_config import SpeechImitationConfig
 from .interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
@@ -16,53 +16,57 @@ from .speech_trainer import SpeechTrainer
 from .terms import Term
 
 
-def answered_chat(example: Example, instruction: str) -> list[dict]:
-    """A row's own chat, or the question for its transcript and the transcript as answer."""
-    messages = example.row.get("messages")
-    if messages:
-        return messages
-    question = SpeechLLMProcessor.instruction_chat([None] * len(example.utterances), instruction)
-    answer = " ".join(utterance.text for utterance in example.utterances)
-    return [*question, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-
-
 class ImitationCollator(SpeechCollator):
     """Chats with speech, and where a teacher is asked for the same chats with transcripts."""
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
-        chats = [answered_chat(example, self.args.transcription_instruction) for example in examples]
+        instruction = self.args.transcription_instruction
+        chats = [answered_chat(example.row, example.texts, instruction) for example in examples]
         return self.chat_inputs(examples, chats, teacher=self.args.divergence_weight > 0)
 
     def chat_inputs(self, examples: list[Example], chats: list[list[dict]], teacher: bool) -> dict[str, Any]:
         """Prompts of student and teacher, and which audio tokens stand in the student's."""
         segments = [self.segments(example) for example in examples]
+        padding = self.processor.tokenizer.pad_token_id
         heard = [with_segments(chat, rows) for chat, rows in zip(chats, segments, strict=True)]
-        answered = [chat[-1]["role"] == "assistant" for chat in chats]
-        ids, labels = self.tokenize(heard, answered)
-        batch = self.pad(ids, labels)
+        ids, labels = self.tokenize(examples, heard)
+        batch = pad_chats(ids, labels, padding)
         flat = [row for rows in segments for row in rows]
         utterances = [utterance for example in examples for utterance in example.utterances]
         if any(row != whole(utterance) for row, utterance in zip(flat, utterances, strict=True)):
             batch["audio_keep"] = keep_masks(flat, [utterance.tokens for utterance in utterances])
-        if teacher:
-            read = [
-                with_segments(chat, [[TextSegment(utterance.text)] for utterance in example.utterances])
-                for chat, example in zip(chats, examples, strict=True)
-            ]
-            teacher_ids, teacher_labels = self.tokenize(read, answered)
-            for example, mine, other in zip(examples, labels, teacher_labels, strict=True):
-                if [i for i in mine if i != IGNORED] != [i for i in other if i != IGNORED]:
-                    raise ValueError(
-                        f"Row {example.id}: the answer has other tokens after the transcript than after the speech, "
-                        "so teacher and student cannot be compared. Use a chat template that puts a special token "
-                        "before the answer."
-                    )
-            batch |= self.pad(teacher_ids, teacher_labels, "teacher_")
+        if teacher and self.args.cached_teacher:
+            batch |= self.cached_states(examples)
+        elif teacher:
+            read = [read_chat(chat, example.texts) for chat, example in zip(chats, examples, strict=True)]
+            teacher_ids, teacher_labels = self.tokenize(examples, read)
+            check_same_answers(examples, labels, teacher_labels)
+            batch |= pad_chats(teacher_ids, teacher_labels, padding, "teacher_")
         batch["counts"] = {
             "input_tokens": int(batch["attention_mask"].sum()),
             "answer_tokens": int((batch["labels"] != IGNORED).sum()),
         }
         return batch
+
+    def tokenize(self, examples: list[Example], chats: list[list[dict]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids and labels; an answer that was cut at its length limit is not taught to end there."""
+        ids, labels = tokenize_chats(self.processor, chats, **self.args.chat_template_kwargs or {})
+        added = self.processor.tokenizer.added_tokens_decoder
+        special = {number for number, token in added.items() if token.special}
+        for example, row in zip(examples, labels, strict=True):
+            if example.row.get("finish_reason") == "length":
+                last = max(place for place, label in enumerate(row) if label != IGNORED and label not in special)
+                row[last + 1 :] = [IGNORED] * (len(row) - last - 1)
+        return ids, labels
+
+    def cached_states(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        """What the cache holds of the teacher: `teacher_hidden` (batch, dim), or `teacher_log_probabilities` and
+        `teacher_indices` (answer tokens, k) of all rows one after the other."""
+        states = [self.frames_cache.teacher(example.id) for example in examples]
+        if states and "hidden" in states[0]:
+            return {"teacher_hidden": torch.stack([state["hidden"].float() for state in states])}
+        names = ("log_probabilities", "indices")
+        return {f"teacher_{name}": torch.cat([state[name] for state in states]) for name in names} if states else {}
 
     def segments(self, example: Example) -> list[list[Segment]]:
         """What stands in place of each of a row's audio blocks."""
@@ -94,6 +98,16 @@ class ImitationCollator(SpeechCollator):
         return interleave(utterance.text, utterance.words, spans, utterance.tokens, times)
 
 
+def check_same_answers(examples: list[Example], heard: list[list[int]], read: list[list[int]]) -> None:
+    """Raises a ValueError for a row whose answer has other tokens after the transcript than after the speech."""
+    for example, mine, other in zip(examples, heard, read, strict=True):
+        if [i for i in mine if i != IGNORED] != [i for i in other if i != IGNORED]:
+            raise ValueError(
+                f"Row {example.id}: the answer has other tokens after the transcript than after the speech, so "
+                "teacher and student cannot be compared. Use a chat template with a special token before the answer."
+            )
+
+
 class SpeechImitationTrainer(SpeechTrainer):
     """
     Trains on answers to spoken requests, by cross-entropy, by the divergence from the same LLM reading the transcript,
@@ -118,6 +132,7 @@ class SpeechImitationTrainer(SpeechTrainer):
         super().__init__(model, args, *rest, **kwargs)
         if self.args.divergence_weight:
             self.check_teacher()
+        self.check_cached_teacher("top_k", self.args.transcription_instruction)
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         embeddings = embed_prompts(model, batch, connect(model, batch))

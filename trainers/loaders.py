@@ -1,12 +1,15 @@
 """Data loaders whose batches are a function of seed and epoch, dealt to processes by ourselves, not by Accelerate."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
+from processing_speechllm import SpeechLLMProcessor
+
+from .collators import SpeechCollator
 from .sampling import LengthBatchSampler, StreamBatches, TrainingRows
 from .speech_config import SpeechTrainingConfig
 
@@ -23,9 +26,19 @@ def is_stream(dataset: Any) -> bool:
     return not hasattr(dataset, "__len__")
 
 
+def count_tokens(row: dict[str, Any], processor: SpeechLLMProcessor) -> int:
+    """Tokens that a row takes in the LLM, audio and text, without what the chat template adds."""
+    texts = row["text"] if isinstance(row["text"], list) else [row["text"] or ""]
+    for message in row.get("messages") or []:
+        content = message["content"]
+        texts = [*texts, content] if isinstance(content, str) else [*texts, *(b.get("text") or "" for b in content)]
+    samples = round(row["duration"] * processor.feature_extractor.sampling_rate)
+    return processor.audio_token_count(samples) + len(processor.tokenizer(" ".join(texts))["input_ids"])
+
+
 def build_loader(
     dataset: Dataset | IterableDataset,
-    collate: Callable[[list[dict]], dict],
+    collate: SpeechCollator,
     args: SpeechTrainingConfig,
     rank: int,
     world_size: int,
@@ -37,23 +50,24 @@ def build_loader(
 
     Args:
         dataset: rows; `duration` (seconds) is needed for batches by length.
-        collate: rows -> batch.
+        collate: rows -> batch; its processor counts tokens.
         args: the trainer's config.
         rank, world_size: this process and how many there are.
-        training: in order of the seed and by `batch_seconds`, else by `per_device_eval_batch_size`.
+        training: by `batch_seconds` or `batch_tokens` if set, else by `per_device_eval_batch_size`.
         start: batches of a stream that a resumed run has had.
 
     Raises:
         ValueError: batches by length without durations, or a stream where a length is needed.
     """
-    by_length = args.train_sampling_strategy == "group_by_length" or args.batch_seconds is not None
+    budget = args.batch_seconds or args.batch_tokens
+    by_length = args.train_sampling_strategy == "group_by_length" or budget is not None
     columns = dataset.column_names
     if (by_length or is_stream(dataset)) and columns is not None and "duration" not in columns:
         raise ValueError(
             "Batches by length, and batches of a stream, need the column 'duration' (seconds). Add it with "
             "trainers.data.with_durations."
         )
-    budget = args.batch_seconds if training else None
+    budget = budget if training else None
     batch_size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
     limits = {
         "batch_size": None if budget else batch_size,
@@ -70,16 +84,22 @@ def build_loader(
         "persistent_workers": bool(workers and args.dataloader_persistent_workers),
         "prefetch_factor": args.dataloader_prefetch_factor if workers else None,
     }
+
+    def cost(row: dict[str, Any]) -> float:
+        return count_tokens(row, collate.processor) if args.batch_tokens else row["duration"]
+
     if is_stream(dataset):
         if not training:
             raise ValueError("An eval_dataset must have a length. Make one: Dataset.from_list(list(stream.take(n))).")
-        batches = StreamBatches(
-            dataset, cost=lambda row: row["duration"], buffer_rows=args.buffer_size, start=start, **limits
-        )
+        batches = StreamBatches(dataset, cost, buffer_rows=args.buffer_size, start=start, **limits)
         return DataLoader(batches, batch_size=None, **settings)
-    costs = dataset["duration"] if by_length else [1.0] * len(dataset)
+    if by_length and args.batch_tokens:
+        needed = [name for name in ("text", "messages", "duration") if name in columns]
+        costs = list(map(cost, tqdm(dataset.select_columns(needed), desc="Counting tokens")))
+    else:
+        costs = dataset["duration"] if by_length else [1.0] * len(dataset)
     sampler = LengthBatchSampler(costs, group_by_length=by_length, **limits)
     return EpochLoader(TrainingRows(dataset), batch_sampler=sampler, **settings)
 
 
-__all__ = ["EpochLoader", "build_loader", "is_stream"]
+__all__ = ["EpochLoader", "build_loader", "count_tokens", "is_stream"]

@@ -32,6 +32,8 @@ class SpeechTrainingConfig(SFTConfig):
         batch_seconds (`float`, *optional*):
             Batches of at most so many seconds of audio, padding included, on each device, in place of
             `per_device_train_batch_size` rows.
+        batch_tokens (`int`, *optional*):
+            The same by the LLM's tokens, audio and text, padding included.
         buffer_size (`int`, *optional*, defaults to `1000`):
             Rows of streaming data that are held to be shuffled and sorted into batches.
         frames_cache (`str`, *optional*):
@@ -39,6 +41,9 @@ class SpeechTrainingConfig(SFTConfig):
         augmentation (`dict`, *optional*):
             Settings of [`AugmentationSettings`]: speed perturbation, noise, SpecAugment. By default none. BLOOMZMMS:
             `{"speed_factors": [0.9, 1.0, 1.1]}`.
+        chat_template_kwargs (`dict`, *optional*):
+            Options of the chat template, those that the targets were generated with; Qwen3 takes
+            `{"enable_thinking": False}`.
         max_bad_share (`float`, *optional*, defaults to `0.01`):
             Stop when more than this share of the rows cannot be used; fewer are set aside, counted and listed in
             `bad_rows` under the output folder.
@@ -65,6 +70,10 @@ class SpeechTrainingConfig(SFTConfig):
     batch_seconds: float | None = field(
         default=None, metadata={"help": "Seconds of audio per batch, padding included, in place of a batch size."}
     )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of audio and text per batch, padding included, in place of a batch size."},
+    )
     buffer_size: int = field(
         default=1000, metadata={"help": "Rows of streaming data that are held to be sorted into batches."}
     )
@@ -73,6 +82,9 @@ class SpeechTrainingConfig(SFTConfig):
     )
     augmentation: dict | str | None = field(
         default=None, metadata={"help": 'Speed, noise, SpecAugment: {"speed_factors": [0.9, 1.0, 1.1], ...}.'}
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Options of the chat template, {"enable_thinking": false}.'}
     )
     max_bad_share: float = field(
         default=0.01, metadata={"help": "Stop when more than this share of the rows cannot be used."}
@@ -106,10 +118,14 @@ class SpeechTrainingConfig(SFTConfig):
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the audio. Leave it False.")
-        if self.batch_seconds is not None and self.batch_seconds <= 0:
-            raise ValueError(f"batch_seconds={self.batch_seconds} must be positive.")
-        if isinstance(self.augmentation, str):
-            self.augmentation = json.loads(self.augmentation)
+        if self.batch_seconds is not None and self.batch_tokens is not None:
+            raise ValueError("batch_seconds and batch_tokens are both set. Choose one budget.")
+        for name in ("batch_seconds", "batch_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        for name in ("augmentation", "chat_template_kwargs"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
         if self.frames_cache and self.augmentation:
             raise ValueError(
                 "frames_cache holds the encoder's outputs for the audio as it is; augmentation would change nothing. "

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -28,9 +29,11 @@ from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 
 from modeling_speechllm.audio_towers import AudioTower
+from modeling_speechllm.modeling_speechllm import scale_logits
 from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
 
 from .bad_rows import BadRows
+from .chats import IGNORED
 from .checkpoints import (
     average_checkpoints,
     best_checkpoints,
@@ -42,14 +45,23 @@ from .checkpoints import (
 )
 from .collators import SpeechCollator
 from .data import dataset_fingerprint
-from .divergences import response_divergence, response_loss
+from .divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
 from .loaders import build_loader, is_stream
 from .speech_config import GROUPS, SpeechTrainingConfig
 from .terms import Term, Totals
 
-IGNORED = -100
 SETTINGS_FILE = "speech_run.json"
 ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
+
+
+def hold_in_float32(model: PreTrainedModel) -> None:
+    """Trained weights of half precision become float32, in place: at the usual learning rates a step is smaller than
+    bf16 can tell apart. Those that transformers has sharded as it loaded them stay as they are."""
+    if model.is_distributed_loading_by_transformers:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 class SpeechTrainer(SFTTrainer):
@@ -93,6 +105,8 @@ class SpeechTrainer(SFTTrainer):
         args = self.config_class("speechllm-output") if args is None else args
         model.freeze(*GROUPS)
         model.unfreeze(*args.train_groups)
+        if args.bf16 or args.fp16:
+            hold_in_float32(model)
         if peft_config is not None:
             names = {"encoder": "audio_tower", "connector": "multi_modal_projector"}
             whole = [names[group] for group in args.train_groups if group in names]
@@ -162,12 +176,22 @@ class SpeechTrainer(SFTTrainer):
         by_load = self.speech_model.is_distributed_loading_by_transformers
         return self.is_fsdp_enabled or by_load or is_deepspeed_zero3_enabled()
 
-    def whole_weight(self, module: nn.Module) -> torch.Tensor:
-        """The weight of a module that is not run itself; where it is sharded, a copy that the module's own hooks
-        gather."""
+    def whole_parameters(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """A module's own parameters by name, for use without running it; where they are sharded, copies that the
+        module's own hooks gather."""
         if not self.is_sharded:
-            return module.weight
-        return self._redirect(module, module, lambda: module.weight.clone())
+            return dict(module.named_parameters(recurse=False))
+        return self._redirect(
+            module, module, lambda: {name: value.clone() for name, value in module.named_parameters(recurse=False)}
+        )
+
+    def head(self, model: PreTrainedModel) -> Head:
+        """Hidden states to logits. Where the head is sharded it is gathered once, so that each process can run it on
+        as many chunks of positions as it has, in the backward pass again."""
+        if not self.is_sharded:
+            return model.compute_logits
+        parameters = self.whole_parameters(model.lm_head)
+        return lambda hidden: scale_logits(F.linear(hidden, **parameters), model.config.text_config)
 
     def terms(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Term]:
         """`objective` inside one forward of the wrapped model."""
@@ -254,34 +278,24 @@ class SpeechTrainer(SFTTrainer):
         """The loss terms on the answers, from hidden states (batch, sequence, dim) of the student and, if they are
         there already, of the teacher. Only positions that predict an answer's token get logits."""
         predicting = batch["labels"][:, 1:] != IGNORED
-        student, labels = self._filled_up(hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting])
-        total, correct = response_loss(student, labels, model.compute_logits)
+        student, labels = hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting]
+        head = self.head(model)
+        total, correct = response_loss(student, labels, head)
         terms = {
             "cross_entropy": Term(total, "answer_tokens", cross_entropy_weight),
             "token_accuracy": Term(correct, "answer_tokens", 0.0),
         }
         if divergence_weight:
-            teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
-            (read,) = self._filled_up(teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED])
             args = self.args
-            total = response_divergence(
-                student, read, model.compute_logits, args.divergence, args.jsd_beta, args.temperature
-            )
+            if "teacher_indices" in batch:
+                tokens = TopTokens(batch["teacher_log_probabilities"], batch["teacher_indices"], args.temperature)
+                total = top_k_divergence(student, tokens, head, args.temperature)
+            else:
+                teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
+                read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
+                total = response_divergence(student, read, head, args.divergence, args.jsd_beta, args.temperature)
             terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
         return terms
-
-    def _filled_up(self, *rows: torch.Tensor) -> list[torch.Tensor]:
-        """In a sharded run, rows (positions, ...) up to the number of the process that has most, so that all run the
-        head on equally many chunks of positions; what is added has no label and no divergence."""
-        if not self.is_sharded:
-            return list(rows)
-        count = torch.tensor([len(rows[0])], device=rows[0].device)
-        missing = int(self.accelerator.gather(count).max()) - len(rows[0])
-        fill = [0.0 if tensor.is_floating_point() else IGNORED for tensor in rows]
-        return [
-            torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
-            for tensor, value in zip(rows, fill, strict=True)
-        ]
 
     def check_teacher(self) -> None:
         """Raises a ValueError if the LLM, which is the teacher too, is trained in full."""
@@ -290,6 +304,12 @@ class SpeechTrainer(SFTTrainer):
                 "The teacher is the model's own LLM, so it cannot be trained in full. Take llm out of train_groups; "
                 "train it by LoRA (peft_config), which the teacher reads without."
             )
+
+    def check_cached_teacher(self, kind: str, instruction: str | None) -> None:
+        """Raises a ValueError if a cached teacher is asked for and the cache's is another one."""
+        if self.args.cached_teacher:
+            settings = kind, instruction, self.args.top_k, self.args.temperature
+            self.frames_cache.check_teacher(self.speech_model, self.processing_class, *settings)
 
     # Batches
 
@@ -389,7 +409,8 @@ class SpeechTrainer(SFTTrainer):
 
     def _run_settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
-        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_seconds")
+        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+        names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
         streams = is_stream(self.train_dataset)
         return {
             "dataset": "streaming" if streams else dataset_fingerprint(self.train_dataset),
@@ -461,6 +482,7 @@ class SpeechTrainer(SFTTrainer):
             and isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PreTrainedModel)
             and bool(self.speech_model.config.parents)
             and not self.is_fsdp_enabled
+            and not self.speech_model.is_distributed_loading_by_transformers
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

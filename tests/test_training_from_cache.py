@@ -1,0 +1,71 @@
+"""Training from the cache is training on line."""
+
+import pytest
+from factories_training import tiny_parts
+from test_trainers import TRAINERS, build, logged
+
+from trainers.encode import encode_dataset
+from trainers.encode_config import EncodeConfig
+from trainers.teacher_prompts import make_teacher_inputs
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_every_trainer_has_the_same_losses_from_the_cache(kind, tmp_path):
+    on_line = build(kind, tmp_path / "a", max_steps=3)
+    on_line.train()
+    model, processor = tiny_parts(TRAINERS[kind][2])
+    model.freeze("encoder")
+    cache, rows = str(tmp_path / "cache"), on_line.train_dataset
+    encode_dataset(model, processor, rows, EncodeConfig(output_dir=cache, storage_dtype="float32"))
+    cached = build(kind, tmp_path / "b", rows, model, processor, max_steps=3, frames_cache=cache)
+    model.model.audio_tower.forward = None  # must not run
+    cached.train()
+    speeds = {"tokens_per_second", "audio_seconds_per_second"}
+    names = on_line.state.log_history[0].keys() - speeds
+    assert {"loss", "grad_norm"} < names
+    for name in names:
+        # The encoder ran in batches of another width.
+        assert logged(cached, name) == pytest.approx(logged(on_line, name), rel=1e-5), name
+
+
+CACHED_TEACHERS = {
+    "hidden": ("distillation", {"teacher": "hidden"}, {}),
+    "hidden-instruction": ("distillation", {"teacher": "hidden", "instruction": "said"}, {"instruction": "said"}),
+    "top_k": (
+        "imitation-divergence",
+        {"teacher": "top_k", "top_k": 296, "temperature": 2.0},  # the whole vocabulary: then nothing is lost
+        {"top_k": 296, "temperature": 2.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CACHED_TEACHERS)
+def test_a_cached_teacher_teaches_what_one_on_line_teaches(case, tmp_path):
+    kind, encoding, training = CACHED_TEACHERS[case]
+    model, processor = tiny_parts(TRAINERS[kind][2])
+    if kind != "distillation":
+        encoding = encoding | {"instruction": build(kind, tmp_path).args.transcription_instruction}
+        assert model.lm_head.out_features == encoding["top_k"]
+    rows = build(kind, tmp_path).train_dataset
+    config = EncodeConfig(output_dir=str(tmp_path / "cache"), storage_dtype="float32", **encoding)
+    model.freeze("encoder")
+    encode_dataset(model, processor, rows, config, make_teacher_inputs(processor, config))
+    on_line = build(kind, tmp_path / "a", rows, max_steps=3, **training)
+    on_line.train()
+    settings = {"frames_cache": str(tmp_path / "cache"), "cached_teacher": True}
+    cached = build(kind, tmp_path / "b", rows, model, processor, max_steps=3, **training, **settings)
+    cached.teacher_hidden = None  # must not run
+    cached.train()
+    for name in ("loss", "grad_norm"):
+        assert logged(cached, name) == pytest.approx(logged(on_line, name), rel=1e-4), name
+
+
+def test_a_cached_teacher_of_another_prompt_is_refused(tmp_path):
+    model, processor = tiny_parts(TRAINERS["distillation"][2])
+    model.freeze("encoder")
+    rows = build("distillation", tmp_path).train_dataset
+    config = EncodeConfig(output_dir=str(tmp_path / "cache"), storage_dtype="float32", teacher="hidden")
+    encode_dataset(model, processor, rows, config, make_teacher_inputs(processor, config))
+    settings = {"frames_cache": str(tmp_path / "cache"), "cached_teacher": True, "instruction": "other"}
+    with pytest.raises(ValueError, match="instruction"):
+        build("distillation", tmp_path / "b", rows, model, processor, **settings)

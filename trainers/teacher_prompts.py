@@ -1,0 +1,42 @@
+"""The teacher's prompts for rows of data, as the trainers build them, for `speechllm encode`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from processing_speechllm import SpeechLLMProcessor
+
+from .chats import answered_chat, pad_chats, question_chat, read_chat, tokenize_chats
+from .encode_config import EncodeConfig
+from .imitation_config import SpeechImitationConfig
+
+TRANSCRIBE = SpeechImitationConfig.transcription_instruction
+
+
+def make_teacher_inputs(
+    processor: SpeechLLMProcessor, config: EncodeConfig
+) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+    """
+    What makes of rows `input_ids`, `attention_mask` and `labels` (rows, tokens).
+
+    With `teacher="hidden"` as [`SpeechDistillationTrainer`] without answers, `instruction` being its; with `"top_k"`
+    as [`SpeechImitationTrainer`], `instruction` being its `transcription_instruction`.
+    """
+
+    def teacher_inputs(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        chats = []
+        for row in rows:
+            texts = row["text"] if isinstance(row["audio"], list) else [row["text"]] * (row["audio"] is not None)
+            if config.teacher == "hidden":
+                chat = question_chat(row, len(texts), config.instruction)
+            else:
+                chat = answered_chat(row, texts, config.instruction or TRANSCRIBE)
+            chats.append(read_chat(chat, texts))
+        padded = pad_chats(*tokenize_chats(processor, chats), processor.tokenizer.pad_token_id)
+        return {name: padded[name] for name in ("input_ids", "attention_mask", "labels")}
+
+    return teacher_inputs
+
+
+__all__ = ["make_teacher_inputs"]
