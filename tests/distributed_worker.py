@@ -32,6 +32,7 @@ ACCUMULATED = {
     **{"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "gradient_checkpointing": True,
 }
+AVERAGED = {"average_best": 2, "eval_strategy": "steps", "eval_steps": 2}
 BUDGET = {"max_steps": 2, "batch_seconds": 2.0}
 
 
@@ -146,6 +147,8 @@ def fsdp_cases(out: Path) -> dict[str, dict]:
     trainer = build(kind, out / kind, rows, eval_rows=rows, max_steps=1, **FSDP)
     trainer.train()
     results["fsdp evaluated"] = trainer.evaluate()
+    settings = SAVED | AVERAGED | FSDP
+    results["fsdp averaged"] = trained(build("imitation", out / "averaged", rows, eval_rows=rows, **settings))
     return results | saved_cases("fsdp", out / "saved" / "fsdp", **FSDP)
 
 

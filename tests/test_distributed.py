@@ -134,6 +134,13 @@ def test_a_sharded_run_saves_whole_checkpoints_that_load_anywhere(sharding, two_
     assert torch.equal(model.get_input_embeddings().weight, expected["model.language_model.embed_tokens.weight"])
 
 
+def test_checkpoints_of_a_sharded_run_are_averaged(two_processes):
+    folder = two_processes[0] / "averaged"
+    steps = [load_file(folder / f"checkpoint-{step}" / "model.safetensors") for step in (2, 4)]
+    for name, value in load_file(folder / "averaged" / "model.safetensors").items():
+        torch.testing.assert_close(value, sum(state[name] for state in steps) / 2)
+
+
 @pytest.mark.parametrize("connector", [None, CONFORMER, BANK])
 def test_encoder_and_connector_are_units_of_fsdp(connector):
     model, _ = tiny_parts(connector)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
@@ -142,6 +143,16 @@ class SpeechTrainer(SFTTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """Raises a ValueError for weights that could not be averaged at the end of a sharded run."""
+        adapted = hasattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "get_base_model")
+        if self.args.average_best and (is_deepspeed_zero3_enabled() or (self.is_sharded and adapted)):
+            raise ValueError(
+                "average_best cannot load averaged weights into a model in shards of ZeRO-3, or of FSDP with "
+                "adapters. Set it to 0, and average afterwards with trainers.checkpoints.average_checkpoints."
+            )
 
     def _open_cache(self, args: SpeechTrainingConfig, model: PreTrainedModel, processor: Any) -> Any:
         if not args.frames_cache:
@@ -495,7 +506,10 @@ class SpeechTrainer(SFTTrainer):
         speech_model.load_state_dict(loaded, strict=False)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _average_best(self) -> None:
         """Loads the mean of the best checkpoints' weights into the model and saves it to `averaged`."""
@@ -507,7 +521,12 @@ class SpeechTrainer(SFTTrainer):
         if self.is_world_process_zero():
             average_checkpoints(chosen, folder)
         self.accelerator.wait_for_everyone()
-        self._load_from_checkpoint(folder)
+        if self.is_sharded:  # ZeRO-3 was refused
+            state = load_file(os.path.join(folder, "model.safetensors")) if self.is_world_process_zero() else {}
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            set_model_state_dict(self.model, state, options=options)
+        else:
+            self._load_from_checkpoint(folder)
         self.save_model(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
