@@ -11,7 +11,6 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.nanoworld.conversations import IGNORED, Encoder, collate
-from benchmarks.nanoworld.training import autocast
 
 
 @dataclass
@@ -68,13 +67,12 @@ class Reader:
 
     @torch.no_grad()
     def exact(self, questions: list[Question], batch: int = 64) -> list[bool]:
-        """Whether greedy decoding answers each question exactly."""
+        """Whether greedy decoding answers each question exactly, in the model's own precision."""
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].request))
         found = [False] * len(questions)
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
-            with autocast(self.model.device):
-                logits, labels = self.logits([questions[i] for i in part])
+            logits, labels = self.logits([questions[i] for i in part])
             wrong = torch.zeros_like(labels, dtype=torch.bool)
             wrong[labels != IGNORED] = logits.argmax(-1) != labels[labels != IGNORED]
             for i, bad in zip(part, wrong.any(1).tolist(), strict=True):

@@ -36,14 +36,17 @@ class Clip:
 
 @torch.no_grad()
 def encode(tower: AudioTower, features: list[np.ndarray], name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (mel_frames, mel) -> float16 encoder frames of all clips in one tensor (frames, dim), and lengths."""
+    """Features (mel_frames, mel) -> float16 encoder frames of all clips in one tensor (frames, dim), and lengths.
+
+    The test's are computed in float32, as the pipeline does.
+    """
     tower.eval()
     order = np.argsort([len(feature) for feature in features], kind="stable")
     encoded: list[torch.Tensor] = [torch.empty(0)] * len(features)
     for start in tqdm(range(0, len(order), BATCH), desc=f"encode {name}", mininterval=5):
         part = order[start : start + BATCH]
         padded, mask = pad_features([torch.from_numpy(features[i].astype(np.float32)) for i in part])
-        with autocast(tower.encoder.device):
+        with autocast(tower.encoder.device, enabled=name != "test"):
             output = tower(padded.to(tower.encoder.device), mask.to(tower.encoder.device))
         for i, row, length in zip(part, output.last_hidden_state, output.lengths.tolist(), strict=True):
             encoded[i] = row[:length].half().cpu()

@@ -125,10 +125,27 @@ class Encoder:
             out += [token] + [self.audio] * rng.choice((0, 0, 1, 1, 2, 3, 4))
         return out
 
-    def sample(self, conversation: Conversation, rng: random.Random) -> tuple[list[int], list[int]]:
+    def spoken(self, request: list[int], rng: random.Random) -> list[int]:
+        """The request as CTC emits it 25 times a second: silence around it, bursts and gaps, some tokens twice.
+
+        As in CTC, twice in a row is once; a token that does follow itself has placeholders in between.
+        """
+        out = [self.audio] * rng.randint(0, 12)
+        for place, token in enumerate(request):
+            gap = rng.choice((0, 0, 0, 1, 1, 2, 3, 4, 6, 9))
+            if request[place + 1 : place + 2] == [token]:
+                gap = max(gap, 1)
+            out += [token] * (2 if rng.random() < 0.15 else 1) + [self.audio] * gap
+        return out + [self.audio] * rng.randint(0, 10)
+
+    def sample(
+        self, conversation: Conversation, rng: random.Random, spoken_share: float = 0.0
+    ) -> tuple[list[int], list[int]]:
         """Input ids of a whole conversation and its labels, which stand on answers only."""
         request = self.ids(conversation.request)
-        if rng.random() < SPACED_SHARE:
+        if spoken_share and rng.random() < spoken_share:
+            request = self.spoken(request, rng)
+        elif rng.random() < SPACED_SHARE:
             request = self.spaced(request, rng)
         ids: list[int] = []
         labels: list[int] = []

@@ -20,7 +20,7 @@ def stage_seconds(out: Path) -> dict[str, float]:
     """Wall seconds of the finished stages: every "stage: done ... seconds=" line of the log, added up by stage."""
     total: dict[str, float] = {}
     for line in (out / "log.txt").read_text(encoding="utf-8").splitlines():
-        match = re.search(r" (\w+): done .*?seconds=([\d.e+]+)", line)
+        match = re.search(r" ([\w-]+): done .*?seconds=([\d.e+]+)", line)
         if match:
             total[match[1]] = total.get(match[1], 0.0) + float(match[2])
     return total

@@ -32,7 +32,7 @@ from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 
-STEPS = 800
+STEPS = 1600
 BATCH = 64  # recordings
 POOL = 8  # batches drawn together and sorted by length
 LR = 5e-4

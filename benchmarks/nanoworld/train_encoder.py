@@ -31,6 +31,9 @@ POOL = 16  # batches drawn together and sorted by length
 LR = 2e-3
 SEED = 2
 MILD_AFTER = 900  # updates; from here on augmentation is milder, see `augment`
+WARPED_FROM = STEPS  # a second phase, on voices with other vocal tracts
+WARPED_STEPS = 900
+WARPED_LR = 1e-3
 SAVE_EVERY = 100
 CHECK_EVERY = 300
 
@@ -115,6 +118,14 @@ def augment(feature: torch.Tensor, rng: np.random.Generator, mild: bool = False)
     return feature
 
 
+def warp(feature: torch.Tensor, factor: float) -> torch.Tensor:
+    """Stretches the mel axis of one log-mel (mel_frames, mel) by a factor: another length of vocal tract."""
+    places = (torch.arange(feature.shape[1]) * factor).clamp(max=feature.shape[1] - 1)
+    below = places.floor().long()
+    above = (below + 1).clamp(max=feature.shape[1] - 1)
+    return torch.lerp(feature[:, below], feature[:, above], places - below)
+
+
 class Batches:
     """Batches of augmented utterances as a function of the step alone."""
 
@@ -135,8 +146,10 @@ class Batches:
             rng.shuffle(self.batches)
         chosen = self.batches[step % POOL]
         rng = np.random.default_rng([SEED, 1, step])
-        mild = step >= MILD_AFTER
-        features = [augment(torch.from_numpy(self.features[i].astype(np.float32)), rng, mild) for i in chosen]
+        features = [torch.from_numpy(self.features[i].astype(np.float32)) for i in chosen]
+        if step >= WARPED_FROM:
+            features = [warp(f, rng.uniform(0.85, 1.18)) if rng.random() < 0.7 else f for f in features]
+        features = [augment(feature, rng, mild=step >= MILD_AFTER) for feature in features]
         return *pad_features(features), [self.targets[i] for i in chosen]
 
 
@@ -191,7 +204,42 @@ def validate(model: CTCEncoder, rows: list[dict], features: list, tokenizer: Pre
     return result
 
 
-def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
+def run_phase(
+    out: Path,
+    name: str,
+    model: CTCEncoder,
+    batches: Batches,
+    optimizer: Optimizer,
+    start: int,
+    tokenizer: PreTrainedTokenizerFast,
+    checked: tuple[list[dict], list[np.ndarray]],
+) -> None:
+    """Trains one phase to its end, from its last checkpoint if any; `start` is the updates of earlier phases."""
+    checkpoint, device = out / f"{name}.checkpoint.safetensors", model.head.weight.device
+    done, seconds = load_checkpoint(checkpoint, model, optimizer)
+    parameters = sum(parameter.numel() for parameter in model.tower.parameters())
+    log(out, f"{name}: start", step=done, parameters=parameters, utterances=len(batches.features))
+    begin, recent = time.monotonic() - seconds, []
+    for step in tqdm(range(done, optimizer.steps), desc=name, initial=done, total=optimizer.steps, mininterval=5):
+        padded, mask, targets = batches.at(start + step)
+        with autocast(device):
+            logits, lengths = model(padded.to(device), mask.to(device))
+        loss = ctc_loss(logits, lengths, targets)
+        loss.backward()
+        optimizer.update(step)
+        recent.append(loss.item())
+        last = step + 1 == optimizer.steps
+        if last or (step + 1) % SAVE_EVERY == 0:
+            spent = time.monotonic() - begin
+            save_checkpoint(checkpoint, model, optimizer, step + 1, spent)
+            log(out, name, step=step + 1, loss=float(np.mean(recent[-SAVE_EVERY:])), seconds=spent)
+        if last or (step + 1) % CHECK_EVERY == 0:
+            log(out, f"{name}: validation", step=step + 1, **validate(model, *checked, tokenizer))
+            if last:
+                log(out, f"{name}: done", seconds=time.monotonic() - begin)
+
+
+def train(out: Path, threads: int = 1, device: str = "cpu") -> None:
     """Trains to the end (from the last checkpoint, if any) and saves `out/encoder` and `out/ctc_head.safetensors`."""
     folder = out / "encoder"
     if (folder / "model.safetensors").exists():
@@ -203,28 +251,11 @@ def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") 
     classes = {token: index + 1 for index, token in enumerate(model.token_ids.tolist())}
     rows, features = speech.load(out, "train")
     batches = Batches(rows, features, [[classes[i] for i in tokenizer(row["text"])["input_ids"]] for row in rows])
-    checked_rows, checked = speech.load(out, "validation")
-    optimizer = Optimizer(model, steps, LR, adamw_names=("embed", "head"), warmup=200)
-    checkpoint = out / "encoder.checkpoint.safetensors"
-    done, seconds = load_checkpoint(checkpoint, model, optimizer)
-    parameters = sum(parameter.numel() for parameter in model.tower.parameters())
-    log(out, "encoder: start", step=done, parameters=parameters, utterances=len(rows), classes=len(classes) + 1)
-    begin, recent = time.monotonic() - seconds, []
-    for step in tqdm(range(done, steps), desc="encoder", initial=done, total=steps, mininterval=5):
-        padded, mask, targets = batches.at(step)
-        with autocast(model.head.weight.device):
-            logits, lengths = model(padded.to(device), mask.to(device))
-        loss = ctc_loss(logits, lengths, targets)
-        loss.backward()
-        optimizer.update(step)
-        recent.append(loss.item())
-        if (step + 1) % SAVE_EVERY == 0:
-            spent = time.monotonic() - begin
-            save_checkpoint(checkpoint, model, optimizer, step + 1, spent)
-            log(out, "encoder", step=step + 1, loss=float(np.mean(recent[-SAVE_EVERY:])), seconds=spent)
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            log(out, "encoder: validation", step=step + 1, **validate(model, checked_rows, checked, tokenizer))
-    log(out, "encoder: done", seconds=time.monotonic() - begin)
+    checked = speech.load(out, "validation")
+    first = Optimizer(model, STEPS, LR, warmup=200)
+    run_phase(out, "encoder", model, batches, first, 0, tokenizer, checked)
+    second = Optimizer(model, WARPED_STEPS, WARPED_LR, warmup=20, decay=1.0)
+    run_phase(out, "encoder-warped", model, batches, second, WARPED_FROM, tokenizer, checked)
     head = {"weight": model.head.weight, "bias": model.head.bias, "token_ids": model.token_ids}
     save_file({name: tensor.detach().cpu() for name, tensor in head.items()}, out / "ctc_head.safetensors")
     model.tower.encoder.save_pretrained(folder)
@@ -246,7 +277,6 @@ def load_trained(out: Path) -> CTCEncoder:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/nanoworld"))
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     train(**vars(parser.parse_args()))

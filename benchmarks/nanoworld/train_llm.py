@@ -30,6 +30,10 @@ REST_WEIGHT = 0.1  # of the loss on instructions and requests
 SCRAMBLED_FROM = 1000  # updates; from here on some requests are scrambled, see `draw_scrambled`
 SCRAMBLED_SHARE = 0.2
 HARD_FROM = 1504  # updates; from here on there are more sums and contexts
+SPOKEN_FROM = 2904  # after STEPS: a second phase, on requests spaced as speech is
+SPOKEN_STEPS = 600
+SPOKEN_LR = 1e-3
+SPOKEN_SHARE = 0.7
 SEED = 1
 SAVE_EVERY = 100
 CHECK_EVERY = 200
@@ -65,7 +69,7 @@ def batch_at(step: int, encoder: Encoder, cache: dict) -> dict[str, torch.Tensor
                 conversation = draw_scrambled(rng)
             else:
                 conversation = draw_conversation("train", rng, hard=first >= HARD_FROM)
-            samples.append(encoder.sample(conversation, rng))
+            samples.append(encoder.sample(conversation, rng, SPOKEN_SHARE if first >= SPOKEN_FROM else 0.0))
         samples.sort(key=lambda sample: len(sample[0]))
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
         rng.shuffle(batches)
@@ -87,14 +91,16 @@ def losses(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], audio: int) 
 
 
 @torch.no_grad()
-def exact_match(model: LlamaForCausalLM, encoder: Encoder, count: int = 600) -> dict[str, float]:
+def exact_match(
+    model: LlamaForCausalLM, encoder: Encoder, count: int = 600, spoken_share: float = 0.0
+) -> dict[str, float]:
     """Share of answers that greedy decoding gets exactly right on validation sentences, in all and by task."""
     rng = random.Random(SEED + 1)
     rows = []
     for _ in range(count):
         conversation = draw_conversation("validation", rng)
         conversation.examples = conversation.examples[:1]
-        rows.append((conversation.examples[0].task, encoder.sample(conversation, rng)))
+        rows.append((conversation.examples[0].task, encoder.sample(conversation, rng, spoken_share)))
     rows.sort(key=lambda row: len(row[1][0]))
     right: dict[str, list[bool]] = {}
     for start in range(0, count, 50):
@@ -111,7 +117,33 @@ def exact_match(model: LlamaForCausalLM, encoder: Encoder, count: int = 600) -> 
     return {"all": sum(everything) / len(everything)} | {task: sum(h) / len(h) for task, h in sorted(right.items())}
 
 
-def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
+def run_phase(
+    out: Path, name: str, model: LlamaForCausalLM, encoder: Encoder, optimizer: Optimizer, start: int
+) -> None:
+    """Trains one phase to its end, from its last checkpoint if any; `start` is the updates of earlier phases."""
+    checkpoint = out / f"{name}.checkpoint.safetensors"
+    done, seconds = load_checkpoint(checkpoint, model, optimizer)
+    log(out, f"{name}: start", step=done, parameters=sum(parameter.numel() for parameter in model.parameters()))
+    begin, cache, seen = time.monotonic() - seconds, {}, 0
+    for step in tqdm(range(done, optimizer.steps), desc=name, initial=done, total=optimizer.steps, mininterval=5):
+        batch = {key: tensor.to(model.device) for key, tensor in batch_at(start + step, encoder, cache).items()}
+        answers, rest = losses(model, batch, encoder.audio)
+        (answers + REST_WEIGHT * rest).backward()
+        optimizer.update(step)
+        seen += int(batch["attention_mask"].sum())
+        last = step + 1 == optimizer.steps
+        if last or (step + 1) % SAVE_EVERY == 0:
+            spent = time.monotonic() - begin
+            save_checkpoint(checkpoint, model, optimizer, step + 1, spent)
+            log(out, name, step=step + 1, answers=answers.item(), rest=rest.item(), seconds=spent, tokens=seen)
+        if last or (step + 1) % CHECK_EVERY == 0:
+            log(out, f"{name}: validation", step=step + 1, **exact_match(model, encoder))
+            log(out, f"{name}: validation, spoken", step=step + 1, **exact_match(model, encoder, spoken_share=1.0))
+            if last:
+                log(out, f"{name}: done", seconds=time.monotonic() - begin)
+
+
+def train(out: Path, threads: int = 1, device: str = "cpu") -> None:
     """Trains to the end (from the last checkpoint, if any) and saves LLM and tokenizer to `out/llm`."""
     folder = out / "llm"
     if (folder / "model.safetensors").exists():
@@ -122,34 +154,16 @@ def train(out: Path, steps: int = STEPS, threads: int = 1, device: str = "cpu") 
     model = LlamaForCausalLM(llm_config(tokenizer)).to(device)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    encoder, optimizer, checkpoint = (
-        Encoder(tokenizer),
-        Optimizer(model, steps, LR, decay=DECAY),
-        out / "llm.checkpoint.safetensors",
-    )
-    done, seconds = load_checkpoint(checkpoint, model, optimizer)
-    log(out, "llm: start", step=done, parameters=sum(parameter.numel() for parameter in model.parameters()))
-    begin, cache, seen = time.monotonic() - seconds, {}, 0
-    for step in tqdm(range(done, steps), desc="llm", initial=done, total=steps, mininterval=5):
-        batch = {name: tensor.to(device) for name, tensor in batch_at(step, encoder, cache).items()}
-        answers, rest = losses(model, batch, encoder.audio)
-        (answers + REST_WEIGHT * rest).backward()
-        optimizer.update(step)
-        seen += int(batch["attention_mask"].sum())
-        if (step + 1) % SAVE_EVERY == 0:
-            spent = time.monotonic() - begin
-            save_checkpoint(checkpoint, model, optimizer, step + 1, spent)
-            log(out, "llm", step=step + 1, answers=answers.item(), rest=rest.item(), seconds=spent, tokens=seen)
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            log(out, "llm: validation", step=step + 1, **exact_match(model, encoder))
-    log(out, "llm: done", seconds=time.monotonic() - begin)
+    encoder = Encoder(tokenizer)
+    run_phase(out, "llm", model, encoder, Optimizer(model, STEPS, LR, decay=DECAY), 0)
+    spoken = Optimizer(model, SPOKEN_STEPS, SPOKEN_LR, warmup=20, decay=1.0)
+    run_phase(out, "llm-spoken", model, encoder, spoken, SPOKEN_FROM)
     model.save_pretrained(folder)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/nanoworld"))
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     train(**vars(parser.parse_args()))

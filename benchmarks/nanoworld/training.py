@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 
-def autocast(device: torch.device) -> torch.autocast:
+def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
     """bfloat16 matrix products, on CPU and GPU."""
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 class Optimizer:
