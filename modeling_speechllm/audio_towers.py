@@ -78,6 +78,8 @@ class AudioTower(nn.Module):
 
     def __init__(self, encoder: PreTrainedModel, window: int):
         super().__init__()
+        # One unit of FSDP and of `device_map`: how often the encoder's layers run depends on the batch.
+        self._no_split_modules = [type(self).__name__]
         self.encoder = encoder
         self.config = encoder.config
         self.stages = audio_stages(encoder.config)

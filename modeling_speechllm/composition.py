@@ -1,16 +1,32 @@
 """Joining pretrained parts: what `SpeechLLMForConditionalGeneration.from_parts` is made of."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations import deepspeed
 from transformers.utils.hub import resolve_revision
 
 from .audio_towers import build_audio_tower
 from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig
 from .connectors import build_connector
 from .partial_checkpoints import check_keys
+
+
+@contextmanager
+def without_zero_init() -> Iterator[None]:
+    """Loads models whole under DeepSpeed ZeRO-3, which partitions them when training begins. While it is on,
+    transformers partitions each module as it is made (`zero.Init`), which modules made on the meta device do not
+    bear."""
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
 def parent_of(part: str | PreTrainedModel, revision: str | None) -> dict[str, str | None]:

@@ -66,6 +66,10 @@ class SpeechLLMConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
+    # Sharded by transformers itself (`distributed_config`): beside the LLM's own units, encoder and connector are each
+    # gathered at once. Inside them, batches differ in how often a module runs.
+    base_model_fsdp_plan = {"audio_tower": "free_full_weight", "multi_modal_projector": "free_full_weight"}
+
     audio_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     connector: dict | None = None

@@ -110,6 +110,7 @@ class Connector(nn.Module):
 
     def __init__(self, config: ConnectorConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
         super().__init__()
+        self._no_split_modules = [type(self).__name__]  # one unit of FSDP and of `device_map`
         self.config = config
         self.stages = config.stages(window)
         if audio_layers:

@@ -29,6 +29,7 @@ from .composition import (
     placeholder_id,
     put_connector,
     read_decoder,
+    without_zero_init,
 )
 from .configuration_connectors import connector_config
 from .configuration_speechllm import SpeechLLMConfig
@@ -163,6 +164,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
+    @without_zero_init()
     def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any):
         """As `PreTrainedModel.from_pretrained`, but loud on any missing, mismatched or unexpected key.
 
@@ -389,6 +391,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
     """Hears and reads, writes text: [`SpeechLLMModel`] with the LLM's head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: SpeechLLMConfig):
@@ -508,6 +511,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         return result
 
     @classmethod
+    @without_zero_init()
     def from_parts(
         cls,
         audio: str | PreTrainedModel,

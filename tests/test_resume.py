@@ -15,7 +15,7 @@ from datasets import Dataset
 from factories_training import tiny_parts, tone, tone_rows
 from test_trainers import build, logged
 
-import trainers.speech_trainer as speech_trainer
+import trainers.whole_checkpoints as whole_checkpoints
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from trainers.checkpoints import (
     MARKER,
@@ -154,9 +154,9 @@ def test_checkpoints_of_other_programs_are_left_alone(run, tmp_path):
 def test_old_checkpoints_go_only_once_the_new_one_is_whole(limit, tmp_path, monkeypatch):
     trainer = build("imitation", tmp_path, **SAVING, save_total_limit=limit)
     whole = []
-    mark = speech_trainer.mark_whole
+    mark = whole_checkpoints.mark_whole
     monkeypatch.setattr(
-        speech_trainer,
+        whole_checkpoints,
         "mark_whole",
         lambda folder: (whole.append([f.name for f in checkpoint_folders(tmp_path) if is_whole(f)]), mark(folder)),
     )

@@ -1,6 +1,7 @@
 """Training from the cache is training on line."""
 
 import pytest
+from distributed_worker import mixed_rows
 from factories_training import tiny_parts
 from test_trainers import TRAINERS, build, logged
 
@@ -69,3 +70,20 @@ def test_a_cached_teacher_of_another_prompt_is_refused(tmp_path):
     settings = {"frames_cache": str(tmp_path / "cache"), "cached_teacher": True, "instruction": "other"}
     with pytest.raises(ValueError, match="instruction"):
         build("distillation", tmp_path / "b", rows, model, processor, **settings)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_batches_of_text_alone_do_not_run_the_encoder_either(kind, tmp_path):
+    """In a sharded run each module is a collective call: either all processes run the encoder or none."""
+    rows, settings = mixed_rows(kind), {"max_steps": 4, "per_device_train_batch_size": 1}
+    on_line = build(kind, tmp_path / "a", rows, **settings)
+    on_line.train()
+    model, processor = tiny_parts(TRAINERS[kind][2])
+    model.freeze("encoder")
+    config = EncodeConfig(output_dir=str(tmp_path / "cache"), storage_dtype="float32")
+    encode_dataset(model, processor, rows.select(range(0, len(rows), 2)), config)
+    cached = build(kind, tmp_path / "b", rows, model, processor, **settings, frames_cache=config.output_dir)
+    model.model.audio_tower.forward = None  # must not run
+    cached.train()
+    for name in ("loss", "grad_norm"):
+        assert logged(cached, name) == pytest.approx(logged(on_line, name), rel=1e-4, abs=1e-6), name

@@ -52,13 +52,13 @@ class SpeechAlignmentTrainer(SpeechTrainer):
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)
-        if batch["dummy_audio"]:  # every row was set aside
-            return {"ctc": Term(0.0 * connected.embeddings.sum(), "utterances", self.args.ctc_weight)}
-        logits = ctc_logits(connected.embeddings, model.get_input_embeddings().weight)
+        heard = float(not batch["dummy_audio"])  # the silence of a batch without audio has no transcript
+        table = self.whole_parameters(model.get_input_embeddings())["weight"]
+        logits = ctc_logits(connected.embeddings, table)
         targets, sizes = batch["transcript_ids"], batch["transcript_lengths"]
         total, infeasible = ctc_loss(logits, connected.lengths, targets, sizes, model.model.ctc_blank)
         terms = {
-            "ctc": Term(total, "utterances", self.args.ctc_weight),
+            "ctc": Term(heard * total, "utterances", self.args.ctc_weight),
             "infeasible": Term(torch.as_tensor(infeasible), "utterances", 0.0),
         }
         if connected.language_ctc_logits is not None:

@@ -172,6 +172,12 @@ class SpeechCollator:
 
     def audio_inputs(self, utterances: list[Utterance]) -> dict[str, Any]:
         """The audio part of a batch."""
+        if not utterances and self.frames_cache is not None:  # no process runs the encoder
+            return {
+                "dummy_audio": True,
+                "encoder_frames": None,
+                "encoder_lengths": None,
+            }
         if not utterances:
             silence = np.zeros(self.processor.min_samples, dtype=np.float32)
             inputs = self.processor.audio_inputs([silence])

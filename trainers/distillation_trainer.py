@@ -83,16 +83,15 @@ class SpeechDistillationTrainer(SpeechTrainer):
             read = batch["teacher_hidden"] if teacher is None else teacher[rows, batch["teacher_prompt_end"]]
             total = output_distance(hidden[rows, batch["prompt_end"]], read)
             terms["output"] = Term(total, "rows", self.args.output_weight)
-        if not batch["dummy_audio"]:
-            with torch.no_grad():
-                text = model.model.embed_text(batch["transcript_ids"])
-            total, cut = input_distance(connected.embeddings, connected.lengths, text, batch["transcript_lengths"])
-            terms["input"] = Term(total, "utterances", self.args.input_weight)
-            terms["cut_tokens"] = Term(torch.as_tensor(cut), "utterances", 0.0)
-            if connected.language_logits is not None:
-                total, correct = language_loss(connected.language_logits, batch["language"])
-                terms["language"] = Term(total, "labelled", self.args.language_weight)
-                terms["language_accuracy"] = Term(correct, "labelled", 0.0)
+        with torch.no_grad():
+            text = model.model.embed_text(batch["transcript_ids"])
+        total, cut = input_distance(connected.embeddings, connected.lengths, text, batch["transcript_lengths"])
+        terms["input"] = Term(total, "utterances", self.args.input_weight)
+        terms["cut_tokens"] = Term(torch.as_tensor(cut), "utterances", 0.0)
+        if connected.language_logits is not None:
+            total, correct = language_loss(connected.language_logits, batch["language"])
+            terms["language"] = Term(total, "labelled", self.args.language_weight)
+            terms["language_accuracy"] = Term(correct, "labelled", 0.0)
         if self.args.response_weight:
             terms |= self.response_terms(model, batch, hidden, 0.0, self.args.response_weight, teacher)
         return terms

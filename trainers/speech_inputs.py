@@ -6,11 +6,13 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_speechllm.connector_base import ConnectorOutput, length_mask
+from modeling_speechllm.lengths import minimum_input
 from modeling_speechllm.modeling_speechllm import put_audio
 
 
 def connect(model: PreTrainedModel, batch: dict[str, Any]) -> ConnectorOutput:
-    """The connector's output for the audios of a batch, from features or from cached encoder frames.
+    """The connector's output for the audios of a batch, from features or from cached encoder frames; without audio,
+    from as few silent frames as make a token.
 
     Language labels reach it in training only, where they are forced at the connector's own rate.
     """
@@ -19,8 +21,13 @@ def connect(model: PreTrainedModel, batch: dict[str, Any]) -> ConnectorOutput:
         features = batch["input_features"], batch["input_features_mask"]
         return model.model.get_audio_features(*features, language).connector
     projector = model.model.multi_modal_projector
-    frames = batch["encoder_frames"].to(next(projector.parameters()).dtype)
-    return projector(frames, batch["encoder_lengths"], language)
+    weight = next(projector.parameters())
+    frames, lengths = batch["encoder_frames"], batch["encoder_lengths"]
+    if frames is None:
+        sizes = [len(model.config.audio_layers)] * bool(model.config.audio_layers) + [model.config.audio_size]
+        frames = torch.zeros(1, minimum_input(model.config.connector_stages), *sizes, device=weight.device)
+        lengths = torch.tensor([frames.shape[1]], device=weight.device)
+    return projector(frames.to(weight.dtype), lengths, language)
 
 
 def embed_prompts(model: PreTrainedModel, batch: dict[str, Any], connected: ConnectorOutput) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What all speech trainers share: TRL's `SFTTrainer` with sums of losses, exact batches, whole checkpoints.
+"""What all speech trainers share: TRL's `SFTTrainer` with sums of losses and exact batches.
 
 What is unusual here:
 - A loss is a set of terms, each a sum over items (answer tokens, utterances, ...) divided by how many of them the
@@ -6,11 +6,9 @@ What is unusual here:
 - Everything a step computes, student, teacher and CTC, runs inside one forward of the wrapped model, so that DDP,
   FSDP2 and DeepSpeed see the forward they know. TRL's fused head, which knows no logit caps and scales, is not used.
 - Batches are a function of seed and epoch, a row's random choices of seed, epoch and row; a resumed run sees what the
-  unbroken run would have seen. A checkpoint counts only once it is whole.
+  unbroken run would have seen. Checkpoints are in `whole_checkpoints.py`.
 """
 
-import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,39 +16,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 
-from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
+from modeling_speechllm.audio_towers import AudioTower
+from modeling_speechllm.modeling_speechllm import scale_logits
 
 from .bad_rows import BadRows
 from .chats import IGNORED
-from .checkpoints import (
-    average_checkpoints,
-    best_checkpoints,
-    clear_halves,
-    is_whole,
-    last_checkpoint,
-    mark_begun,
-    mark_whole,
-)
 from .collators import SpeechCollator
-from .data import dataset_fingerprint
-from .divergences import TopTokens, response_divergence, response_loss, top_k_divergence
-from .loaders import build_loader, is_stream
+from .divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
+from .loaders import build_loader
 from .speech_config import GROUPS, SpeechTrainingConfig
-from .terms import Term, Totals
+from .terms import Term, Totals, weighted_loss
+from .whole_checkpoints import WholeCheckpoints
 
-SETTINGS_FILE = "speech_run.json"
 ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
 
 
-class SpeechTrainer(SFTTrainer):
+def hold_in_float32(model: PreTrainedModel) -> None:
+    """Trained weights of half precision become float32, in place: at the usual learning rates a step is smaller than
+    bf16 can tell apart. Those that transformers has sharded as it loaded them stay as they are."""
+    if model.is_distributed_loading_by_transformers:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
+class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     """
     Base of the speech trainers. A subclass gives `objective` and its collator.
 
@@ -91,6 +90,8 @@ class SpeechTrainer(SFTTrainer):
         args = self.config_class("speechllm-output") if args is None else args
         model.freeze(*GROUPS)
         model.unfreeze(*args.train_groups)
+        if args.bf16 or args.fp16:
+            hold_in_float32(model)
         if peft_config is not None:
             names = {"encoder": "audio_tower", "connector": "multi_modal_projector"}
             whole = [names[group] for group in args.train_groups if group in names]
@@ -105,6 +106,10 @@ class SpeechTrainer(SFTTrainer):
         self._stream_start = 0
         self._busy = 0.0
         self._redirect = _ForwardRedirection()
+        if is_deepspeed_zero3_enabled():
+            from deepspeed.utils import set_z3_leaf_modules
+
+            set_z3_leaf_modules(model, [AudioTower])  # gathered at once: how often its layers run depends on the batch
         super().__init__(
             model=model,
             args=args,
@@ -122,6 +127,16 @@ class SpeechTrainer(SFTTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """Raises a ValueError for weights that could not be averaged at the end of a sharded run."""
+        adapted = hasattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "get_base_model")
+        if self.args.average_best and (is_deepspeed_zero3_enabled() or (self.is_sharded and adapted)):
+            raise ValueError(
+                "average_best cannot load averaged weights into a model in shards of ZeRO-3, or of FSDP with "
+                "adapters. Set it to 0, and average afterwards with trainers.checkpoints.average_checkpoints."
+            )
 
     def _open_cache(self, args: SpeechTrainingConfig, model: PreTrainedModel, processor: Any) -> Any:
         if not args.frames_cache:
@@ -137,7 +152,11 @@ class SpeechTrainer(SFTTrainer):
     # The loss
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
-        """The terms of the loss of one batch, and figures to report; `model` is the SpeechLLM without wrappers."""
+        """The terms of the loss of one batch, and figures to report; `model` is the SpeechLLM without wrappers.
+
+        The terms and the modules that are run must be the same for every batch, whether it has audio and answers or
+        not: in a sharded run each module is a collective call.
+        """
         raise NotImplementedError
 
     @property
@@ -145,6 +164,29 @@ class SpeechTrainer(SFTTrainer):
         """The SpeechLLM, whatever wraps it."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are held in pieces, so that all processes must run the same modules, equally often."""
+        by_load = self.speech_model.is_distributed_loading_by_transformers
+        return self.is_fsdp_enabled or by_load or is_deepspeed_zero3_enabled()
+
+    def whole_parameters(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """A module's own parameters by name, for use without running it; where they are sharded, copies that the
+        module's own hooks gather."""
+        if not self.is_sharded:
+            return dict(module.named_parameters(recurse=False))
+        return self._redirect(
+            module, module, lambda: {name: value.clone() for name, value in module.named_parameters(recurse=False)}
+        )
+
+    def head(self, model: PreTrainedModel) -> Head:
+        """Hidden states to logits. Where the head is sharded it is gathered once, so that each process can run it on
+        as many chunks of positions as it has, in the backward pass again."""
+        if not self.is_sharded:
+            return model.compute_logits
+        parameters = self.whole_parameters(model.lm_head)
+        return lambda hidden: scale_logits(F.linear(hidden, **parameters), model.config.text_config)
 
     def terms(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Term]:
         """`objective` inside one forward of the wrapped model."""
@@ -181,9 +223,7 @@ class SpeechTrainer(SFTTrainer):
         """Sum over terms of weight x total / items of the whole step; see the module's description."""
         terms = self.terms(model, inputs)
         counts = num_items_in_batch or {name: torch.tensor(value) for name, value in inputs["counts"].items()}
-        loss = sum(
-            term.weight * term.total / counts[term.items].clamp(min=1) for term in terms.values() if term.weight
-        )
+        loss = weighted_loss(terms, counts)
         if not torch.isfinite(loss):
             parts = ", ".join(f"{name} {term.total.item():g}" for name, term in terms.items() if term.weight)
             raise FloatingPointError(
@@ -232,7 +272,8 @@ class SpeechTrainer(SFTTrainer):
         there already, of the teacher. Only positions that predict an answer's token get logits."""
         predicting = batch["labels"][:, 1:] != IGNORED
         student, labels = hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting]
-        total, correct = response_loss(student, labels, model.compute_logits)
+        head = self.head(model)
+        total, correct = response_loss(student, labels, head)
         terms = {
             "cross_entropy": Term(total, "answer_tokens", cross_entropy_weight),
             "token_accuracy": Term(correct, "answer_tokens", 0.0),
@@ -241,13 +282,11 @@ class SpeechTrainer(SFTTrainer):
             args = self.args
             if "teacher_indices" in batch:
                 tokens = TopTokens(batch["teacher_log_probabilities"], batch["teacher_indices"], args.temperature)
-                total = top_k_divergence(student, tokens, model.compute_logits, args.temperature)
+                total = top_k_divergence(student, tokens, head, args.temperature)
             else:
                 teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
                 read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
-                total = response_divergence(
-                    student, read, model.compute_logits, args.divergence, args.jsd_beta, args.temperature
-                )
+                total = response_divergence(student, read, head, args.divergence, args.jsd_beta, args.temperature)
             terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
         return terms
 
@@ -339,129 +378,6 @@ class SpeechTrainer(SFTTrainer):
         means, _ = self._totals["eval"].take(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
-
-    # Checkpoints
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; `True` resumes from the last whole checkpoint, and afterwards the best checkpoints are
-        averaged if `average_best` says so.
-
-        Raises:
-            ValueError: a checkpoint that is not whole, or of a run on other data or with other batches.
-        """
-        if resume_from_checkpoint:
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
-            self._check_resume(Path(resume_from_checkpoint))
-        if self.is_world_process_zero():
-            clear_halves(self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-        output = super().train(resume_from_checkpoint or None, *args, **kwargs)
-        if self.args.average_best:
-            self._average_best()
-        return output
-
-    def _run_settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run it resumes."""
-        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
-        names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
-        streams = is_stream(self.train_dataset)
-        return {
-            "dataset": "streaming" if streams else dataset_fingerprint(self.train_dataset),
-            "processes": self.accelerator.num_processes,
-            **{name: getattr(self.args, name) for name in names},
-        }
-
-    def _check_resume(self, folder: Path) -> None:
-        if not is_whole(folder):
-            raise ValueError(
-                f"{folder} is not a whole checkpoint: its writing was interrupted, or another program wrote it. "
-                "Resume from an earlier one, or with resume_from_checkpoint=True from the last whole one."
-            )
-        before, now = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")), self._run_settings()
-        changed = [
-            f"{name} was {before.get(name)!r}, is {value!r}"
-            for name, value in now.items()
-            if before.get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"The run of {folder} cannot be resumed as it was: {'; '.join(changed)}. Restore these, or start a "
-                "new run from the checkpoint's weights in another output_dir."
-            )
-        if is_stream(self.train_dataset):
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            self._stream_start = state["global_step"] * self.args.gradient_accumulation_steps
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # rotated once the new one is whole
-        try:
-            if self.args.should_save:
-                mark_begun(folder)
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                (folder / SETTINGS_FILE).write_text(json.dumps(self._run_settings()), encoding="utf-8")
-                mark_whole(folder)
-        except Exception as error:
-            raise RuntimeError(
-                f"Checkpoint {folder} could not be written: {error}. It will not be resumed from. Free some disk "
-                "space or correct the folder, then resume with resume_from_checkpoint=True from the last whole one."
-            ) from error
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate_checkpoints(
-                folder.parent, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
-            )
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Trained groups alone where `save_trained_only` and the parents are known, else as in Trainer; always with
-        the processor, never with pickled arguments."""
-        folder = Path(output_dir or self.args.output_dir)
-        if self._saves_trained_only():
-            if self.args.should_save:
-                save_trained(self.speech_model, str(folder), state_dict)
-                self.processing_class.save_pretrained(folder)
-        else:
-            super()._save(str(folder), state_dict)
-            (folder / "training_args.bin").unlink(missing_ok=True)
-        if self.args.should_save:
-            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
-
-    def _saves_trained_only(self) -> bool:
-        return (
-            self.args.save_trained_only
-            and isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PreTrainedModel)
-            and bool(self.speech_model.config.parents)
-            and not self.is_fsdp_enabled
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        path = os.path.join(resume_from_checkpoint, TRAINED_FILE)
-        if not os.path.isfile(path):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        speech_model = self.speech_model
-        loaded, expected = load_file(path), speech_model.group_keys(self.args.train_groups)
-        check_keys(resume_from_checkpoint, expected - loaded.keys(), loaded.keys() - expected, [])
-        speech_model.load_state_dict(loaded, strict=False)
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _average_best(self) -> None:
-        """Loads the mean of the best checkpoints' weights into the model and saves it to `averaged`."""
-        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
-        chosen = best_checkpoints(
-            self.args.output_dir, self.state.log_history, metric, self.args.greater_is_better, self.args.average_best
-        )
-        folder = os.path.join(self.args.output_dir, "averaged")
-        if self.is_world_process_zero():
-            average_checkpoints(chosen, folder)
-        self.accelerator.wait_for_everyone()
-        self._load_from_checkpoint(folder)
-        self.save_model(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's card tells of text; the measured card is written by `hub_cards`."""

@@ -1,0 +1,175 @@
+"""The part of a trainer that writes checkpoints and resumes: nothing half-written is ever taken for a checkpoint.
+
+What is unusual here:
+- A checkpoint counts once its marker is written, after all its files; older ones go only then.
+- A run is resumed only on the data and with the batches it had, so that its losses are those of the unbroken run.
+- Where the frozen parents are known, a checkpoint holds the trained groups alone. No arguments are pickled.
+"""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers import PreTrainedModel
+from transformers.trainer_utils import rotate_checkpoints
+
+from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
+
+from .checkpoints import (
+    average_checkpoints,
+    best_checkpoints,
+    clear_halves,
+    is_whole,
+    last_checkpoint,
+    mark_begun,
+    mark_whole,
+)
+from .data import dataset_fingerprint
+from .loaders import is_stream
+
+SETTINGS_FILE = "speech_run.json"
+
+
+class WholeCheckpoints:
+    """Beside `transformers.Trainer` in the bases of a trainer of SpeechLLMs."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; `True` resumes from the last whole checkpoint, and afterwards the best checkpoints are
+        averaged if `average_best` says so.
+
+        Raises:
+            ValueError: a checkpoint that is not whole, or of a run on other data or with other batches.
+        """
+        if resume_from_checkpoint:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
+            self._check_resume(Path(resume_from_checkpoint))
+        if self.is_world_process_zero():
+            clear_halves(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        output = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        if self.args.average_best:
+            self._average_best()
+        return output
+
+    @cached_property
+    def _data_fingerprint(self) -> str:
+        return "streaming" if is_stream(self.train_dataset) else dataset_fingerprint(self.train_dataset)
+
+    def _run_settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run it resumes."""
+        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+        names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
+        return {
+            "dataset": self._data_fingerprint,
+            "processes": self.accelerator.num_processes,
+            **{name: getattr(self.args, name) for name in names},
+        }
+
+    def _check_resume(self, folder: Path) -> None:
+        if not is_whole(folder):
+            raise ValueError(
+                f"{folder} is not a whole checkpoint: its writing was interrupted, or another program wrote it. "
+                "Resume from an earlier one, or with resume_from_checkpoint=True from the last whole one."
+            )
+        before, now = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")), self._run_settings()
+        changed = [
+            f"{name} was {before.get(name)!r}, is {value!r}"
+            for name, value in now.items()
+            if before.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"The run of {folder} cannot be resumed as it was: {'; '.join(changed)}. Restore these, or start a "
+                "new run from the checkpoint's weights in another output_dir."
+            )
+        if is_stream(self.train_dataset):
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            self._stream_start = state["global_step"] * self.args.gradient_accumulation_steps
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # rotated once the new one is whole
+        try:
+            if self.args.should_save:
+                mark_begun(folder)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (folder / SETTINGS_FILE).write_text(json.dumps(self._run_settings()), encoding="utf-8")
+                mark_whole(folder)
+        except Exception as error:
+            raise RuntimeError(
+                f"Checkpoint {folder} could not be written: {error}. It will not be resumed from. Free some disk "
+                "space or correct the folder, then resume with resume_from_checkpoint=True from the last whole one."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(
+                folder.parent, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Trained groups alone where `save_trained_only` and the parents are known, else as in Trainer; always with
+        the processor, never with pickled arguments."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self._saves_trained_only():
+            if self.args.should_save:
+                save_trained(self.speech_model, str(folder), state_dict)
+                self.processing_class.save_pretrained(folder)
+        else:
+            super()._save(str(folder), state_dict)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+        if self.args.should_save:
+            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _saves_trained_only(self) -> bool:
+        return (
+            self.args.save_trained_only
+            and isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PreTrainedModel)
+            and bool(self.speech_model.config.parents)
+            and not self.is_fsdp_enabled
+            and not self.speech_model.is_distributed_loading_by_transformers
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = os.path.join(resume_from_checkpoint, TRAINED_FILE)
+        if not os.path.isfile(path):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        speech_model = self.speech_model
+        loaded, expected = load_file(path), speech_model.group_keys(self.args.train_groups)
+        check_keys(resume_from_checkpoint, expected - loaded.keys(), loaded.keys() - expected, [])
+        speech_model.load_state_dict(loaded, strict=False)
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _average_best(self) -> None:
+        """Loads the mean of the best checkpoints' weights into the model and saves it to `averaged`."""
+        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        chosen = best_checkpoints(
+            self.args.output_dir, self.state.log_history, metric, self.args.greater_is_better, self.args.average_best
+        )
+        folder = os.path.join(self.args.output_dir, "averaged")
+        if self.is_world_process_zero():
+            average_checkpoints(chosen, folder)
+        self.accelerator.wait_for_everyone()
+        if self.is_sharded:  # ZeRO-3 was refused
+            state = load_file(os.path.join(folder, "model.safetensors")) if self.is_world_process_zero() else {}
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            set_model_state_dict(self.model, state, options=options)
+        else:
+            self._load_from_checkpoint(folder)
+        self.save_model(folder)
+
+
+__all__ = ["WholeCheckpoints"]
