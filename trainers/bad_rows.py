@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
+
 
 @dataclass
 class BadRows:

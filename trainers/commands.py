@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from .alignment_config import SpeechAlignmentConfig
 from .alignment_trainer import SpeechAlignmentTrainer
-from .bad_rows import BadRows
+from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .checkpoints import WEIGHTS, checkpoint_folders, is_whole
 from .command_inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
 from .distillation_config import SpeechDistillationConfig
@@ -32,7 +32,7 @@ from .lora import lora_config
 from .parsing import parse
 from .script_arguments import DataArguments, LaunchArguments, ScriptArguments
 from .speech_config import SpeechTrainingConfig
-from .speech_trainer import ROWS_BEFORE_JUDGING, SpeechTrainer
+from .speech_trainer import SpeechTrainer
 from .targets import main as write_targets
 from .targets_config import TargetsConfig
 from .teacher_prompts import make_teacher_inputs

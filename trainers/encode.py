@@ -25,7 +25,7 @@ from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.audio_families import audio_layer_count
 from processing_speechllm import SpeechLLMProcessor
 
-from .bad_rows import BadRows
+from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .cache import FRAMES, TEACHER, audio_keys
 from .cache_fingerprint import encoder_fingerprint, teacher_fingerprint, teacher_settings
 from .cache_store import PARTIAL, ShardWriter, read_shards, write_index
@@ -46,7 +46,6 @@ from .teacher_states import teacher_states
 TeacherInputs = Callable[[list[dict]], dict[str, torch.Tensor]]
 BAD_ROWS = "bad_rows"  # folder of the lists
 BATCHES_PER_WINDOW = 8
-ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
 # The probability that the teacher's likeliest tokens leave of 1 would be lost in half precision.
 EXACT = {"log_probabilities": torch.float32, "indices": torch.int32}
 OTHER_FOLDER = "Encode into another folder, or delete this one first."

@@ -27,7 +27,7 @@ from trl.models.utils import _ForwardRedirection
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.modeling_speechllm import scale_logits
 
-from .bad_rows import BadRows
+from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .chats import IGNORED
 from .collators import SpeechCollator
 from .divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
@@ -35,8 +35,6 @@ from .loaders import build_loader
 from .speech_config import GROUPS, SpeechTrainingConfig
 from .terms import Term, Totals, weighted_loss
 from .whole_checkpoints import WholeCheckpoints
-
-ROWS_BEFORE_JUDGING = 100  # read by a process before it asks whether too many of them are bad
 
 
 def hold_in_float32(model: PreTrainedModel) -> None:
