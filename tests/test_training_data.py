@@ -319,3 +319,8 @@ def test_a_streamed_row_of_several_utterances_keeps_its_form(corpus):
     rows = Dataset.from_dict({"audio": paths, "text": [["x", "y"]]}).cast_column("audio", List(Audio()))
     row = next(iter(load_rows(rows.to_iterable_dataset())))
     assert row["audio"] == [{"bytes": None, "path": paths[0][0]}] * 2
+
+
+def test_a_name_that_is_nowhere_says_that_there_is_no_such_folder():
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder here, and the Hub could not be"):
+        load_rows("nowhere")

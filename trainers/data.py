@@ -241,7 +241,13 @@ def _open(source, split, streaming, name, columns) -> tuple[Dataset | Stream, Pa
         raise FileNotFoundError(
             f"{source}: no such file or folder, nor a Hub dataset id (owner/name). Check the path."
         )
-    rows = load_dataset(str(source), name, split=split, streaming=streaming)
+    try:
+        rows = load_dataset(str(source), name, split=split, streaming=streaming)
+    except ConnectionError as error:
+        raise FileNotFoundError(
+            f"{source}: no such file or folder here, and the Hub could not be asked for a dataset of this name "
+            f"({error}). Check the path, or the connection."
+        ) from error
     return _renamed(rows, columns), None
 
 

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from .imitation_config import DIVERGENCES, check_cached
 from .speech_config import SpeechTrainingConfig
+from .teacher_config import TeacherArguments
 
 
 @dataclass
-class SpeechDistillationConfig(SpeechTrainingConfig):
+class SpeechDistillationConfig(TeacherArguments, SpeechTrainingConfig):
     """
-    Arguments of [`SpeechDistillationTrainer`], on top of [`SpeechTrainingConfig`].
+    Arguments of [`SpeechDistillationTrainer`], on top of [`TeacherArguments`] and [`SpeechTrainingConfig`].
 
     Args:
         input_weight (`float`, *optional*, defaults to `1.0`):
@@ -26,16 +26,9 @@ class SpeechDistillationConfig(SpeechTrainingConfig):
         response_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the divergence between the answers' distributions after hearing and after reading, for rows with
             `messages` (response distillation). 0 is off, as in DiVA and LAD, which need no answers.
-        divergence, jsd_beta, temperature: of that divergence, see [`SpeechImitationConfig`].
         instruction (`str`, *optional*):
             Text after the audio (and after the transcript, for the teacher) in rows without `messages`. By default
             the audio is the whole user turn, as in DiVA and LAD.
-        cached_teacher (`bool`, *optional*, defaults to `False`):
-            Read the teacher's states from `frames_cache`, where `speechllm encode` put them with the same
-            instruction: its last hidden states, or for a divergence its `top_k` likeliest tokens at this temperature
-            (forward divergence only).
-        top_k (`int`, *optional*, defaults to `64`):
-            How many that are.
 
     > [!NOTE]
     > Defaults that differ from [`SpeechTrainingConfig`]: `learning_rate` is 5.6e-5, as in LAD.
@@ -50,30 +43,17 @@ class SpeechDistillationConfig(SpeechTrainingConfig):
     response_weight: float = field(
         default=0.0, metadata={"help": "Weight of the divergence between the answers' distributions."}
     )
-    divergence: str = field(
-        default="forward", metadata={"help": "forward, reverse or jsd.", "choices": list(DIVERGENCES)}
-    )
-    jsd_beta: float = field(default=0.5, metadata={"help": "Weight of the teacher in the mixture of jsd."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the divergence."})
     instruction: str | None = field(default=None, metadata={"help": "Text after the audio, by default none."})
-    cached_teacher: bool = field(
-        default=False, metadata={"help": "Read the teacher's states from frames_cache in place of running it."}
-    )
-    top_k: int = field(default=64, metadata={"help": "Tokens per position of a cached teacher's distribution."})
     learning_rate: float = field(default=5.6e-5, metadata={"help": "Peak learning rate."})
 
     def __post_init__(self):
         super().__post_init__()
-        if self.divergence not in DIVERGENCES:
-            raise ValueError(f"divergence={self.divergence!r} must be one of {', '.join(DIVERGENCES)}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be positive.")
+        self.check_teacher_arguments(self.response_weight)
         if self.cached_teacher and self.output_weight and self.response_weight:
             raise ValueError(
                 "A cache holds one kind of teacher states: hidden for output_weight, or top_k for response_weight. "
                 "Set one of the two to 0, or cached_teacher to False."
             )
-        check_cached(self, self.response_weight)
         if not (self.input_weight or self.output_weight or self.response_weight):
             raise ValueError("input_weight, output_weight and response_weight are all 0: nothing would be learned.")
 
