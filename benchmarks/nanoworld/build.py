@@ -43,7 +43,9 @@ def build(out: Path, package: Path | None, cores: int, device: str) -> None:
     speech.build(out, workers=cores)
     in_parallel(out, ["benchmarks.nanoworld.train_llm", "benchmarks.nanoworld.train_encoder"], cores, device)
     in_parallel(out, ["benchmarks.nanoworld.train_connector"], cores, device)
-    in_parallel(out, ["benchmarks.nanoworld.evaluate"], cores, device)
+    scores, model = out / "evaluation.json", out / "nano" / "model.safetensors"
+    if not scores.exists() or scores.stat().st_mtime < model.stat().st_mtime:
+        in_parallel(out, ["benchmarks.nanoworld.evaluate"], cores, device)
     if package is not None:
         from benchmarks.nanoworld.package import make_package
 
