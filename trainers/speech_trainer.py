@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
-from trl.models.utils import _ForwardRedirection
 
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.modeling_speechllm import scale_logits
@@ -31,6 +30,7 @@ from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .chats import IGNORED
 from .collators import SpeechCollator
 from .divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
+from .forward_redirection import through_forward
 from .loaders import build_loader
 from .speech_config import GROUPS, SpeechTrainingConfig
 from .terms import Term, Totals, weighted_loss
@@ -103,7 +103,6 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         self._totals = {"train": Totals(), "eval": Totals()}
         self._stream_start = 0
         self._busy = 0.0
-        self._redirect = _ForwardRedirection()
         if is_deepspeed_zero3_enabled():
             from deepspeed.utils import set_z3_leaf_modules
 
@@ -174,7 +173,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         module's own hooks gather."""
         if not self.is_sharded:
             return dict(module.named_parameters(recurse=False))
-        return self._redirect(
+        return through_forward(
             module, module, lambda: {name: value.clone() for name, value in module.named_parameters(recurse=False)}
         )
 
@@ -197,7 +196,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             return {name: term.total for name, term in found.items()}
 
         with self.accelerator.autocast():
-            totals = self._redirect(model, inner, run, batch)
+            totals = through_forward(model, inner, run, batch)
         return {name: Term(total, found[name].items, found[name].weight) for name, total in totals.items()}
 
     def _rest_frozen(self, model: PreTrainedModel) -> None:
