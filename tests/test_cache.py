@@ -16,7 +16,8 @@ from trainers import cache_store, encode
 from trainers.bad_rows import BadRows
 from trainers.cache import FrameCache, audio_keys, audio_token_count, pad_frames
 from trainers.cache_fingerprint import encoder_fingerprint
-from trainers.encode import encode_dataset, encode_share, main, write_indexes
+from trainers.command_inputs import load_speech_model
+from trainers.encode import encode_dataset, encode_share, write_indexes
 from trainers.encode_config import EncodeConfig
 
 TOKENIZER = make_tokenizer()
@@ -446,12 +447,12 @@ def test_the_config_is_a_command_line_and_refuses_nonsense():
             EncodeConfig(**wrong)
 
 
-def test_main_loads_what_the_config_names(tmp_path):
+def test_what_the_config_names_is_encoded(tmp_path):
     model, processor = parts_of()
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     config = config_of(tmp_path / "cache", model=str(tmp_path / "model"), device="cpu")
-    assert main(config, ROWS[:2]).audios == 2
+    assert encode_dataset(*load_speech_model(config), ROWS[:2], config).audios == 2
     FrameCache(tmp_path / "cache").check(model, processor)
     scatter_weights(WhisperForConditionalGeneration(whisper_config())).save_pretrained(tmp_path / "whisper")
     feature_extractor("whisper").save_pretrained(tmp_path / "whisper")
@@ -459,7 +460,8 @@ def test_main_loads_what_the_config_names(tmp_path):
     TOKENIZER.save_pretrained(tmp_path / "llm")
     settings = {"audio": str(tmp_path / "whisper"), "text": str(tmp_path / "llm"), "device": "cpu"}
     connector = {"type": "stack_mlp", "stride": 2, "layers": [1, 2]}
-    assert main(config_of(tmp_path / "parts", **settings, connector=connector), ROWS[:2]).audios == 2
+    config = config_of(tmp_path / "parts", **settings, connector=connector)
+    assert encode_dataset(*load_speech_model(config), ROWS[:2], config).audios == 2
     assert FrameCache(tmp_path / "parts").layers == [1, 2]
-    with pytest.raises(ValueError, match="either `model`, or `audio` and `text`"):
-        main(config_of(tmp_path / "other", device="cpu"), ROWS)
+    with pytest.raises(ValueError, match="`model`, or both `audio`"):
+        load_speech_model(config_of(tmp_path / "other", device="cpu"))

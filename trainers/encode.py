@@ -7,12 +7,10 @@ What is unusual here:
 - Values that the storage's precision cannot hold stop the run; they would be infinite in the training.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.audio_families import audio_layer_count
-from processing_speechllm import SpeechLLMProcessor
 
 from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .cache import FRAMES, TEACHER, audio_keys
@@ -327,45 +323,4 @@ def encode_dataset(
     return sum(reports[1:], reports[0])
 
 
-def load_frozen(config: EncodeConfig) -> tuple[Any, Any]:
-    """The model and processor that a config names; only the parts that run are put on the device.
-
-    Raises:
-        ValueError: neither or both of `model` and `audio` with `text` are named.
-    """
-    by_parts = config.audio is not None and config.text is not None
-    if (config.model is None) != by_parts:
-        raise ValueError("Name the model: either `model`, or `audio` and `text` to compose it.")
-    if by_parts:
-        model = SpeechLLMForConditionalGeneration.from_parts(
-            config.audio, config.text, config.connector, pad_to_window=config.pad_to_window, dtype=config.dtype
-        )
-        processor = SpeechLLMProcessor.from_parts(config.audio, config.text, model.config)
-    else:
-        model = SpeechLLMForConditionalGeneration.from_pretrained(config.model, dtype=config.dtype)
-        processor = SpeechLLMProcessor.from_pretrained(config.model)
-    device = PartialState().device if config.device is None else config.device
-    model.model.audio_tower.to(device)
-    if config.teacher != "none":
-        model.model.language_model.to(device)
-        model.lm_head.to(device)
-    return model, processor
-
-
-def main(
-    config: EncodeConfig,
-    rows: Iterable[dict],
-    make_teacher_inputs: Callable[[Any, EncodeConfig], TeacherInputs] | None = None,
-) -> EncodeReport:
-    """Loads what the config names and encodes the rows; `make_teacher_inputs` makes of processor and config what
-    [`encode_dataset`] takes as `teacher_inputs`."""
-    # The first process to finish waits for the last one: longer than the half hour that is the default.
-    state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=7))
-    model, processor = load_frozen(config)
-    teacher_inputs = None if make_teacher_inputs is None else make_teacher_inputs(processor, config)
-    report = encode_dataset(model, processor, rows, config, teacher_inputs)
-    state.print(json.dumps(asdict(report)))
-    return report
-
-
-__all__ = ["EncodeReport", "encode_dataset", "encode_share", "load_frozen", "main", "stored_layers", "write_indexes"]
+__all__ = ["EncodeReport", "encode_dataset", "encode_share", "stored_layers", "write_indexes"]
