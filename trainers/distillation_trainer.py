@@ -23,7 +23,8 @@ class DistillationCollator(ImitationCollator):
     """User turns heard and read; with answers only where a row has them and they are used."""
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
-        batch = self.chat_inputs(examples, [self.chat(example) for example in examples], teacher=True)
+        reads = bool(self.args.output_weight or self.args.response_weight)
+        batch = self.chat_inputs(examples, [self.chat(example) for example in examples], teacher=reads)
         return batch | self.transcripts(examples)
 
     def chat(self, example: Example) -> list[dict]:
@@ -43,8 +44,8 @@ class SpeechDistillationTrainer(SpeechTrainer):
     loss = input_weight * L_IN / utterances + output_weight * L_OUT / rows + language_weight * L_LID / labelled
            + response_weight * temperature^2 * D(teacher, student) / answer tokens
 
-    Reported beside the terms: `language_accuracy`, the gate's; `teacher_forcing`; `cut_tokens`, transcript tokens per
-    utterance that L_IN had to leave out as the transcript is longer than the audio's tokens.
+    Reported beside the terms: `language_accuracy`, the gate's; `cut_tokens`, transcript tokens per utterance that L_IN
+    had to leave out as the transcript is longer than the audio's tokens.
 
     Args:
         model, args ([`SpeechDistillationConfig`]), train_dataset, eval_dataset, processing_class, peft_config,
