@@ -440,3 +440,18 @@ def test_batches_keep_to_a_budget_of_tokens(tmp_path):
     trainer.train()
     stream = build("imitation", tmp_path, rows.to_iterable_dataset(), batch_tokens=120, max_steps=4, buffer_size=8)
     assert stream.train().global_step == 4
+
+
+def test_a_batch_that_a_resumed_run_has_had_costs_nothing(tmp_path):
+    assert build("imitation", tmp_path).data_collator([]) == {}
+
+
+def test_the_teacher_reads_only_where_a_loss_compares_with_it(tmp_path):
+    trainer = build("distillation", tmp_path, output_weight=0.0, max_steps=8)
+    batch = trainer.data_collator([trainer.train_dataset[0] | {"draw": (0, 0)}])
+    assert "teacher_input_ids" not in batch
+    trainer.train()
+    assert logged(trainer)[-1] < logged(trainer)[0]
+    assert "teacher_input_ids" in build("distillation", tmp_path).data_collator(
+        [trainer.train_dataset[0] | {"draw": (0, 0)}]
+    )

@@ -90,7 +90,10 @@ class SpeechCollator:
         return other
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch; keys as the trainers read them, tensors on the CPU, padded to the right."""
+        """A batch; keys as the trainers read them, tensors on the CPU, padded to the right. No rows, which stand for a
+        batch of a stream that a resumed run has had, give nothing."""
+        if not rows:
+            return {}
         examples, bad = [], 0
         for row in rows:
             try:
@@ -158,7 +161,7 @@ class SpeechCollator:
         utterance.tokens = self.processor.audio_token_count(len(samples))
 
     def language_index(self, language: str | int | None) -> int:
-        """A row's language as an index into the connector's languages, -1 if it is unknown there."""
+        """A row's language as an index into the connector's languages, -1 if it has none or one that is not listed."""
         if language is None or not self.languages:
             return -1
         if isinstance(self.languages, int):
@@ -173,11 +176,7 @@ class SpeechCollator:
     def audio_inputs(self, utterances: list[Utterance]) -> dict[str, Any]:
         """The audio part of a batch."""
         if not utterances and self.frames_cache is not None:  # no process runs the encoder
-            return {
-                "dummy_audio": True,
-                "encoder_frames": None,
-                "encoder_lengths": None,
-            }
+            return {"dummy_audio": True, "encoder_frames": None, "encoder_lengths": None}
         if not utterances:
             silence = np.zeros(self.processor.min_samples, dtype=np.float32)
             inputs = self.processor.audio_inputs([silence])

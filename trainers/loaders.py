@@ -93,7 +93,7 @@ def build_loader(
             raise ValueError("An eval_dataset must have a length. Make one: Dataset.from_list(list(stream.take(n))).")
         batches = StreamBatches(dataset, cost, buffer_rows=args.buffer_size, start=start, **limits)
         return DataLoader(batches, batch_size=None, **settings)
-    if by_length and args.batch_tokens:
+    if training and args.batch_tokens:
         needed = [name for name in ("text", "messages", "duration") if name in columns]
         costs = list(map(cost, tqdm(dataset.select_columns(needed), desc="Counting tokens")))
     else:
