@@ -28,10 +28,10 @@ from trainers import (
     SpeechImitationConfig,
     SpeechImitationTrainer,
 )
-from trainers.data import load_rows, with_durations
-from trainers.encode import encode_dataset
-from trainers.encode_config import EncodeConfig
-from trainers.teacher_prompts import make_teacher_inputs
+from trainers.cache.config import EncodeConfig
+from trainers.cache.encode import encode_dataset
+from trainers.commands.teacher_prompts import make_teacher_inputs
+from trainers.data.loading import load_rows, with_durations
 
 CASES = {
     "imitation": (SpeechImitationTrainer, SpeechImitationConfig, {}, "none"),

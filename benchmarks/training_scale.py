@@ -31,7 +31,7 @@ import torch
 
 CONFIGS = ("single_gpu", "ddp", "fsdp2", "zero2", "zero3")
 TRAINERS = ("alignment", "imitation", "distillation")
-FOLDER = Path(__file__).parents[1] / "trainers" / "accelerate"
+FOLDER = Path(__file__).parents[1] / "trainers" / "commands" / "accelerate"
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "B200": 2250}  # dense bf16, by NVIDIA's data sheets
 COLUMNS = (
     ("config", "config"),

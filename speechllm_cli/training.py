@@ -48,7 +48,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     """Runs the command; returns its exit status, 2 if a package is missing."""
     try:
         import speechllm
-        from trainers import commands
+        from trainers.commands import run as commands
     except (ImportError, OSError, RuntimeError) as error:
         report(f"a package is missing or broken ({error}). Run: speechllm doctor")
         return 2

@@ -8,9 +8,9 @@ import time
 
 from datasets import Audio, Dataset
 
-from trainers.target_backends import Answer
-from trainers.targets import generate_targets
-from trainers.targets_config import TargetsConfig
+from trainers.targets.backends import Answer
+from trainers.targets.config import TargetsConfig
+from trainers.targets.generate import generate_targets
 
 TRANSCRIPTS = ["hello world", "what is said here", "turn on the light in the kitchen", "so", "it is late, I go home"]
 

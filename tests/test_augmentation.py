@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from processing_speechllm.audio import AudioError
-from trainers.augmentation import (
+from trainers.data.augmentation import (
     AugmentationSettings,
     add_noise,
     augment_samples,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.bad_rows import BadRows
+from trainers.data.bad_rows import BadRows
 
 
 def record(folder: Path, rank: int, rows: list[str]) -> None:

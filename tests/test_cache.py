@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, LlamaForCausalLM, WhisperForConditionalGeneration
 
 from processing_speechllm import SpeechLLMProcessor
-from trainers import cache_store, encode
-from trainers.bad_rows import BadRows
-from trainers.cache import FrameCache, audio_keys, audio_token_count, pad_frames
-from trainers.cache_fingerprint import encoder_fingerprint
-from trainers.command_inputs import load_speech_model
-from trainers.encode import encode_dataset, encode_share, write_indexes
-from trainers.encode_config import EncodeConfig
+from trainers.cache import encode
+from trainers.cache import store as cache_store
+from trainers.cache.config import EncodeConfig
+from trainers.cache.encode import encode_dataset, encode_share, write_indexes
+from trainers.cache.fingerprint import encoder_fingerprint
+from trainers.cache.frame_cache import FrameCache, audio_keys, audio_token_count, pad_frames
+from trainers.commands.inputs import load_speech_model
+from trainers.data.bad_rows import BadRows
 
 TOKENIZER = make_tokenizer()
 

@@ -22,11 +22,11 @@ from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 from speechllm_cli.loading import ask_pipeline, load_pipeline
 from speechllm_cli.main import main
-from trainers import commands
-from trainers.command_inputs import load_speech_model, weigh_targets
-from trainers.parsing import RECIPES, parse
-from trainers.prompts import load_tasks
-from trainers.script_arguments import ScriptArguments
+from trainers.commands import run as commands
+from trainers.commands.arguments import ScriptArguments
+from trainers.commands.inputs import load_speech_model, weigh_targets
+from trainers.commands.parsing import RECIPES, parse
+from trainers.targets.prompts import load_tasks
 
 QUICK = {
     **{"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no", "use_cpu": True},

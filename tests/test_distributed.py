@@ -19,7 +19,7 @@ from transformers.integrations import deepspeed
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 
 TESTS = Path(__file__).parent
-CONFIGS = TESTS.parent / "trainers" / "accelerate"
+CONFIGS = TESTS.parent / "trainers" / "commands" / "accelerate"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainers.divergences import (
+from trainers.objectives.divergences import (
     TopTokens,
     response_divergence,
     response_loss,

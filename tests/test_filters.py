@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from trainers.filters import FilterReport, FilterSettings, filter_rows
+from trainers.data.filters import FilterReport, FilterSettings, filter_rows
 
 COUNTED = Dataset.from_dict(
     {

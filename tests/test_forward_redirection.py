@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.forward_redirection import through_forward
+from trainers.objectives.forward_redirection import through_forward
 
 
 class Wrapper(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from factories_processing import BLOCKS, CHATML, CHATML_MARKED, RATE, make_processor, sine
 
-from trainers.ctc_alignment import TokenTimes, split_words
-from trainers.interleaving import (
+from trainers.data.ctc_alignment import TokenTimes, split_words
+from trainers.data.interleaving import (
     AudioSegment,
     TextSegment,
     at_speed,

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from trainers.losses import ctc_loss, input_distance, language_ctc_loss, language_loss, output_distance
+from trainers.objectives.ctc import ctc_loss, language_ctc_loss, language_loss
+from trainers.objectives.distances import input_distance, output_distance
 
 BLANK = 3
 

@@ -1,6 +1,5 @@
 """The package as a whole: what it declares, what its README promises, who may import whom."""
 
-import ast
 import importlib
 import re
 import shlex
@@ -17,19 +16,6 @@ from speechllm_cli.doctor import IMPORT_NAMES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# A package may import from those on a lower level only.
-LEVELS = {
-    "modeling_speechllm": 0,
-    "processing_speechllm": 0,
-    "trainers": 1,
-    "hub_cards": 1,
-    "speechllm": 2,
-    "speechllm_cli": 3,
-    "benchmarks": 4,
-    "tests": 5,
-}
-
-
 def requirements() -> list[Requirement]:
     return [Requirement(line) for line in metadata.requires("speechllm")]
 
@@ -127,35 +113,6 @@ print(task["impl"].__name__, task["default"]["model"][0] == speechllm.NANO)
         *("SpeechLLMModel", "SpeechLLMForConditionalGeneration", "SpeechLLMForConditionalGeneration"),
         *("SpeechInstructPipeline", "True"),
     ], result.stderr
-
-
-def imported_packages(file: Path) -> set[str]:
-    """Top-level names that a file imports, inside functions too; relative imports are of its own package."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
-
-
-def modules() -> list[Path]:
-    return sorted(path for package in LEVELS for path in (ROOT / package).rglob("*.py"))
-
-
-@pytest.mark.parametrize("file", modules(), ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_imports_point_downwards(file):
-    package = file.relative_to(ROOT).parts[0]
-    ours = imported_packages(file) & set(LEVELS) - {package}
-    assert all(LEVELS[other] < LEVELS[package] for other in ours), f"{package} must not import {ours}"
-
-
-@pytest.mark.parametrize("package", ["modeling_speechllm", "processing_speechllm"])
-def test_packages_copied_to_the_hub_are_flat_and_refer_to_themselves_relatively(package):
-    files = [file for file in modules() if file.relative_to(ROOT).parts[0] == package]
-    assert all(file.parent == ROOT / package for file in files)
-    assert all(package not in imported_packages(file) for file in files)
 
 
 def test_code_is_clean():

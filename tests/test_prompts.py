@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from processing_speechllm.chat_format import instruction_chat
-from trainers.prompts import (
+from trainers.targets.prompts import (
     SENTINEL,
     TEMPLATE_FOLDER,
     draw_prompts,

@@ -15,16 +15,10 @@ from datasets import Dataset
 from factories_training import tiny_parts, tone, tone_rows
 from test_trainers import build, logged
 
-import trainers.whole_checkpoints as whole_checkpoints
+import trainers.checkpoints.whole_checkpoints as whole_checkpoints
 from modeling_speechllm import SpeechLLMForConditionalGeneration
-from trainers.checkpoints import (
-    MARKER,
-    average_checkpoints,
-    best_checkpoints,
-    checkpoint_folders,
-    is_whole,
-    last_checkpoint,
-)
+from trainers.checkpoints.averaging import average_checkpoints, best_checkpoints
+from trainers.checkpoints.folders import MARKER, checkpoint_folders, is_whole, last_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 2}
 RUNS = {

@@ -13,7 +13,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from trainers.sampling import LengthBatchSampler, StreamBatches, TrainingRows
+from trainers.data.sampling import LengthBatchSampler, StreamBatches, TrainingRows
 
 COSTS = np.random.default_rng(0).integers(1, 31, 203).astype(float)
 COSTS[17] = 30.0

@@ -10,8 +10,8 @@ import pytest
 from datasets import load_dataset
 from factories_targets import Echo, config, source
 
-from trainers.target_backends import Answer, BackendError, EndpointBackend, Question, load_backend
-from trainers.targets import generate_targets
+from trainers.targets.backends import Answer, BackendError, EndpointBackend, Question, load_backend
+from trainers.targets.generate import generate_targets
 
 
 class Endpoint(ThreadingHTTPServer):

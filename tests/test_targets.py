@@ -20,10 +20,10 @@ from transformers import HfArgumentParser, LlamaForCausalLM
 
 import speechllm
 from processing_speechllm import SpeechLLMProcessor
-from trainers.prompts import load_tasks
-from trainers.target_backends import Answer, LocalBackend, Question, identify, load_llm
-from trainers.targets import generate_targets, main
-from trainers.targets_config import TargetsConfig
+from trainers.targets.backends import Answer, LocalBackend, Question, identify, load_llm
+from trainers.targets.config import TargetsConfig
+from trainers.targets.generate import generate_targets, main
+from trainers.targets.prompts import load_tasks
 
 ROOT = Path(__file__).parent.parent
 
@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_no_half_written_shard(tmp_path, monkeypatch):
         stream.write(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainers.targets.pq.write_table", full)
+    monkeypatch.setattr("trainers.targets.generate.pq.write_table", full)
     with pytest.raises(OSError, match="No space left"):
         generate_targets(config(tmp_path), source(), Echo())
     monkeypatch.undo()
@@ -321,7 +321,7 @@ def test_an_answer_depends_on_neither_batch_nor_order(llm, sampling):
 def test_sampling_follows_the_seed_and_the_probabilities(llm):
     import torch
 
-    from trainers.target_backends import SeededSampling
+    from trainers.targets.backends import SeededSampling
 
     scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(4000, 1)
     chosen = SeededSampling(list(range(4000)), 1, temperature=1.0, top_p=0.9)(None, scores).argmax(-1)

@@ -22,8 +22,8 @@ from trainers import (
     SpeechImitationConfig,
     SpeechImitationTrainer,
 )
-from trainers.loaders import count_tokens
-from trainers.lora import lora_config
+from trainers.checkpoints.lora import lora_config
+from trainers.data.loaders import count_tokens
 
 BANK = {
     "type": "whisper_qformer",

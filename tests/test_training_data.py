@@ -14,10 +14,10 @@ import soundfile
 from datasets import Audio, Dataset, List
 from torch.utils.data import DataLoader
 
-from trainers.bad_rows import BadRows
-from trainers.data import dataset_fingerprint, load_rows, with_durations
-from trainers.filters import FilterSettings, filter_rows
-from trainers.sampling import StreamBatches
+from trainers.data.bad_rows import BadRows
+from trainers.data.filters import FilterSettings, filter_rows
+from trainers.data.loading import dataset_fingerprint, load_rows, with_durations
+from trainers.data.sampling import StreamBatches
 
 RATE = 16000
 
@@ -232,7 +232,7 @@ def test_a_hub_dataset_is_asked_for_by_id_name_and_split(corpus, monkeypatch):
         asked.append((arguments, options))
         return loaded(corpus)
 
-    monkeypatch.setattr("trainers.data.load_dataset", answer)
+    monkeypatch.setattr("trainers.data.loading.load_dataset", answer)
     assert load_rows("owner/speech", split="test", name="de", columns={"text": "text"})["text"][:] == ["one", "two"]
     assert asked == [(("owner/speech", "de"), {"split": "test", "streaming": False})]
 

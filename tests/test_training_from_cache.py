@@ -5,9 +5,9 @@ from distributed_worker import mixed_rows
 from factories_training import tiny_parts
 from test_trainers import TRAINERS, build, logged
 
-from trainers.encode import encode_dataset
-from trainers.encode_config import EncodeConfig
-from trainers.teacher_prompts import make_teacher_inputs
+from trainers.cache.config import EncodeConfig
+from trainers.cache.encode import encode_dataset
+from trainers.commands.teacher_prompts import make_teacher_inputs
 
 
 @pytest.mark.parametrize("kind", TRAINERS)

@@ -6,7 +6,7 @@ from distributed_worker import curves, rows_of
 from factories_training import tiny_parts
 from test_trainers import BANK, CONFORMER, TRAINERS, build, logged
 
-from trainers.lora import lora_config
+from trainers.checkpoints.lora import lora_config
 
 
 @pytest.mark.parametrize("kind", TRAINERS)

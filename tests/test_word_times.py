@@ -20,7 +20,7 @@ from transformers import (
 
 from modeling_speechllm.configuration_connectors import connector_config
 from processing_speechllm import SpeechLLMProcessor
-from trainers.ctc_alignment import (
+from trainers.data.ctc_alignment import (
     AlignmentError,
     TokenTimes,
     align_tokens,
@@ -29,7 +29,7 @@ from trainers.ctc_alignment import (
     text_tokens,
     token_times,
 )
-from trainers.word_times import CheckpointCTC, ConnectorCTC, add_word_times, align_rows
+from trainers.data.word_times import CheckpointCTC, ConnectorCTC, add_word_times, align_rows
 
 TIMES = TokenTimes(first=0.05, step=0.1)
 SCRIPTS = {

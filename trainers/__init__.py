@@ -2,11 +2,11 @@
 
 from .alignment_config import SpeechAlignmentConfig
 from .alignment_trainer import SpeechAlignmentTrainer
+from .checkpoints.lora import lora_config
 from .distillation_config import SpeechDistillationConfig
 from .distillation_trainer import SpeechDistillationTrainer
 from .imitation_config import SpeechImitationConfig
 from .imitation_trainer import SpeechImitationTrainer
-from .lora import lora_config
 
 __all__ = [
     "SpeechAlignmentConfig",

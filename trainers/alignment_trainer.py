@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 from modeling_speechllm.conformer_ctc import ctc_logits
 
 from .alignment_config import SpeechAlignmentConfig
-from .collators import Example, SpeechCollator
-from .losses import ctc_loss, language_ctc_loss
-from .speech_inputs import connect
+from .data.collators import Example, SpeechCollator
+from .objectives.ctc import ctc_loss, language_ctc_loss
+from .objectives.speech_inputs import connect
+from .objectives.terms import Term
 from .speech_trainer import SpeechTrainer
-from .terms import Term
 
 
 class AlignmentCollator(SpeechCollator):

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from .objectives.teacher_config import TeacherArguments
 from .speech_config import SpeechTrainingConfig
-from .teacher_config import TeacherArguments
 
 
 @dataclass

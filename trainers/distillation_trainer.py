@@ -8,15 +8,16 @@ from transformers import PreTrainedModel
 
 from modeling_speechllm.query_bank import QueryBank, teacher_forcing_probability
 
-from .chats import question_chat
-from .collators import Example, whole
+from .data.chats import question_chat
+from .data.collators import Example, whole
+from .data.interleaving import Segment
 from .distillation_config import SpeechDistillationConfig
 from .imitation_trainer import ImitationCollator
-from .interleaving import Segment
-from .losses import input_distance, language_loss, output_distance
-from .speech_inputs import connect, embed_prompts
+from .objectives.ctc import language_loss
+from .objectives.distances import input_distance, output_distance
+from .objectives.speech_inputs import connect, embed_prompts
+from .objectives.terms import Term
 from .speech_trainer import SpeechTrainer
-from .terms import Term
 
 
 class DistillationCollator(ImitationCollator):

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .chats import IGNORED, answered_chat, pad_chats, read_chat, tokenize_chats, with_segments
-from .collators import Example, SpeechCollator, Utterance, keep_masks, whole
-from .ctc_alignment import token_times
+from .data.chats import IGNORED, answered_chat, pad_chats, read_chat, tokenize_chats, with_segments
+from .data.collators import Example, SpeechCollator, Utterance, keep_masks, whole
+from .data.ctc_alignment import token_times
+from .data.interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
 from .imitation_config import SpeechImitationConfig
-from .interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
-from .speech_inputs import connect, embed_prompts
+from .objectives.speech_inputs import connect, embed_prompts
+from .objectives.terms import Term
 from .speech_trainer import SpeechTrainer
-from .terms import Term
 
 
 class ImitationCollator(SpeechCollator):
@@ -90,7 +90,7 @@ class ImitationCollator(SpeechCollator):
         if utterance.words is None:
             raise ValueError(
                 f"Row {example.id} has no word times in its column 'words', which span_probability needs. Add them "
-                "with trainers.word_times.add_word_times, or set span_probability to 0."
+                "with trainers.data.word_times.add_word_times, or set span_probability to 0."
             )
         span_lengths = tuple(self.args.span_words)
         spans = choose_spans(len(utterance.words), example.rng, self.args.span_probability, span_lengths)

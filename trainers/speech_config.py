@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
-GROUPS = ("encoder", "connector", "llm")
+from modeling_speechllm.modeling_speechllm import GROUPS
 
 
 @dataclass

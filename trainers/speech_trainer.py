@@ -12,6 +12,7 @@ What is unusual here:
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,18 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from modeling_speechllm.audio_towers import AudioTower
-from modeling_speechllm.modeling_speechllm import scale_logits
+from modeling_speechllm.modeling_speechllm import GROUPS, scale_logits
 
-from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
-from .chats import IGNORED
-from .collators import SpeechCollator
-from .divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
-from .forward_redirection import through_forward
-from .loaders import build_loader
-from .speech_config import GROUPS, SpeechTrainingConfig
-from .terms import Term, Totals, weighted_loss
-from .whole_checkpoints import WholeCheckpoints
+from .checkpoints.whole_checkpoints import WholeCheckpoints
+from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
+from .data.chats import IGNORED
+from .data.collators import SpeechCollator
+from .data.loaders import build_loader, is_stream
+from .data.loading import dataset_fingerprint
+from .objectives.divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
+from .objectives.forward_redirection import through_forward
+from .objectives.terms import Term, Totals, weighted_loss
+from .speech_config import SpeechTrainingConfig
 
 
 def hold_in_float32(model: PreTrainedModel) -> None:
@@ -132,7 +134,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if self.args.average_best and (is_deepspeed_zero3_enabled() or (self.is_sharded and adapted)):
             raise ValueError(
                 "average_best cannot load averaged weights into a model in shards of ZeRO-3, or of FSDP with "
-                "adapters. Set it to 0, and average afterwards with trainers.checkpoints.average_checkpoints."
+                "adapters. Set it to 0, and afterwards take average_checkpoints of trainers.checkpoints.averaging."
             )
 
     def _open_cache(self, args: SpeechTrainingConfig, model: PreTrainedModel, processor: Any) -> Any:
@@ -140,7 +142,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             return None
         if "encoder" in args.train_groups:
             raise ValueError("frames_cache holds a frozen encoder's outputs. Take encoder out of train_groups.")
-        from .cache import FrameCache
+        from .cache.frame_cache import FrameCache
 
         cache = FrameCache(args.frames_cache)
         cache.check(model, processor)
@@ -155,6 +157,11 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         not: in a sharded run each module is a collective call.
         """
         raise NotImplementedError
+
+    @cached_property
+    def data_fingerprint(self) -> str | None:
+        """What the training rows are known by when the run is resumed; None for a stream."""
+        return None if is_stream(self.train_dataset) else dataset_fingerprint(self.train_dataset)
 
     @property
     def speech_model(self) -> PreTrainedModel:

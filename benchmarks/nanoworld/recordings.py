@@ -84,7 +84,7 @@ def write_split(folder: Path, rows: list[speech.Utterance], pool: ProcessPoolExe
 
 def write_tasks(folder: Path) -> None:
     """Writes the tasks that every request allows as a prompt pool, held-out paraphrases marked."""
-    from trainers.prompts import Prompt, Task, save_tasks
+    from trainers.targets.prompts import Prompt, Task, save_tasks
 
     tasks = []
     for name, task in TASKS.items():

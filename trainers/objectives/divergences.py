@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .losses import at_least_float32
+from .distances import at_least_float32
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 

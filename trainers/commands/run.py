@@ -17,24 +17,24 @@ from typing import Any
 from accelerate import PartialState
 from transformers import set_seed
 
-from .alignment_config import SpeechAlignmentConfig
-from .alignment_trainer import SpeechAlignmentTrainer
-from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
-from .checkpoints import WEIGHTS, checkpoint_folders, is_whole
-from .command_inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
-from .distillation_config import SpeechDistillationConfig
-from .distillation_trainer import SpeechDistillationTrainer
-from .encode import encode_dataset
-from .encode_config import EncodeConfig
-from .imitation_config import SpeechImitationConfig
-from .imitation_trainer import SpeechImitationTrainer
-from .lora import lora_config
+from ..alignment_config import SpeechAlignmentConfig
+from ..alignment_trainer import SpeechAlignmentTrainer
+from ..cache.config import EncodeConfig
+from ..cache.encode import encode_dataset
+from ..checkpoints.folders import WEIGHTS, checkpoint_folders, is_whole
+from ..checkpoints.lora import lora_config
+from ..data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
+from ..distillation_config import SpeechDistillationConfig
+from ..distillation_trainer import SpeechDistillationTrainer
+from ..imitation_config import SpeechImitationConfig
+from ..imitation_trainer import SpeechImitationTrainer
+from ..speech_config import SpeechTrainingConfig
+from ..speech_trainer import SpeechTrainer
+from ..targets.config import TargetsConfig
+from ..targets.generate import main as write_targets
+from .arguments import DataArguments, LaunchArguments, ScriptArguments
+from .inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
 from .parsing import parse
-from .script_arguments import DataArguments, LaunchArguments, ScriptArguments
-from .speech_config import SpeechTrainingConfig
-from .speech_trainer import SpeechTrainer
-from .targets import main as write_targets
-from .targets_config import TargetsConfig
 from .teacher_prompts import make_teacher_inputs
 
 LAUNCH_CONFIGS = Path(__file__).parent / "accelerate"

@@ -7,9 +7,9 @@ import torch
 
 from processing_speechllm import SpeechLLMProcessor
 
-from .chats import answered_chat, pad_chats, question_chat, read_chat, tokenize_chats
-from .encode_config import EncodeConfig
-from .imitation_config import SpeechImitationConfig
+from ..cache.config import EncodeConfig
+from ..data.chats import answered_chat, pad_chats, question_chat, read_chat, tokenize_chats
+from ..imitation_config import SpeechImitationConfig
 
 TRANSCRIBE = SpeechImitationConfig.transcription_instruction
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .cache_fingerprint import check_parts
+from .fingerprint import check_parts
 
 INDEX_FILE = "index.json"
 SUFFIX, PARTIAL = ".safetensors", ".partial"

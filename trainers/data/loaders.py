@@ -6,12 +6,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from trl import SFTConfig
 
 from processing_speechllm import SpeechLLMProcessor
 
 from .collators import SpeechCollator
 from .sampling import LengthBatchSampler, StreamBatches, TrainingRows
-from .speech_config import SpeechTrainingConfig
 
 
 class EpochLoader(DataLoader):
@@ -39,7 +39,7 @@ def count_tokens(row: dict[str, Any], processor: SpeechLLMProcessor) -> int:
 def build_loader(
     dataset: Dataset | IterableDataset,
     collate: SpeechCollator,
-    args: SpeechTrainingConfig,
+    args: SFTConfig,
     rank: int,
     world_size: int,
     training: bool,
@@ -51,7 +51,7 @@ def build_loader(
     Args:
         dataset: rows; `duration` (seconds) is needed for batches by length.
         collate: rows -> batch; its processor counts tokens.
-        args: the trainer's config.
+        args: the trainer's `SpeechTrainingConfig`.
         rank, world_size: this process and how many there are.
         training: by `batch_seconds` or `batch_tokens` if set, else by `per_device_eval_batch_size`.
         start: batches of a stream that a resumed run has had.
@@ -65,7 +65,7 @@ def build_loader(
     if (by_length or is_stream(dataset)) and columns is not None and "duration" not in columns:
         raise ValueError(
             "Batches by length, and batches of a stream, need the column 'duration' (seconds). Add it with "
-            "trainers.data.with_durations."
+            "trainers.data.loading.with_durations."
         )
     budget = budget if training else None
     batch_size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, Features, List, Value, load_dataset, load_from_disk
 
-from .manifests import read_manifest
+from ..data.manifests import read_manifest
+from .config import TargetsConfig
 from .prompts import nearest
-from .targets_config import TargetsConfig
 
 BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 PIECE = 100  # rows at a time: an Arrow array holds 2 GB of audio at most

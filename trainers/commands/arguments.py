@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from .filters import FilterSettings
+from ..data.filters import FilterSettings
 
 
 def described(text: str, default: Any = None) -> Any:

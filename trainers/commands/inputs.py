@@ -10,13 +10,13 @@ from datasets import IterableDataset as Stream
 from transformers import PreTrainedConfig
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
+from modeling_speechllm.modeling_speechllm import GROUPS
 from processing_speechllm import SpeechLLMProcessor
 
-from .bad_rows import BadRows
-from .data import load_rows, with_durations
-from .filters import FilterReport, filter_rows
-from .script_arguments import DataArguments, check_model_names
-from .speech_config import GROUPS
+from ..data.bad_rows import BadRows
+from ..data.filters import FilterReport, filter_rows
+from ..data.loading import load_rows, with_durations
+from .arguments import DataArguments, check_model_names
 
 
 def load_speech_model(

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from processing_speechllm import AudioError
 
-from .cache import audio_keys
+from .frame_cache import audio_keys
 
 
 @dataclass

@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 
 from modeling_speechllm.audio_families import audio_layer_count
 
-from .bad_rows import ROWS_BEFORE_JUDGING, BadRows
-from .cache import FRAMES, TEACHER, audio_keys
-from .cache_fingerprint import encoder_fingerprint, teacher_fingerprint, teacher_settings
-from .cache_store import PARTIAL, ShardWriter, read_shards, write_index
-from .data import source_name
-from .encode_config import EncodeConfig
+from ..data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
+from ..data.loading import source_name
+from ..objectives.teacher import teacher_states
+from .config import EncodeConfig
+from .fingerprint import encoder_fingerprint, teacher_fingerprint, teacher_settings
+from .frame_cache import FRAMES, TEACHER, audio_keys
 from .prepared_rows import (
     PreparedRow,
     batches_by_length,
@@ -37,7 +37,7 @@ from .prepared_rows import (
     reserve,
     windows_of,
 )
-from .teacher_states import teacher_states
+from .store import PARTIAL, ShardWriter, read_shards, write_index
 
 TeacherInputs = Callable[[list[dict]], dict[str, torch.Tensor]]
 BAD_ROWS = "bad_rows"  # folder of the lists

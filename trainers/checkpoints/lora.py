@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .speech_config import GROUPS
+from modeling_speechllm.modeling_speechllm import GROUPS
 
 
 def lora_config(

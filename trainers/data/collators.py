@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from trl import SFTConfig
 
 from processing_speechllm import AudioError, SpeechLLMProcessor, stage_length
 
 from .augmentation import AugmentationSettings, augment_samples, mask_features
 from .bad_rows import BadRows
-from .data import source_name
 from .interleaving import AudioSegment, Segment, at_speed, keep_mask
-from .speech_config import SpeechTrainingConfig
+from .loading import source_name
 
 
 @dataclass
@@ -62,7 +62,7 @@ class SpeechCollator:
 
     Args:
         processor: the model's processor.
-        args: the trainer's config.
+        args: the trainer's `SpeechTrainingConfig`.
         languages: names of the connector's languages, or how many they are (then rows carry numbers).
         frames_cache: encoder outputs, in place of audio.
         bad_rows: where unusable rows are recorded; without it they raise.
@@ -72,7 +72,7 @@ class SpeechCollator:
     def __init__(
         self,
         processor: SpeechLLMProcessor,
-        args: SpeechTrainingConfig,
+        args: SFTConfig,
         languages: list[str] | int | None = None,
         frames_cache: Any = None,
         bad_rows: BadRows | None = None,

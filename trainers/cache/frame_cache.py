@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from modeling_speechllm.audio_families import audio_layer_count
 from processing_speechllm import stage_length
 
-from .cache_fingerprint import check_parts, encoder_fingerprint, teacher_fingerprint, teacher_settings
-from .cache_store import ShardReader
+from .fingerprint import check_parts, encoder_fingerprint, teacher_fingerprint, teacher_settings
+from .store import ShardReader
 
 FRAMES, TEACHER = "frames", "teacher"  # folders of a cache
 

@@ -36,10 +36,10 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
+from .backends import Answer, Question, identify, load_backend
+from .config import TargetsConfig
 from .prompts import TEMPLATE_FOLDER, Prompt, Task, draw_prompts, load_tasks, select_prompts, user_turn
-from .target_backends import Answer, Question, identify, load_backend
-from .target_sources import PIECE, describe_source, load_source, prepare_source, read_groups
-from .targets_config import TargetsConfig
+from .sources import PIECE, describe_source, load_source, prepare_source, read_groups
 
 REPEAT, CONTINUE = "repeat", "continue"  # tasks that a pool needs for the target sets T and continuation
 FREE = Task("free", (Prompt("free", "", ""),))

@@ -8,7 +8,6 @@ What is unusual here:
 
 import json
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,17 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
 
-from .checkpoints import (
-    average_checkpoints,
-    best_checkpoints,
-    clear_halves,
-    is_whole,
-    last_checkpoint,
-    mark_begun,
-    mark_whole,
-)
-from .data import dataset_fingerprint
-from .loaders import is_stream
+from .averaging import average_checkpoints, best_checkpoints
+from .folders import clear_halves, is_whole, last_checkpoint, mark_begun, mark_whole
 
 SETTINGS_FILE = "speech_run.json"
 
 
 class WholeCheckpoints:
-    """Beside `transformers.Trainer` in the bases of a trainer of SpeechLLMs."""
+    """Beside `transformers.Trainer` in the bases of a trainer of SpeechLLMs.
+
+    The trainer has `data_fingerprint`, what its training rows are known by again, or None for a stream.
+    """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; `True` resumes from the last whole checkpoint, and afterwards the best checkpoints are
@@ -57,16 +50,12 @@ class WholeCheckpoints:
             self._average_best()
         return output
 
-    @cached_property
-    def _data_fingerprint(self) -> str:
-        return "streaming" if is_stream(self.train_dataset) else dataset_fingerprint(self.train_dataset)
-
     def _run_settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
         names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
         names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
         return {
-            "dataset": self._data_fingerprint,
+            "dataset": self.data_fingerprint or "streaming",
             "processes": self.accelerator.num_processes,
             **{name: getattr(self.args, name) for name in names},
         }
@@ -88,7 +77,7 @@ class WholeCheckpoints:
                 f"The run of {folder} cannot be resumed as it was: {'; '.join(changed)}. Restore these, or start a "
                 "new run from the checkpoint's weights in another output_dir."
             )
-        if is_stream(self.train_dataset):
+        if self.data_fingerprint is None:
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
             self._stream_start = state["global_step"] * self.args.gradient_accumulation_steps
 

@@ -1,0 +1,1 @@
+"""How good a speech LLM is: tasks, metrics, text bound and cascade, judge, report."""

@@ -1,0 +1,1 @@
+"""Frozen-encoder outputs and teacher states on disk: written once by `encode`, read by the trainers."""

@@ -1,0 +1,1 @@
+"""What a training leaves: whole checkpoints, their average, LoRA adapters."""

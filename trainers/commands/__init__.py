@@ -1,0 +1,1 @@
+"""The commands `align`, `imitate`, `distill`, `targets` and `encode`: settings, recipes, launch."""

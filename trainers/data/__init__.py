@@ -1,0 +1,1 @@
+"""Rows in, batches out: loading, filters, augmentation, bad rows, sampling, collators, interleaving, word times."""

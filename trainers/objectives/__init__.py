@@ -1,0 +1,1 @@
+"""What a connector learns from: distances, divergences, CTC, their terms, and the teacher."""

@@ -1,0 +1,1 @@
+"""The LLM answers prompts about transcripts: pools of prompts, sources, backends."""
