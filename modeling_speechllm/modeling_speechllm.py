@@ -39,6 +39,8 @@ from .connectors import build_connector
 from .partial_checkpoints import check_keys, load_trained, save_trained, trained_groups
 
 GROUPS = ("encoder", "connector", "llm")
+# What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
@@ -107,7 +109,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -344,10 +346,11 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         language: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMModelOutputWithPast:
         """
@@ -357,6 +360,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             inputs_embeds (`torch.Tensor` of shape `(batch, sequence, dim)`): in place of `input_ids`, or beside them,
                 in which case the ids only mark the placeholders.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): language of each audio, -1 for unknown.
+            cache, past_key_values (`Cache`, *optional*): one thing under its name from transformers 5.24 on and its
+                name before; either may be passed with any version.
         """
         if input_features is None and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
             placeholders = int(self.get_placeholder_mask(input_ids).sum())
@@ -370,16 +375,13 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         )
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
+        kwargs[CACHE] = past_key_values if cache is None else cache
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **kwargs
         )
         return SpeechLLMModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=None if audio is None else audio.pooler_output,
@@ -435,12 +437,13 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         language: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMCausalLMOutputWithPast:
         """
@@ -457,7 +460,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             input_features_mask=input_features_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             language=language,
@@ -470,7 +473,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         return SpeechLLMCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,
@@ -493,6 +496,9 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         placeholders included; with `inputs_embeds` alone it holds the new tokens only.
         """
         input_ids = kwargs.pop("input_ids", inputs)
+        for name in ("past_key_values", "cache"):
+            if name in kwargs:
+                kwargs[CACHE] = kwargs.pop(name)
         if input_features is not None and len(input_features) > 0:
             kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
                 input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
