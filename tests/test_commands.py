@@ -132,7 +132,7 @@ def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys
     ("text", "finding"),
     [
         ("max_steps: many", "invalid int value: 'many'"),
-        ("dataset: folder", "dataset is a list"),
+        ("dataset: {a: b}", "dataset is a list"),
         ("max_steps: [1, 2]", "max_steps takes one value"),
         ("max_steps: 1\nmax_steps: 2", "max_steps stands twice (line 2)"),
         ("- max_steps", "holds no settings"),
@@ -374,7 +374,7 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
 @pytest.mark.parametrize("command", commands.CLASSES)
 def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     found = []
-    for name in ("train", "encode", "write_targets"):
+    for name in ("train", "encode", "targets"):
         monkeypatch.setattr(commands, name, lambda *settings: found.extend(settings))
     data = ["--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
     assert main([command, "--model", "nano", *data]) == 0

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser, LlamaForCausalLM
 
 import speechllm
 from processing_speechllm import SpeechLLMProcessor
+from trainers.commands.arguments import DataArguments
 from trainers.targets.backends import Answer, LocalBackend, Question, identify, load_llm
 from trainers.targets.config import TargetsConfig
 from trainers.targets.generate import generate_targets, main
@@ -134,15 +135,8 @@ def test_empty_answers_and_transcripts_are_dropped_and_counted(tmp_path, capsys)
         f"utterance-{i}" for i in (3, 3, 4, 4, 5, 5)
     ]
     assert json.loads((tmp_path / "manifest.json").read_text())["report"] == report
-    assert main(config(tmp_path / "again", target_set="T", dataset=write_jsonl(tmp_path, given)))["rows"] == 8
+    assert main(config(tmp_path / "again", target_set="T"), given)["rows"] == 8
     assert "1 of 9 questions dropped: no transcript" in capsys.readouterr().out
-
-
-def write_jsonl(folder, given):
-    file = folder / "source.jsonl"
-    rows = [{"audio": f"clips/{i}.wav", "text": row["text"]} for i, row in enumerate(given.to_list())]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
 
 
 def test_a_shard_without_any_row_does_not_spoil_the_folder(tmp_path):
@@ -152,18 +146,9 @@ def test_a_shard_without_any_row_does_not_spoil_the_folder(tmp_path):
     assert generate_targets(config(tmp_path), given, None)["rows"] == 3  # the empty shard counts as done
 
 
-def test_a_manifest_file_is_read_and_its_columns_are_named_by_the_settings(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"file": "a.wav", "sentence": "hello"}) + "\n", encoding="utf-8")
-    settings = {"dataset": str(file), "target_set": "T", "audio_column": "file", "text_column": "sentence"}
-    generate_targets(config(tmp_path / "out", **settings))
-    (row,) = read(tmp_path / "out")
-    assert (row["audio"], row["text"], row["id"]) == ({"bytes": None, "path": "a.wav"}, "hello", "0")
-
-
 def test_a_source_that_does_not_fit_is_refused_with_the_remedy(tmp_path):
     settings = config(tmp_path)
-    with pytest.raises(ValueError, match="no column 'text'. Did you mean 'texts'.*text_column"):
+    with pytest.raises(ValueError, match="no column 'text'. Did you mean 'texts'.*columns="):
         generate_targets(settings, source().rename_column("text", "texts"), Echo())
     with pytest.raises(ValueError, match="that targets need: model, seed. Rename"):
         generate_targets(settings, source(model=["x"] * 20, seed=[0] * 20), Echo())
@@ -402,7 +387,7 @@ def test_the_rows_can_be_trained_on(tmp_path):
 
 def test_settings_are_a_command_line():
     (parsed,) = HfArgumentParser(TargetsConfig).parse_args_into_dataclasses(
-        ["--dataset", "d", "--output_dir", "o", "--model", "m", "--tasks", "topic", "title", "--temperature", "0.5"]
+        ["--output_dir", "o", "--model", "m", "--tasks", "topic", "title", "--temperature", "0.5"]
         + ["--chat_template_kwargs", '{"enable_thinking": false}']
     )
     assert (parsed.tasks, parsed.temperature, parsed.target_set) == (["topic", "title"], 0.5, "BI")
@@ -448,6 +433,7 @@ def blocks(language):
 def test_the_page_s_settings_and_pool_are_valid(tmp_path):
     local, endpoint, tasks = blocks("yaml")
     settings = yaml.safe_load(local)
+    assert DataArguments(settings.pop("dataset"), columns=settings.pop("columns")).dataset == ["my-name/my-speech"]
     assert TargetsConfig(**settings).chat_template_kwargs == {"enable_thinking": False}
     assert TargetsConfig(**settings | yaml.safe_load(endpoint)).concurrency == 64
     (tmp_path / "tasks.yaml").write_text(tasks, encoding="utf-8")

@@ -21,7 +21,10 @@ class ImitationCollator(SpeechCollator):
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
         instruction = self.args.transcription_instruction
-        chats = [answered_chat(example.row, example.texts, instruction) for example in examples]
+        chats = [
+            example.row["messages"] if example.row.get("messages") else answered_chat(example.texts, instruction)
+            for example in examples
+        ]
         return self.chat_inputs(examples, chats, teacher=self.args.divergence_weight > 0)
 
     def chat_inputs(self, examples: list[Example], chats: list[list[dict]], teacher: bool) -> dict[str, Any]:
@@ -75,8 +78,8 @@ class ImitationCollator(SpeechCollator):
             return heard
         if len(heard) > 1 and self.args.text_probability > 0:
             spoken = choose_speech(len(heard), example.rng, self.args.text_probability)
-            pairs = zip(heard, spoken, example.utterances, strict=True)
-            return [row if speech else [TextSegment(utterance.text)] for row, speech, utterance in pairs]
+            pairs = zip(heard, spoken, example.texts, strict=True)
+            return [row if speech else [TextSegment(text)] for row, speech, text in pairs]
         if self.args.span_probability > 0:
             return [self.interleaved(example, utterance) for utterance in example.utterances]
         return heard

@@ -141,6 +141,8 @@ class _Parser(HfArgumentParser):
         for name, value in settings.items():
             action = actions[name]
             in_words = isinstance(value, (str, int, float)) and action.nargs in (None, "?")
+            if action.nargs == "+" and isinstance(value, (str, int, float)):
+                value = [value]
             if isinstance(value, list) and value and action.nargs == "+":
                 words += [f"--{name}", *(_word(part) for part in value)]
             elif in_words:

@@ -11,10 +11,8 @@ from .interleaving import Segment, TextSegment, segment_blocks
 IGNORED = -100
 
 
-def answered_chat(row: dict[str, Any], texts: list[str], instruction: str) -> list[dict]:
-    """A row's own chat, or the instruction after its audios and their transcripts `texts` as the answer."""
-    if row.get("messages"):
-        return row["messages"]
+def answered_chat(texts: list[str], instruction: str) -> list[dict]:
+    """The instruction after the audios of a row, and their transcripts `texts` as the answer."""
     answer = {"role": "assistant", "content": [{"type": "text", "text": " ".join(texts)}]}
     return [*SpeechLLMProcessor.instruction_chat([None] * len(texts), instruction), answer]
 

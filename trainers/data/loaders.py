@@ -28,7 +28,8 @@ def is_stream(dataset: Any) -> bool:
 
 def count_tokens(row: dict[str, Any], processor: SpeechLLMProcessor) -> int:
     """Tokens that a row takes in the LLM, audio and text, without what the chat template adds."""
-    texts = row["text"] if isinstance(row["text"], list) else [row["text"] or ""]
+    texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
+    texts = [text or "" for text in texts]
     for message in row.get("messages") or []:
         content = message["content"]
         texts = [*texts, content] if isinstance(content, str) else [*texts, *(b.get("text") or "" for b in content)]

@@ -15,23 +15,16 @@ def described(text: str, default: Any) -> Any:
 @dataclass
 class TargetsConfig:
     """
-    What is asked of which LLM about which transcripts, and where the answers go.
+    What is asked of which LLM, and where the answers go. Which data is said as for every command.
 
     Settings of the first four groups make the rows; a run that is resumed must keep them. Those of the last group say
     only how the work is done and may change.
     """
 
     # data
-    dataset: str = field(
-        metadata={"help": "Source: Hub id, folder (also of `save_to_disk`), or a .jsonl, .json, .csv, .parquet file."}
-    )
     output_dir: str = field(metadata={"help": "Folder for the rows; an unfinished run in it is resumed."})
-    dataset_config: str | None = described("Configuration of a Hub dataset.", None)
-    dataset_split: str = described("Split of the source.", "train")
-    dataset_revision: str | None = described("Branch, tag or commit of a Hub dataset.", None)
     source_license: str | None = described("Licence of the source, kept per row. Default: the dataset's own.", None)
-    audio_column: str = described("The source's column with the audio; becomes `audio`.", "audio")
-    text_column: str = described("The source's column with the transcript; becomes `text`.", "text")
+    max_bad_share: float = described("Stop when more than this share of the recordings cannot be read.", 0.01)
     utterances_per_row: int = described("Consecutive utterances asked about together, each an audio block.", 1)
     rows_per_shard: int = described("Source rows (or groups) per parquet file; the unit of resuming.", 500)
 
@@ -100,6 +93,6 @@ class TargetsConfig:
 
     def row_settings(self) -> dict[str, Any]:
         """The settings that make the rows, without those of the work and of where the folders are."""
-        places = ("dataset", "output_dir", "task_folder", "template_folder")
-        work = ("batch_size", "concurrency", "retries", "timeout", "api_key_variable", "base_url")
+        places = ("output_dir", "task_folder", "template_folder")
+        work = ("max_bad_share", "batch_size", "concurrency", "retries", "timeout", "api_key_variable", "base_url")
         return {name: value for name, value in vars(self).items() if name not in places + work}

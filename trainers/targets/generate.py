@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 from .backends import Answer, Question, identify, load_backend
 from .config import TargetsConfig
 from .prompts import TEMPLATE_FOLDER, Prompt, Task, draw_prompts, load_tasks, select_prompts, user_turn
-from .sources import PIECE, describe_source, load_source, prepare_source, read_groups
+from .sources import PIECE, describe_source, prepare_source, read_groups
 
 REPEAT, CONTINUE = "repeat", "continue"  # tasks that a pool needs for the target sets T and continuation
 FREE = Task("free", (Prompt("free", "", ""),))
@@ -100,15 +100,13 @@ class Item:
         return Question(chat, self.seed)
 
 
-def generate_targets(
-    config: TargetsConfig, dataset: Dataset | None = None, backend: Backend | None = None
-) -> dict[str, Any]:
+def generate_targets(config: TargetsConfig, dataset: Dataset, backend: Backend | None = None) -> dict[str, Any]:
     """
     Write the targets of a dataset; resume what an earlier run with these settings left.
 
     Args:
         config: settings.
-        dataset: the source, in place of `config.dataset`: columns `audio`, `text`, optionally `language`, `id`, any.
+        dataset: the source, as `load_rows` gives it: columns `audio`, `text`, optionally `language`, `id`, any.
         backend: an LLM of your own, in place of the one that `config` names; its name and revision are noted as
             `config` gives them.
 
@@ -122,9 +120,8 @@ def generate_targets(
             other settings, another source or LLM, by name.
         BackendError: the endpoint does not answer; the finished shards stay.
     """
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)  # without the flag it takes processes on a CPU for one each
-    source = prepare_source(load_source(config) if dataset is None else dataset, config, GENERATED)
+    state = process_state()
+    source = prepare_source(dataset, GENERATED)
     pools = load_pools(config)
     output = Path(config.output_dir)
     asks = config.target_set != "T"
@@ -165,9 +162,15 @@ def generate_targets(
     return close_run(output, fingerprint, shards, len(source))
 
 
-def main(config: TargetsConfig) -> dict[str, Any]:
-    """The command: `generate_targets`, and the report in words."""
-    report = generate_targets(config)
+def process_state() -> PartialState:
+    """This process and the others."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu)  # without the flag it takes processes on a CPU for one each
+
+
+def main(config: TargetsConfig, dataset: Dataset) -> dict[str, Any]:
+    """`generate_targets`, and the report in words."""
+    report = generate_targets(config, dataset)
     print(f"{report['rows']} rows of {report['utterances']} utterances in {config.output_dir}")
     for reason, count in report["dropped"].items():
         print(f"  {count} of {report['asked']} questions dropped: {reason.replace('_', ' ')} (see dropped.jsonl)")
