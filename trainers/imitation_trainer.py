@@ -128,6 +128,7 @@ class SpeechImitationTrainer(SpeechTrainer):
 
     _tag_names = ["speechllm", "speech-imitation"]
     _name = "SpeechImitation"
+    takes_loss_func = True
     config_class = SpeechImitationConfig
     collator_class = ImitationCollator
 

@@ -28,9 +28,7 @@ def prepare_source(dataset: Dataset, generated: Features) -> Dataset:
     for name in ("audio", "text"):
         if name not in dataset.column_names:
             near = nearest(name, dataset.column_names)
-            raise ValueError(
-                f'The source has no column {name!r}.{near} Set columns={{"its name": "{name}"}}.'
-            )
+            raise ValueError(f'The source has no column {name!r}.{near} Set columns={{"its name": "{name}"}}.')
     taken = sorted(set(generated) & set(dataset.column_names))
     if taken:
         raise ValueError(f"The source has columns of the names that targets need: {', '.join(taken)}. Rename them.")
