@@ -21,6 +21,7 @@ from ..alignment_config import SpeechAlignmentConfig
 from ..alignment_trainer import SpeechAlignmentTrainer
 from ..cache.config import EncodeConfig
 from ..cache.encode import encode_dataset
+from ..cache.frame_cache import UNREADABLE_ROWS
 from ..checkpoints.folders import WEIGHTS, checkpoint_folders, is_whole
 from ..checkpoints.lora import lora_config
 from ..data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
@@ -179,8 +180,19 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     if found:
         say(f"{len(found)} rows could not be used and were left out; they are listed in {trainer.bad_rows.folder}")
     say(f"Model and processor: {place}. Losses: {Path(args.output_dir) / 'trainer_state.json'}")
-    if trainer.is_world_process_zero() and place == Path(args.output_dir):
-        say(f'Ask it: speechllm ask RECORDING "INSTRUCTION" --model {place}')
+    if place == Path(args.output_dir):
+        say(what_next(trainer_class, place))
+
+
+def what_next(trainer_class: type[SpeechTrainer], place: Path) -> str:
+    """What to do with a trained model: an aligned one spells, it does not answer yet."""
+    if trainer_class is SpeechAlignmentTrainer:
+        return (
+            "It has learned to spell what it hears, not to answer. Next, teach it that: speechllm targets --model "
+            f"{place} --dataset DATA --output_dir TARGETS; then speechllm imitate --model {place} --dataset TARGETS "
+            "--output_dir NEW (a recipe: bloomzmms-2)"
+        )
+    return f'Ask it: speechllm ask RECORDING "INSTRUCTION" --model {place}'
 
 
 def _say(text: str) -> None:
@@ -303,7 +315,7 @@ def encode(config: EncodeConfig, data: DataArguments) -> None:
         model.model.language_model.to(device)
         model.lm_head.to(device)
     # Not the folder's `bad_rows`, which a new run empties.
-    bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
+    bad_rows = BadRows(Path(config.output_dir) / UNREADABLE_ROWS, config.max_bad_share, ROWS_BEFORE_JUDGING)
     with state.main_process_first():
         rows, report = load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming, say=state.print)
     if not data.streaming:
