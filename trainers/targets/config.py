@@ -39,7 +39,10 @@ class TargetsConfig:
         None,
     )
     tasks: list[str] | None = described("Names of the tasks to draw from. Default: all.", None)
-    prompt_languages: list[str] | None = described("Languages of the prompts. Default: all of the pool.", None)
+    prompt_languages: list[str] | None = described(
+        "Languages that prompts are drawn in, or all. Default: each row's own where the pool has it, else English.",
+        None,
+    )
     prompt_split: Literal["train", "unseen_prompts", "unseen_tasks"] = described(
         "Prompts to train on, held-out prompts of the same tasks, or held-out tasks.", "train"
     )
@@ -60,7 +63,10 @@ class TargetsConfig:
     )
 
     # generation
-    max_new_tokens: int = described("Limit of an answer's length; answers that meet it are marked.", 128)
+    max_new_tokens: int | None = described(
+        "Limit of an answer's length; answers that meet it are marked and counted. Default: the task's own, else 256.",
+        None,
+    )
     temperature: float = described("0 is greedy; above, answers are sampled with a seed of their own.", 0.0)
     top_p: float = described("Sample from the most probable tokens that have this share together.", 1.0)
 
@@ -84,9 +90,11 @@ class TargetsConfig:
             raise ValueError(f"target_set={self.target_set!r} asks an LLM. Give model, a Hub id or a folder.")
         if self.tasks is not None and self.target_set != "BI":
             raise ValueError(f"tasks are for target_set='BI', not {self.target_set!r}. Leave them out.")
+        if isinstance(self.prompt_languages, str):
+            self.prompt_languages = [self.prompt_languages]
         names = ("utterances_per_row", "rows_per_shard", "prompts_per_row", "max_new_tokens", "batch_size")
         for name in (*names, "concurrency"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.retries < 0:
             raise ValueError("temperature and retries must not be negative, and top_p must be in (0, 1].")
