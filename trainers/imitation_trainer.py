@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .data.chats import IGNORED, answered_chat, pad_chats, read_chat, tokenize_chats, with_segments
+from .data.chats import (
+    IGNORED,
+    answered_chat,
+    pad_chats,
+    read_chat,
+    tokenize_chats,
+    unlabel_cut_ends,
+    with_segments,
+)
 from .data.collators import Example, SpeechCollator, Utterance, keep_masks, whole
 from .data.ctc_alignment import token_times
 from .data.interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
@@ -54,12 +62,7 @@ class ImitationCollator(SpeechCollator):
     def tokenize(self, examples: list[Example], chats: list[list[dict]]) -> tuple[list[list[int]], list[list[int]]]:
         """Ids and labels; an answer that was cut at its length limit is not taught to end there."""
         ids, labels = tokenize_chats(self.processor, chats, **self.args.chat_template_kwargs or {})
-        added = self.processor.tokenizer.added_tokens_decoder
-        special = {number for number, token in added.items() if token.special}
-        for example, row in zip(examples, labels, strict=True):
-            if example.row.get("finish_reason") == "length":
-                last = max(place for place, label in enumerate(row) if label != IGNORED and label not in special)
-                row[last + 1 :] = [IGNORED] * (len(row) - last - 1)
+        unlabel_cut_ends(self.processor, [example.row for example in examples], labels)
         return ids, labels
 
     def cached_states(self, examples: list[Example]) -> dict[str, torch.Tensor]:

@@ -54,6 +54,8 @@ def chat_row(row: dict[str, Any], several: bool, name: str) -> dict[str, Any]:
         given = [] if given is None else given if isinstance(given, list) else [given]
         audios = [source_of(audio) for audio in given]
         messages = messages and read_messages(messages, audios)
+        if any("array" in audio for audio in audios):
+            raise ValueError("an audio is an array of samples; write it to a file, and its path into the row")
     except ValueError as error:
         raise ValueError(f"{name}: {error}.") from error
     text = row.get("text")
@@ -143,12 +145,14 @@ def read_marks(text: str, marked: bool) -> list[dict[str, Any]]:
 def source_of(audio: Any) -> dict[str, Any]:
     """
     An audio in any written form as {"bytes", "path"}: a path, a `file:` or `data:` address, {"path"}, {"bytes"},
-    {"url"}, or OpenAI's {"data", "format"} in base64. Web addresses stay as they are: nothing is fetched here.
+    {"url"}, or OpenAI's {"data", "format"} in base64. Web addresses and {"array"} stay as they are.
     """
     if isinstance(audio, bytes):
         return {"bytes": audio, "path": None}
     if isinstance(audio, dict):
         audio = {key: value for key, value in audio.items() if value is not None}
+        if "array" in audio:
+            return audio
         if "bytes" in audio:
             return {"bytes": audio["bytes"], "path": audio.get("path")}
         if isinstance(audio.get("data"), str) and not audio["data"].startswith("data:"):
