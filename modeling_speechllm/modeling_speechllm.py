@@ -256,6 +256,14 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             cache, past_key_values (`Cache`, *optional*): one thing under its name from transformers 5.24 on and its
                 name before; either may be passed with any version.
         """
+        prompt = input_ids is not None and inputs_embeds is None and past_key_values is None
+        if input_features is None and prompt and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "A SpeechLLM in training got no audio: input_features is None. A trainer that knows no audio has left "
+                "it out; give it data_collator=SpeechChatCollator(processor) of speechllm's trainers and "
+                "remove_unused_columns=False. For a batch that is text alone on purpose pass empty input_features, "
+                "torch.zeros(0)."
+            )
         if input_features is None and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
             placeholders = int(self.get_placeholder_mask(input_ids).sum())
             if placeholders:
