@@ -149,7 +149,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
 
     @property
     def ctc_blank(self) -> int:
-        """Token id of CTC's blank, which no transcript holds: the connector's `ctc_blank`, else the LLM's padding token.
+        """Token id of CTC's blank, which no transcript holds: the connector's `ctc_blank`, else the LLM's padding.
 
         Raises:
             ValueError: it has no embedding, or there is none.
@@ -159,8 +159,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         rows = self.get_input_embeddings().num_embeddings
         if chosen is not None and not 0 <= blank < rows:
             raise ValueError(
-                f"The connector's ctc_blank={blank} has no row in the LLM's {rows} embeddings. Set it to a token that no "
-                "transcript holds, or to None for the LLM's padding token."
+                f"The connector's ctc_blank={blank} has no row in the LLM's {rows} embeddings. Set it to a token that "
+                "no transcript holds, or to None for the LLM's padding token."
             )
         if blank is None or not 0 <= blank < rows:
             raise ValueError(

@@ -18,15 +18,17 @@ from transformers.utils.chat_template_utils import (
     render_jinja_template,
 )
 
-# For LLMs without a chat format (GPT-2, BLOOMZ): no role names; what the user says, a line break, the answer, the end.
+# For LLMs without a chat format (GPT-2, BLOOMZ): no role names; what the user says, a line break unless that ends in
+# white space itself (BLOOMZMMS: "Repeat the sentence: {audio}. "), the answer, the end.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
     {%- if message['role'] == 'assistant' %}
         {%- generation %}{{- message['content'] + (eos_token or '') }}{% endgeneration %}
     {%- else %}
-        {{- message['content'] + '\\n' }}
+        {{- message['content'] + ('' if message['content'][-1:] in (' ', '\\n') else '\\n') }}
     {%- endif %}
 {%- endfor %}"""
+AUDIO = "{audio}"  # in an instruction: where the speech stands
 SOURCE_KEYS = ("audio", "array", "bytes", "path", "url", "tokens")
 
 Span = tuple[int, int]
@@ -41,13 +43,20 @@ def plain_chat_template(tokenizer: Any) -> str:
 def instruction_chat(audio: list, instruction: str) -> list[dict]:
     """One user turn: every audio, then the instruction, each on a line of its own. An audio may be None (given later).
 
+    An instruction that says `{audio}` has the audios there, with nothing added around them.
     Training and the pipeline both build their prompts here, so that a model is asked as it was taught.
     """
     content = []
     for source in audio:
         content += [{"type": "audio"} if source is None else {"type": "audio", "audio": source}]
         content += [{"type": "text", "text": "\n"}]
-    return [{"role": "user", "content": [*content[:-1], {"type": "text", "text": "\n" * bool(audio) + instruction}]}]
+    if audio and AUDIO in instruction:
+        prefix, _, last = instruction.partition(AUDIO)
+    else:
+        prefix, last = "", "\n" * bool(audio) + instruction
+    content = [{"type": "text", "text": prefix}, *content[:-1], {"type": "text", "text": last}]
+    content = [block for block in content if block.get("text") != ""] or [{"type": "text", "text": instruction}]
+    return [{"role": "user", "content": content}]
 
 
 def collect_audio(chats: list[list[dict]], given: list, need_sources: bool) -> tuple[list[list[dict]], list]:

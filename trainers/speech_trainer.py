@@ -42,6 +42,11 @@ from .objectives.terms import Term, Totals, weighted_loss
 from .speech_config import SpeechTrainingConfig, check_given
 
 
+def last_places(mask: torch.Tensor) -> torch.Tensor:
+    """(rows, places) bool mask -> the same with the last True of each row alone."""
+    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+
+
 class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     """
     Base of the speech trainers. A subclass gives `objective` and its collator.
@@ -292,6 +297,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         cross_entropy_weight: float,
         divergence_weight: float,
         teacher: torch.Tensor | None = None,
+        end_token_weight: float = 0.0,
     ) -> dict[str, Term]:
         """The loss terms on the answers, from hidden states (batch, sequence, dim) of the student and, if they are
         there already, of the teacher. Only positions that predict an answer's token get logits."""
@@ -306,13 +312,21 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if divergence_weight:
             args = self.args
             if "teacher_indices" in batch:
-                tokens = TopTokens(batch["teacher_log_probabilities"], batch["teacher_indices"], args.temperature)
-                total = top_k_divergence(student, tokens, head, args.temperature)
+                states = batch["teacher_log_probabilities"], batch["teacher_indices"]
             else:
                 teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
-                read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
-                total = response_divergence(student, read, head, args.divergence, args.jsd_beta, args.temperature)
-            terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
+                states = (teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED],)
+
+            def divergence(student: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+                if len(states) == 2:
+                    return top_k_divergence(student, TopTokens(*states, args.temperature), head, args.temperature)
+                return response_divergence(student, *states, head, args.divergence, args.jsd_beta, args.temperature)
+
+            terms["divergence"] = Term(divergence(student, *states), "answer_tokens", divergence_weight)
+            if end_token_weight:
+                ends = last_places(predicting)[predicting]
+                total = divergence(student[ends], *(state[ends] for state in states))
+                terms["end_token"] = Term(total, "answers", end_token_weight)
         return terms
 
     def check_teacher(self) -> None:

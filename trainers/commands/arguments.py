@@ -104,6 +104,8 @@ class ScriptArguments(DataArguments):
             Groups that get LoRA adapters, of `encoder`, `connector` and `llm`.
         lora_rank (`int`), lora_alpha (`int`), lora_dropout (`float`):
             Settings of the adapters.
+        lora_modules (`list[str]`, *optional*):
+            Names of the linear layers that get them, such as `k_proj`. By default all.
         eval_dataset (`list[str]`, *optional*), eval_split (`str`, *optional*):
             Data of the evaluation loss, within the same limits, and their split: by default `validation` of Hub
             datasets and of folders that have one, else `train`.
@@ -122,6 +124,7 @@ class ScriptArguments(DataArguments):
     lora_rank: int = described("Rank of the adapters.", 16)
     lora_alpha: int = described("Scale of the adapters, over the rank.", 32)
     lora_dropout: float = described("Dropout of the adapters.", 0.0)
+    lora_modules: list[str] | None = described("Names of linear layers that get adapters, by default all.")
     eval_dataset: list[str] | None = described("Data of the evaluation loss.")
     eval_split: str | None = described("Split for evaluation; by default validation, of data without one train.")
     target_weights: dict | str | None = described('Target sets and their weights, {"T": 1, "MI": 2}.')

@@ -163,7 +163,8 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     model, processor = load_speech_model(script, args.train_groups)
     adapters = None
     if script.lora_groups:
-        adapters = lora_config(model, script.lora_groups, script.lora_rank, script.lora_alpha, script.lora_dropout)
+        settings = script.lora_rank, script.lora_alpha, script.lora_dropout, script.lora_modules
+        adapters = lora_config(model, script.lora_groups, *settings)
     trainer = trainer_class(
         model,
         args,
