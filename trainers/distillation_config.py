@@ -18,8 +18,8 @@ class SpeechDistillationConfig(TeacherArguments, SpeechTrainingConfig):
             lambda_IN of LAD, weight of the distance between the last audio tokens and the transcript's embeddings.
             The paper does not tell it; 1 is DiVA's.
         input_mean (`str`, *optional*, defaults to `"utterances"`):
-            What L_IN is a mean over: `"utterances"`, each the mean of its tokens (LAD), or all `"tokens"` alike (DiVA's
-            code).
+            What L_IN is a mean over: `"utterances"`, each the mean of its tokens (LAD), or all `"tokens"` alike
+            (DiVA's code).
         output_weight (`float`, *optional*, defaults to `1.0`):
             lambda_OUT, weight of the distance between the last hidden states after hearing and after reading.
         language_weight (`float`, *optional*, defaults to `1.0`):

@@ -46,7 +46,7 @@ class SpeechDistillationTrainer(SpeechTrainer):
     """
     Distils the LLM that reads transcripts into the connector.
 
-    loss = input_weight * L_IN / utterances (or tokens) + output_weight * L_OUT / rows + language_weight * L_LID / labelled
+    loss = input_weight * L_IN / utterances + output_weight * L_OUT / rows + language_weight * L_LID / labelled
            + response_weight * temperature^2 * D(teacher, student) / answer tokens
 
     Reported beside the terms: `language_accuracy`, the gate's; `cut_tokens`, transcript tokens per utterance that L_IN

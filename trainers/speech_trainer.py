@@ -28,7 +28,7 @@ from trl import SFTTrainer
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.modeling_speechllm import scale_logits
 
-from .checkpoints.trained_parts import beside_adapters, has_tied_head, tie_head, train_groups
+from .checkpoints.trained_parts import beside_adapters, beside_quantized, has_tied_head, tie_head, train_groups
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .data.chats import IGNORED
@@ -111,17 +111,18 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if data_collator is None:
             languages = getattr(model.model.multi_modal_projector.config, "languages", None)
             data_collator = self.collator_class(processing_class, args, languages, self.frames_cache, self.bad_rows)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        with beside_quantized(model, adapters=peft_config is not None):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                callbacks=callbacks,
+                **kwargs,
+            )
         self.compute_loss_func = compute_loss_func
         if tied and peft_config is not None:
             tie_head(self.speech_model)

@@ -41,7 +41,7 @@ def lora_config(
     found = sorted({name.rpartition(".")[2] for name in targets})
     missing = sorted(set(modules or []) - set(found))
     if missing:
-        raise ValueError(f"lora_modules: no linear layer is called {', '.join(missing)}. There are {', '.join(found)}.")
+        raise ValueError(f"lora_modules: no linear layer is called {', '.join(missing)}, only {', '.join(found)}.")
     if modules is not None:
         targets = [name for name in targets if name.rpartition(".")[2] in modules]
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)

@@ -100,6 +100,8 @@ class ScriptArguments(DataArguments):
             Pad audio to the encoder's window, as Whisper was pretrained. With `audio` and `text` only.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the weights. `"auto"` is that of the checkpoint.
+        quantization (`str`, *optional*):
+            `"8bit"` or `"4bit"`: the LLM's linear layers by bitsandbytes, frozen. Needs `speechllm[quantization]`.
         lora_groups (`list[str]`, *optional*):
             Groups that get LoRA adapters, of `encoder`, `connector` and `llm`.
         lora_rank (`int`), lora_alpha (`int`), lora_dropout (`float`):
@@ -120,6 +122,7 @@ class ScriptArguments(DataArguments):
     connector: dict | str | None = described("New connector: a preset, or settings with a type.")
     pad_to_window: bool = described("Pad audio to the encoder's window.", False)
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
+    quantization: str | None = described("The frozen LLM in 8bit or 4bit, by bitsandbytes.")
     lora_groups: list[str] | None = described("Groups that get LoRA adapters: encoder, connector, llm.")
     lora_rank: int = described("Rank of the adapters.", 16)
     lora_alpha: int = described("Scale of the adapters, over the rank.", 32)

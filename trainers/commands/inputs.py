@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.pretrained_speechllm import GROUPS
+from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
 
 from ..data.bad_rows import BadRows
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_speech_model(
-    arguments: Any, trained_groups: Sequence[str] = ()
+    arguments: Any, trained_groups: Sequence[str] = (), quantization: str | None = None
 ) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
     """
     The model and processor that settings name.
@@ -35,19 +36,23 @@ def load_speech_model(
             [`ScriptArguments`] and [`EncodeConfig`] have.
         trained_groups: groups that will be trained. A checkpoint whose other groups were trained before is no longer
             its parents and a connector, so these are forgotten and it is saved whole.
+        quantization: `8bit` or `4bit` for the LLM, see [`quantization_config`].
 
     Raises:
         ValueError: settings that name no model or two, or a checkpoint that is no SpeechLLM.
         OSError: a model that cannot be found.
     """
     check_model_names(arguments)
+    options = {"dtype": arguments.dtype}
     if arguments.model is None:
+        if quantization is not None:
+            options["quantization_config"] = quantization_config(quantization)
         model = SpeechLLMForConditionalGeneration.from_parts(
             arguments.audio,
             arguments.text,
             arguments.connector,
             pad_to_window=arguments.pad_to_window,
-            dtype=arguments.dtype,
+            **options,
         )
         return model, SpeechLLMProcessor.from_parts(arguments.audio, arguments.text, model.config)
     settings, _ = PreTrainedConfig.get_config_dict(arguments.model)
@@ -56,7 +61,9 @@ def load_speech_model(
             f"{arguments.model} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint "
             "as `model`, or join two models with `audio` and `text`."
         )
-    model = SpeechLLMForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, whole=not settings.get("trained_groups"))
+    model = SpeechLLMForConditionalGeneration.from_pretrained(arguments.model, **options)
     processor = SpeechLLMProcessor.from_pretrained(arguments.model)
     if not set(settings.get("trained_groups") or GROUPS) <= set(trained_groups):
         model.config.parents = None

@@ -67,6 +67,7 @@ class TargetsConfig:
     revision: str | None = described("Branch, tag or commit of a Hub model; for an endpoint only noted.", None)
     base_url: str | None = described("OpenAI-compatible endpoint, as http://localhost:8000/v1. Default: local.", None)
     dtype: str = described("Number format of a local model: auto, float32, bfloat16 or float16.", "auto")
+    quantization: Literal["8bit", "4bit"] | None = described("A local model in 8 or 4 bits, by bitsandbytes.", None)
     chat_template_kwargs: dict[str, Any] | str | None = described(
         "Variables of the chat template as JSON, for example '{\"enable_thinking\": false}'. Train with the same.",
         None,
