@@ -6,7 +6,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 QUANTIZATIONS = ("8bit", "4bit")
-WHOLE = ["audio_tower", "multi_modal_projector", "lm_head"]  # of a SpeechLLM
+WHOLE = ["model.audio_tower", "model.multi_modal_projector", "lm_head"]  # of a SpeechLLM, from the start of the name
 
 
 def quantization_config(name: str, whole: bool = False) -> BitsAndBytesConfig:

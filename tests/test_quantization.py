@@ -40,12 +40,12 @@ def quantized(parents, kind) -> SpeechLLMForConditionalGeneration:
 
 
 def trainer_of(model, parents, folder, peft_config=None, **settings) -> SpeechImitationTrainer:
-    args = SpeechImitationConfig(
-        str(folder),
+    settings = {
         **{"max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2},
         **{"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "divergence_weight": 0.5},
         **{"gradient_checkpointing": False, "lr_scheduler_type": "constant"} | settings,
-    )
+    }
+    args = SpeechImitationConfig(str(folder), **settings)
     processor = SpeechLLMProcessor.from_parts(**parents, config=model.config)
     rows = tone_rows(answered=True)
     return SpeechImitationTrainer(model, args, train_dataset=rows, processing_class=processor, peft_config=peft_config)
