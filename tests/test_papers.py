@@ -3,14 +3,15 @@ where a wrong token or position would not show in a loss."""
 
 import pytest
 import torch
-from conftest import text_config, tiny_speechllm, whisper_config
+from conftest import WAVEFORM, text_config, tiny_speechllm, whisper_config
 from factories_processing import make_tokenizer
 from factories_training import tiny_parts
 from test_trainers import BANK, build
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM, WhisperFeatureExtractor, WhisperModel
+from transformers import LlamaForCausalLM, Wav2Vec2Config, Wav2Vec2ForCTC, WhisperFeatureExtractor, WhisperModel
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
+from modeling_speechllm.audio_encoders import load_encoder
 from modeling_speechllm.configuration_connectors import connector_config
 from modeling_speechllm.query_bank import QueryBank
 from processing_speechllm import SpeechLLMProcessor
@@ -279,3 +280,14 @@ def test_the_end_token_has_a_divergence_of_its_own(tmp_path):
             total += 4.0 * F.kl_div(student.log_softmax(-1), target.softmax(-1), reduction="sum")
     assert batch["counts"][term.items] == 4
     torch.testing.assert_close(term.total, total, rtol=1e-4, atol=1e-5)
+
+
+def test_the_attention_adapters_of_mms_come_with_its_encoder(tmp_path):
+    """As facebook/mms-1b-all has them: a model for CTC whose encoder layers end in adapters."""
+    config = Wav2Vec2Config(**WAVEFORM, do_stable_layer_norm=True, feat_extract_norm="layer", adapter_attn_dim=4)
+    whole = Wav2Vec2ForCTC(config)
+    whole.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    for layer, expected in zip(encoder.encoder.layers, whole.wav2vec2.encoder.layers, strict=True):
+        for name, value in expected.adapter_layer.named_parameters():
+            assert torch.equal(dict(layer.adapter_layer.named_parameters())[name], value), name
