@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from trl import SFTConfig
 
-from modeling_speechllm.modeling_speechllm import GROUPS
+from modeling_speechllm.pretrained_speechllm import GROUPS
 from processing_speechllm import SpeechLLMProcessor
 
 ANSWERS = "The loss stands on assistant turns always: leave it out."

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_speechllm.modeling_speechllm import GROUPS
+from modeling_speechllm.pretrained_speechllm import GROUPS
 
 HALF = (torch.bfloat16, torch.float16)
 MODULES = {"encoder": ["audio_tower"], "connector": ["multi_modal_projector"], "llm": ["language_model", "lm_head"]}
