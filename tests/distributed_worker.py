@@ -106,10 +106,11 @@ def sharded_at_load(folder: Path):
 
 
 def predicted(folder: Path, **settings) -> dict:
-    """The answers that `predict` was given, in order, which of their tokens it puts first, and its loss; five rows, so
-    that batches of two do not divide among two processes."""
+    """After an update on all rows (FSDP2 shards nothing before): the answers that `predict` was given, in order, which
+    of their tokens it puts first, and its loss. Of five rows, batches of two do not divide among two processes."""
     rows = tone_rows(5, answered=True)
     trainer = build("imitation", folder, rows, eval_rows=rows, per_device_eval_batch_size=2, max_steps=1, **settings)
+    trainer.train()
     found = trainer.predict(rows)
     answered = (found.label_ids != -100).any(-1)
     labels, logits = found.label_ids[answered][:, 1:], found.predictions[answered][:, :-1]
