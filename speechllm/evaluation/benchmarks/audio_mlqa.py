@@ -86,6 +86,7 @@ def plan_audio_mlqa(settings: AudioMLQASettings, synthesizer: Synthesizer) -> Pl
     described = {name: value for name, value in asdict(settings).items() if name not in left_out}
     return Plan(
         name="audio-mlqa",
+        task="question",
         title="Audio-MLQA",
         description=DESCRIPTION,
         source=source_name(settings.source),

@@ -38,6 +38,7 @@ class Plan:
     """All that a benchmark will hold, before any sound is made."""
 
     name: str
+    task: str  # of `speechllm evaluate`, for all rows
     title: str
     description: str  # Markdown: what is asked, how the rows came about
     source: str
@@ -119,6 +120,7 @@ def _fingerprint(plan: Plan, speech: str | None) -> dict[str, Any]:
         digest.update(json.dumps(asdict(item), ensure_ascii=False, sort_keys=True).encode())
     return {
         "benchmark": plan.name,
+        "task": plan.task,
         "settings": plan.settings,
         "speech": speech,
         "items": {"count": len(plan.items), "digest": digest.hexdigest()[:16]},

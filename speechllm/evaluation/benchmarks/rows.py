@@ -4,7 +4,8 @@
     audio, text, voice, duration     the speech, its transcript, who says it, seconds; the first three are lists where
                                      a prompt has several audios
     recording                        what rows about the same recording share
-    task, prompt_kind, prompt_id     one of `TASKS`; seen, unseen_prompt or unseen_task; the prompt in its pool
+    task, prompt_kind, prompt_id     name of what is asked (`keywords`, `xnli`), as in generated targets; seen,
+                                     unseen_prompt or unseen_task; the prompt in its pool
     instruction, or messages         the question in words; `messages` is a chat with a block per audio
     context                          text that stands beside the speech
     target_language                  of the answer
@@ -12,7 +13,8 @@
     metric                           what scores the row: wer, bleu, squad, accuracy, judge
     form                             a JSON object of checks of the answer's form, for the instruction-following rate
 
-A benchmark's files have only those columns that one of its rows fills.
+All rows of a folder are scored by one task of `speechllm evaluate`, one of `METRICS`. Its files have only those
+columns that one of its rows fills.
 """
 
 import hashlib
@@ -29,8 +31,8 @@ from datasets import Audio, Dataset, Features, List, Value
 from processing_speechllm.audio import AudioError, load_audio
 from speechllm.speech_synthesis import SAMPLING_RATE, SynthesisError, Synthesizer
 
-TASKS = ("transcribe", "translate", "question", "classify", "instruct")
 PROMPT_KINDS = {"train": "seen", "unseen_prompts": "unseen_prompt", "unseen_tasks": "unseen_task"}  # by split
+# By the task of `speechllm evaluate` that scores a row.
 METRICS = {"transcribe": "wer", "translate": "bleu", "question": "squad", "classify": "accuracy", "instruct": "judge"}
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 TEXT, TEXTS = Value("string"), List(Value("string"))
