@@ -31,8 +31,8 @@ SCORED_BY = {"repeat": "transcribe", "language": "question", **dict.fromkeys(WOR
 DESCRIPTION = """\
 Prompt and task generalisation after MTBI (arXiv 2505.18644): every recording under a prompt that training saw \
 (`seen`), another wording of the same task (`unseen prompt`) and a task that training did not see (`unseen task`), \
-after the held-out marks of speechllm's task pool. `task` and `prompt_id` name the prompt. The paper's own prompts and \
-data are not published, so figures are comparable between models on this set only. """
+after the held-out marks of speechllm's task pool. `task` and `prompt_id` name the prompt. The paper's own prompts \
+and data are not published, so figures are comparable between models on this set only. """
 SCORING = {
     "transcribe": "Here: the tasks that the transcript answers; `reference` is the transcript.",
     "question": (
