@@ -52,6 +52,8 @@ class EspeakWorker:
         if "error" in reply:
             raise SynthesisError(f"espeak-ng could not say {text!r} with voice {voice!r}: {reply['error']}")
         raw = self.process.stdout.read(reply["bytes"])
+        if not any(raw):  # of a text without letters
+            raise SynthesisError(f"espeak-ng found nothing to say in {text!r} with voice {voice!r}")
         samples = np.frombuffer(raw, dtype=np.int16).astype(np.float32) / 32768
         return soxr.resample(samples, reply["rate"], SAMPLING_RATE).astype(np.float32)
 

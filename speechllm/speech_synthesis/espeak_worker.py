@@ -40,7 +40,9 @@ def initialise() -> tuple[ctypes.CDLL, list[bytes], int]:
 
 def synthesise(library: ctypes.CDLL, chunks: list[bytes], request: dict) -> bytes:
     """int16 samples at the library's rate; called once per fork, which it ends if there is no such voice."""
-    if library.espeak_SetVoiceByName(request["voice"].encode()) != 0:
+    _, _, variant = request["voice"].partition("+")
+    known = not variant or os.path.isfile(os.path.join(espeakng_loader.get_data_path(), "voices", "!v", variant))
+    if not known or library.espeak_SetVoiceByName(request["voice"].encode()) != 0:  # it ignores unknown variants
         os._exit(UNKNOWN_VOICE)
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it seeds the unsteadiness of some voices with the time
     library.espeak_SetParameter(RATE, request["rate"], 0)
