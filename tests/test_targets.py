@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_no_half_written_shard(tmp_path, monkeypatch):
         stream.write(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainers.targets.generate.pq.write_table", full)
+    monkeypatch.setattr("trainers.data.shards.pq.write_table", full)
     with pytest.raises(OSError, match="No space left"):
         generate_targets(config(tmp_path), source(), Echo())
     monkeypatch.undo()

@@ -13,6 +13,7 @@ What is unusual here:
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from processing_speechllm import SpeechInstructPipeline
 from processing_speechllm.chat_format import instruction_chat
 
+NANO = str(Path(__file__).parents[2] / "nano")  # the embedded checkpoint
 GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "repetition_penalty")
 
 
@@ -63,14 +65,12 @@ class SpeechLLM(lmms):
             )
         from transformers import pipeline
 
-        import speechllm  # registers the model classes
-
         state = PartialState()
         self._rank, self._world_size = state.process_index, state.num_processes
         self.batch_size, self.max_new_tokens = int(batch_size), int(max_new_tokens)
         self.pipe = pipeline(
             "speech-instruct",
-            model=speechllm.NANO if pretrained == "nano" else pretrained,
+            model=NANO if pretrained == "nano" else pretrained,
             pipeline_class=SpeechInstructPipeline,
             device=device if device is not None and state.num_processes == 1 else state.device,
             dtype=dtype,
