@@ -354,7 +354,9 @@ def test_an_unfinished_targets_folder_is_refused_and_what_was_cut_is_said(tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         generate_targets(config(tmp_path), source(9), Echo(fail_at=2))
-    with pytest.raises(ValueError, match="unfinished run .*: 1 of 3 shards are written.*same command again"):
+    with pytest.raises(
+        ValueError, match="unfinished run: 1 of 3 shards are written. Give the command .* again, it goes on"
+    ):
         load_rows(tmp_path)
     said = []
     load_rows(tmp_path / "data", say=said.append)
