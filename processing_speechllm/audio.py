@@ -1,9 +1,9 @@
 """Any audio a user may hand over -> checked float32 mono samples at the model's rate.
 
 What is unusual here:
-- Nothing passes silently: a file cut short, a missing rate, NaNs, integers as floats or a 3-D array raise `AudioError`,
-  whose message names the source, the finding and the remedy. Only all-zero audio is a warning, as silence is legal
-  input.
+- Nothing passes silently: a file cut short, a missing rate, NaNs, integers as floats or a 3-D array raise
+  `AudioError`, whose message names the source, the finding and the remedy. Only all-zero audio is a warning, as
+  silence is legal input.
 - Nothing but `AudioError` is raised for what a user hands over, so that one bad audio ends nothing else.
 - Nothing is truncated: longer than `max_seconds` is an error.
 - No hidden network: an http(s) address is fetched only when it is given as `{"url": ...}`.
@@ -24,8 +24,8 @@ MAX_CHANNELS = 16  # a 2-D array whose short side is longer is not channels x sa
 MAX_PEAK = 100.0  # full scale is 1.0; decoders overshoot it a little, and normalised audio has peaks of some tens
 INTEGER_SCALES = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
 SOURCES = (
-    'a path, bytes, Base64 or a data: address, an (array, rate) pair, {"array", "sampling_rate"}, {"path"}, {"bytes"}, '
-    '{"url"}, an array or tensor with its sampling rate, or a torchcodec AudioDecoder'
+    'a path, bytes, Base64 or a data: address, an (array, rate) pair, {"array", "sampling_rate"}, {"path"}, '
+    '{"bytes"}, {"url"}, an array or tensor with its sampling rate, or a torchcodec AudioDecoder'
 )
 
 

@@ -69,8 +69,7 @@ def from_base64(name: str, text: Any) -> bytes:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise AudioError(
-            f"{name}: is no valid Base64 ({error}). Encode the audio file's bytes with "
-            "base64.b64encode."
+            f"{name}: is no valid Base64 ({error}). Encode the audio file's bytes with base64.b64encode."
         ) from error
 
 

@@ -97,7 +97,7 @@ def decode(name: str, content: Any, limit: AudioLimit = NO_LIMIT) -> tuple[np.nd
         raise AudioError(f"{name}: the file is empty (0 bytes). Record or copy it again.")
     _check_wav_is_whole(name, content)
     try:
-        file = soundfile.SoundFile(io.BytesIO(content))
+        file = soundfile.SoundFile(_Content(content))
     except Exception as error:  # soundfile has errors of its own, and passes on others
         return _decode_with_torchcodec(name, bytes(content), limit, reason=_first_line(error))
     with file:
@@ -107,11 +107,21 @@ def decode(name: str, content: Any, limit: AudioLimit = NO_LIMIT) -> tuple[np.nd
         if whole is content:
             return _decode_with_soundfile(name, file, limit)
     try:
-        file = soundfile.SoundFile(io.BytesIO(whole))
+        file = soundfile.SoundFile(_Content(whole))
     except Exception as error:
         raise _damaged(name, "MP3", error) from error
     with file:
         return _decode_with_soundfile(name, file, limit)
+
+
+class _Content(io.BytesIO):
+    """A file's content for libsndfile. A seek to before its start, as damaged headers ask for, stays where it is."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
 
 
 def _decode_with_soundfile(name: str, file: Any, limit: AudioLimit) -> tuple[np.ndarray, float]:
@@ -204,22 +214,22 @@ def _decode_with_torchcodec(name: str, content: bytes, limit: AudioLimit, reason
         raise AudioError(f"{name}: is a text file ({content[:24]!r}...), not audio. Pass an audio file such as WAV.")
     try:
         from torchcodec.decoders import AudioDecoder
-    except (ImportError, RuntimeError, OSError) as error:
-        raise AudioError(
-            f"{name}: soundfile cannot read this format ({reason}) and torchcodec is not usable here "
-            f"({_first_line(error)}). Convert the file to WAV, FLAC, OGG or MP3, or install torchcodec and FFmpeg."
-        ) from error
-    try:
+
         decoder = AudioDecoder(content)
         limit.check(name, decoder.metadata.duration_seconds_from_header or 0.0)
-        return decoded_by_torchcodec(name, decoder)
     except AudioError:
         raise
     except Exception as error:  # torchcodec raises RuntimeError, ValueError or IndexError on damaged input
+        if isinstance(error, (ImportError, OSError)) or "libtorchcodec" in str(error):
+            raise AudioError(
+                f"{name}: soundfile cannot read this format ({reason}) and torchcodec is not usable here "
+                f"({_first_line(error)}). Convert the file to WAV, FLAC, OGG or MP3, or install torchcodec and FFmpeg."
+            ) from error
         raise AudioError(
             f"{name}: neither soundfile ({reason}) nor torchcodec ({_first_line(error)}) can decode it: "
             "not audio, or truncated or damaged. Export it again, best as WAV or FLAC."
         ) from error
+    return decoded_by_torchcodec(name, decoder)
 
 
 def decoded_by_torchcodec(name: str, decoder: Any) -> tuple[np.ndarray, float]:
