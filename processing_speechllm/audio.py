@@ -13,6 +13,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ SOURCES = (
     'a path, bytes, Base64 or a data: address, an (array, rate) pair, {"array", "sampling_rate"}, {"path"}, '
     '{"bytes"}, {"url"}, an array or tensor with its sampling rate, or a torchcodec AudioDecoder'
 )
+
+
+@dataclass(frozen=True)
+class LoadedAudio:
+    """What `load_audio` gave, float32 samples (samples,): `load_audio` takes them as they are."""
+
+    samples: np.ndarray
+    sampling_rate: int
 
 
 def load_audio(
@@ -59,6 +68,8 @@ def load_audio(
     Raises:
         AudioError: the audio cannot be read or used as it stands.
     """
+    if isinstance(source, LoadedAudio) and source.sampling_rate == sampling_rate:
+        return source.samples
     limit = max_seconds if isinstance(max_seconds, AudioLimit) else NO_LIMIT
     if isinstance(max_seconds, numbers.Real):
         limit = AudioLimit(max_seconds, remedy="raise `max_seconds`")

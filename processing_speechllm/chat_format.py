@@ -27,7 +27,6 @@ CHAT_TEMPLATE = """\
         {{- message['content'] + '\\n' }}
     {%- endif %}
 {%- endfor %}"""
-SOURCE_KEYS = ("audio", "array", "bytes", "path", "url", "tokens")
 
 Span = tuple[int, int]
 
@@ -36,78 +35,6 @@ def plain_chat_template(tokenizer: Any) -> str:
     """`CHAT_TEMPLATE`, opened by the beginning-of-sequence token if the tokenizer itself puts one before text."""
     opens = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{- bos_token }}" * opens + CHAT_TEMPLATE
-
-
-def instruction_chat(audio: list, instruction: str) -> list[dict]:
-    """One user turn: every audio, then the instruction, each on a line of its own. An audio may be None (given later).
-
-    Training and the pipeline both build their prompts here, so that a model is asked as it was taught.
-    """
-    content = []
-    for source in audio:
-        content += [{"type": "audio"} if source is None else {"type": "audio", "audio": source}]
-        content += [{"type": "text", "text": "\n"}]
-    return [{"role": "user", "content": [*content[:-1], {"type": "text", "text": "\n" * bool(audio) + instruction}]}]
-
-
-def collect_audio(chats: list[list[dict]], given: list, need_sources: bool) -> tuple[list[list[dict]], list]:
-    """
-    Take the audios out of the chats' blocks, in reading order.
-
-    Args:
-        chats: chats whose content is a string or a list of blocks; not changed.
-        given: audios for the blocks that have none of their own.
-        need_sources: whether a block without an audio is an error.
-
-    Returns:
-        the chats with bare `{"type": "audio"}` blocks, and the audios.
-
-    Raises:
-        ValueError: a block of another kind, or audios and blocks that do not pair up.
-    """
-    sources, rest, bare = [], iter(given), 0
-    new_chats = []
-    for chat in chats:
-        new_chats.append([])
-        for message in chat:
-            blocks = message.get("content")
-            if isinstance(blocks, (list, tuple)):
-                new_blocks = []
-                for block in blocks:
-                    kind = block.get("type") if isinstance(block, dict) else type(block).__name__
-                    if kind == "text" and isinstance(block.get("text"), str):
-                        new_blocks.append({"type": "text", "text": block["text"]})
-                    elif kind == "audio":
-                        source = _block_source(block)
-                        bare += source is None
-                        sources.append(next(rest, None) if source is None else source)
-                        new_blocks.append({"type": "audio"})
-                    else:
-                        raise ValueError(
-                            f'A content block of kind {kind!r} cannot be used. Use {{"type": "text", "text": ...}} '
-                            'and {"type": "audio", "audio": ...}.'
-                        )
-                message = {**message, "content": new_blocks}
-            new_chats[-1].append(message)
-    if len(given) > bare or need_sources and len(given) < bare:
-        raise ValueError(
-            f"The chat has {bare} audio blocks without an audio of their own but {len(given)} audios were given. Give "
-            "one audio per block, in reading order."
-        )
-    return new_chats, sources
-
-
-def _block_source(block: dict) -> Any:
-    """An audio block's source as `load_audio` takes it, or None. Keys whose value is None do not count."""
-    given = {key: block[key] for key in SOURCE_KEYS if block.get(key) is not None}
-    rate = block.get("sampling_rate")
-    if not given:
-        return None
-    if len(given) > 1 and set(given) != {"bytes", "path"}:
-        raise ValueError(f"An audio block has {' and '.join(given)}. Keep one of them.")
-    if "audio" not in given:
-        return given if rate is None else {**given, "sampling_rate": rate}
-    return given["audio"] if rate is None else {"array": given["audio"], "sampling_rate": rate}
 
 
 def lay_out_content(chats: list[list[dict]], template: str, audio_token: str, variables: dict) -> list[list[dict]]:
@@ -155,8 +82,13 @@ def render_with_spans(
     continue_final_message: bool | str,
     **variables: Any,
 ) -> tuple[list[str], list[list[Span]]]:
-    """Render chats; if wanted also the character spans (start, end) of the assistant's turns in each."""
-    render = partial(render_jinja_template, chat_template=template, **variables)
+    """
+    Render chats; if wanted also the character spans (start, end) of the assistant's turns in each.
+
+    Raises:
+        ValueError: the template cannot render the chats, with what it says.
+    """
+    render = partial(_render, chat_template=template, **variables)
     has_marks = re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
     rendered, spans = render(
         conversations=chats,
@@ -168,6 +100,17 @@ def render_with_spans(
         pairs = zip(chats, rendered, strict=True)
         spans = [_spans_by_prefix(chat, text, render, tuple(control_tokens)) for chat, text in pairs]
     return rendered, spans
+
+
+def _render(conversations: list[list[dict]], **variables: Any) -> tuple[list[str], list[list[Span]]]:
+    try:
+        return render_jinja_template(conversations=conversations, **variables)
+    except Exception as error:  # Jinja's, those that a template raises itself, and Python's on what it cannot read
+        roles = " | ".join(", ".join(message["role"] for message in chat) for chat in conversations)
+        raise ValueError(
+            f"The chat template cannot lay out this chat: {error or type(error).__name__} (roles: {roles}). Give it "
+            "the roles, contents and variables that it knows, or another chat_template."
+        ) from error
 
 
 def _spans_by_prefix(chat: list[dict], text: str, render: Any, control_tokens: tuple[str, ...]) -> list[Span]:

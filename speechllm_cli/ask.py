@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     except CommandError as error:
         report(error)
         return 2
-    from processing_speechllm.pipeline_speech_instruct import DEFAULT_INSTRUCTION
+    from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 
     model = arguments.model or EMBEDDED
     instruction = DEFAULT_INSTRUCTION if instruction is None else instruction

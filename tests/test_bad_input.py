@@ -254,6 +254,52 @@ BAD_CHATS = {
     "image block": ([{"role": "user", "content": [{"type": "image"}]}], "kind 'image' cannot be used", '"audio"'),
     "bare string block": ([{"role": "user", "content": ["hi"]}], "kind 'str' cannot be used", '"type": "text"'),
     "text block without text": ([{"role": "user", "content": [{"type": "text"}]}], "kind 'text'", '"text": ...'),
+    "empty chat in a list": (
+        [[{"role": "user", "content": "hi"}], []],
+        r"is empty \(chat 1\)",
+        "at least one message",
+    ),
+    "one message alone": ({"role": "user", "content": "hi"}, "conversation is a dict", "list of messages"),
+    "text as chat": ("hello", "conversation is a str", "list of messages"),
+    "number as chat": (3, "conversation is a int", "list of messages"),
+    "chats and messages": ([[{"role": "user", "content": "a"}], {"role": "user"}], "mixes chats and", "Pass one chat"),
+    "text as message": (["hello"], "message 0 is a str, not a message", "Write it as"),
+    "no role": ([{"content": "hi"}], "message 0 has no role", '"user" or "assistant"'),
+    "number as role": ([{"role": 3, "content": "hi"}], "message 0 has the role 3", '"user" or "assistant"'),
+    "no content": ([{"role": "user"}], "message 0 has no content", 'or "" if it is to be empty'),
+    "None as content": ([{"role": "user", "content": None}], "message 0 has no content", "Give it text or blocks"),
+    "dict as content": (
+        [{"role": "user", "content": {"type": "text", "text": "hi"}}],
+        "message 0 has a dict as content",
+        "Put the block into a list",
+    ),
+    "number as content": ([{"role": "user", "content": 7}], "message 0 has a int as content", "list of blocks"),
+    "second of a batch": (
+        [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "hi"}, {"role": "user", "content": 7.5}]],
+        "chat 1, message 1 has a float as content",
+        "list of blocks",
+    ),
+    "block that is None": ([{"role": "user", "content": [None]}], "kind 'NoneType' cannot be used", '"type": "text"'),
+    "audio under an unknown key": (
+        [{"role": "user", "content": [{"type": "audio", "file": "a.wav"}]}],
+        "kind 'audio' has 'file', but no audio under a known key",
+        "Use one of: audio",
+    ),
+    "audio_url without a url": (
+        [{"role": "user", "content": [{"type": "audio_url", "audio_url": {}}]}],
+        "audio_url of an audio block has no url",
+        '"audio_url": {"url"',
+    ),
+    "input_audio without data": (
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"format": "wav"}}]}],
+        "input_audio of an audio block has no data",
+        '"data": "<Base64>"',
+    ),
+    "input_audio of nothing": (
+        [{"role": "user", "content": [{"type": "input_audio"}]}],
+        "kind 'input_audio' no audio under a known key",
+        "Use one of: audio",
+    ),
     "two sources": (
         [{"role": "user", "content": [{"type": "audio", "path": "a.wav", "url": "b.wav"}]}],
         "has path and url",
@@ -267,6 +313,21 @@ def test_bad_chats_are_refused(case):
     chat, finding, remedy = BAD_CHATS[case]
     with pytest.raises(ValueError, match=f"{finding}.*{remedy}"):
         make_processor().apply_chat_template(chat, tokenize=True)
+
+
+def test_what_a_template_raises_is_an_error_with_the_roles():
+    template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('The user begins') }}{% endif %}"
+    chat = [{"role": "assistant", "content": "hi"}]
+    with pytest.raises(ValueError, match=r"cannot lay out this chat: The user begins \(roles: assistant\).*Give it"):
+        make_processor().apply_chat_template(chat, chat_template=template)
+    with pytest.raises(ValueError, match="cannot lay out this chat: .*Give it the roles"):
+        make_processor().apply_chat_template(chat, chat_template="{{ messages[0]['content'] + 3 }}")
+
+
+def test_a_message_without_content_may_call_a_tool():
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]
+    template = "{% for message in messages %}{{ message['content'] or message['tool_calls'][0]['name'] }}{% endfor %}"
+    assert make_processor().apply_chat_template(chat, chat_template=template) == "hif"
 
 
 def test_a_wav_of_unknown_length_is_no_truncated_wav():
