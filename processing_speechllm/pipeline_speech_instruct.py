@@ -20,7 +20,8 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import ModelOutput, logging
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from .pipeline_prompts import Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
+from .confidence import audio_confidences
+from .pipeline_prompts import LoadedAudio, Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
 
 MAX_NEW_TOKENS = 256
 LENGTHS = ("max_new_tokens", "max_length")
@@ -77,6 +78,7 @@ class SpeechInstructPipeline(Pipeline):
         audio: Any = None,
         language: str | None = None,
         return_language: bool | None = None,
+        return_confidence: bool | None = None,
         processor_kwargs: dict | None = None,
         tools: list | None = None,
         documents: list[dict] | None = None,
@@ -105,6 +107,7 @@ class SpeechInstructPipeline(Pipeline):
         forward = {
             "language": language,
             "return_language": return_language,
+            "return_confidence": return_confidence,
             "processor_kwargs": processor_kwargs,
             "template_kwargs": template or None,
         }
@@ -159,6 +162,11 @@ class SpeechInstructPipeline(Pipeline):
                 entry of the query bank for all audios of the call.
             return_language (`bool`, *optional*): add `"language"` to each answer: for every audio of the prompt the
                 most probable language, `{"label": ..., "score": ...}`, and the posterior `"scores"` over all.
+            return_confidence (`bool`, *optional*): add `"confidence"` to each answer: for every audio of the prompt
+                the `"score"` of how surely it was made out (see `audio_confidences`), and whether that is enough for
+                this checkpoint, `"understood"`: True, False, or None where its processor has no
+                `min_audio_confidence`. The answer to audio that was not understood is a guess. Costs one more pass of
+                the encoder.
             return_full_text (`bool`, *optional*): chat with the answer, or the answer alone.
             return_tensors (`bool`, *optional*): return `generated_token_ids` instead of text.
             skip_special_tokens (`bool`, *optional*, defaults to `True`): leave special tokens out of the text.
@@ -203,6 +211,7 @@ class SpeechInstructPipeline(Pipeline):
         model_inputs: dict,
         language: str | None = None,
         return_language: bool | None = None,
+        return_confidence: bool | None = None,
         processor_kwargs: dict | None = None,
         template_kwargs: dict | None = None,
         generate_kwargs: dict | None = None,
@@ -227,6 +236,7 @@ class SpeechInstructPipeline(Pipeline):
         ).to(self.device, dtype=self.model.dtype)
         length = encoded["input_ids"].shape[1]
         posteriors = None
+        features, mask = encoded.get("input_features"), encoded.get("input_features_mask")
         if (language is not None or return_language) and "input_features" in encoded:
             encoded, posteriors = self._hear(encoded, language)
         output = self.model.generate(**encoded, **self._fitted(generate_kwargs or {}, encoded["input_ids"]))
@@ -234,6 +244,8 @@ class SpeechInstructPipeline(Pipeline):
         new_tokens = sequences[:, length:]
         if return_language:
             prompts = self._with_languages(prompts, posteriors)
+        if return_confidence:
+            prompts = self._with_confidences(prompts, features, mask)
         return {
             "new_tokens": new_tokens.reshape(len(prompts), -1, new_tokens.shape[-1]),
             "prompt": prompts,
@@ -265,6 +277,21 @@ class SpeechInstructPipeline(Pipeline):
                 {"label": label, "score": row[label], "scores": row} for label, row in zip(labels, scores, strict=True)
             ]
             heard.append(replace(prompt, languages=languages))
+        return heard
+
+    def _with_confidences(self, prompts: list[Prompt], features: Any, mask: Any) -> list[Prompt]:
+        """The prompts with the confidence of each of their audios; `features` and `mask` are the model's inputs."""
+        scores = []
+        if features is not None:
+            audio = self.model.get_audio_features(input_features=features, input_features_mask=mask, return_dict=True)
+            counts = self.processor.audio_token_counts(mask)
+            scores = audio_confidences(audio.pooler_output, counts, self.model.get_input_embeddings().weight)
+        rest, least = iter(scores), self.processor.min_audio_confidence
+        heard = []
+        for prompt in prompts:
+            row = [next(rest) for audio in prompt.audio if isinstance(audio, LoadedAudio)]
+            confidences = [{"score": score, "understood": None if least is None else score >= least} for score in row]
+            heard.append(replace(prompt, confidences=confidences))
         return heard
 
     def _fitted(self, generate_kwargs: dict, input_ids: torch.Tensor) -> dict:
@@ -329,9 +356,10 @@ class SpeechInstructPipeline(Pipeline):
             return [{"generated_token_ids": sequence, **each} for sequence, each in pairs]
         full = prompt.is_chat if return_full_text is None else return_full_text
         answers = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
-        language = {} if prompt.languages is None else {"language": prompt.languages}
+        heard = {"language": prompt.languages, "confidence": prompt.confidences}
+        heard = {key: value for key, value in heard.items() if value is not None}
         return [
-            {"generated_text": with_answer(prompt, answer) if full else answer, **language, **each}
+            {"generated_text": with_answer(prompt, answer) if full else answer, **heard, **each}
             for answer, each in zip(answers, extras, strict=True)
         ]
 

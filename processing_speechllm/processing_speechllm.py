@@ -59,6 +59,8 @@ class SpeechLLMProcessor(ProcessorMixin):
         max_audio_seconds (`float`, *optional*, defaults to 3600): longer audio is an error.
         max_position_embeddings (`int`, *optional*): positions of the LLM, if it has a fixed number. Audio whose tokens
             leave less of them than `TEXT_ROOM` for text is an error too; see `audio_limit`.
+        min_audio_confidence (`float`, *optional*): from which score on this checkpoint has made an audio out, see
+            `audio_confidences`. None where that is not known.
 
     Attributes:
         allow_local_files (`bool`): whether audio may be read from paths, defaults to `True`. A server that takes chats
@@ -79,6 +81,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         audio_window: int = 3000,
         max_audio_seconds: float = 3600.0,
         max_position_embeddings: int | None = None,
+        min_audio_confidence: float | None = None,
     ):
         check_stages("audio_stages", audio_stages)
         check_stages("connector_stages", connector_stages)
@@ -99,6 +102,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.audio_window = audio_window
         self.max_audio_seconds = max_audio_seconds
         self.max_position_embeddings = max_position_embeddings
+        self.min_audio_confidence = min_audio_confidence
         self.allow_local_files = True
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.feature_stages = self._kind.stages(feature_extractor)
@@ -298,6 +302,10 @@ class SpeechLLMProcessor(ProcessorMixin):
     def audio_token_count(self, samples: int) -> int:
         """How many placeholders an audio of so many samples (at the extractor's rate) takes."""
         return self._get_audio_token_length(stage_length(samples, self.feature_stages))
+
+    def audio_token_counts(self, features_mask: Any) -> list[int]:
+        """How many tokens each audio has, from its `input_features_mask` (audios, positions or samples)."""
+        return [self._get_audio_token_length(int(row.sum())) for row in features_mask]
 
     def _get_num_multimodal_tokens(self, audio_lengths: list[int] | None = None, **kwargs) -> MultiModalData:
         """Audio tokens for audios of the given lengths in samples (serving engines ask for it)."""
