@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -84,15 +85,20 @@ def tones(draw: np.random.Generator, count: int) -> Iterator[np.ndarray]:
 
 
 def scores(pipe, clips: list, name: str) -> np.ndarray:
-    """The confidence of each recording."""
-    import warnings
+    """The confidence of each recording, as the pipeline's `return_confidence` gives it, without an answer."""
+    import torch
 
-    found = []
-    with warnings.catch_warnings():
+    from processing_speechllm.confidence import audio_confidences
+
+    found, table = [], pipe.model.get_input_embeddings().weight
+    with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", UserWarning)  # digital silence
         for clip in tqdm(clips, desc=name):
-            row = {"audio": clip if isinstance(clip, str) else (clip.astype(np.float32), RATE)}
-            found.append(pipe(row, return_confidence=True, max_new_tokens=1)[0]["confidence"][0]["score"])
+            source = clip if isinstance(clip, str) else (clip.astype(np.float32), RATE)
+            inputs = pipe.processor.audio_inputs([pipe.processor.load_audio(source)])
+            features, mask = (torch.from_numpy(inputs[key]) for key in ("input_features", "input_features_mask"))
+            audio = pipe.model.get_audio_features(features.to(pipe.model.dtype), mask, return_dict=True)
+            found += audio_confidences(audio.pooler_output, inputs["num_audio_tokens"], table)
     return np.array(found)
 
 

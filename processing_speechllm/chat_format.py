@@ -11,12 +11,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from transformers.utils.chat_template_utils import (
-    _CONTROL_TOKEN_END,
-    _CONTROL_TOKEN_START,
-    encode_marked_chat,
-    render_jinja_template,
-)
+from transformers.utils import logging
+from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
+
+from .control_tokens import BREAK, encode_marked, has_marked_text
 
 # For LLMs without a chat format (GPT-2, BLOOMZ): no role names; what the user says, a line break, the answer, the end.
 CHAT_TEMPLATE = """\
@@ -29,12 +27,57 @@ CHAT_TEMPLATE = """\
 {%- endfor %}"""
 
 Span = tuple[int, int]
+logger = logging.get_logger(__name__)
 
 
 def plain_chat_template(tokenizer: Any) -> str:
     """`CHAT_TEMPLATE`, opened by the beginning-of-sequence token if the tokenizer itself puts one before text."""
     opens = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{- bos_token }}" * opens + CHAT_TEMPLATE
+
+
+def choose_template(own: str | dict[str, str] | None, given: str | None) -> str:
+    """The template given, or of several named ones the one of that name or `"default"`."""
+    if given is not None:
+        return own[given] if isinstance(own, dict) and given in own else given
+    if isinstance(own, dict):
+        if "default" not in own:
+            raise ValueError(
+                f"The processor has several chat templates: {', '.join(own)}. Name one: chat_template=..."
+            )
+        return own["default"]
+    if own is None:
+        raise ValueError(
+            "The processor has no chat template. Pass chat_template=..., or set `processor.chat_template`."
+        )
+    return own
+
+
+def check_rendering(tokenizer: Any, add_prompt: bool, continue_final: bool | str, want_mask: bool) -> None:
+    """Raise a `ValueError` for options of `apply_chat_template` that exclude each other."""
+    if continue_final and add_prompt:
+        raise ValueError(
+            "continue_final_message and add_generation_prompt are not compatible: the one goes on with the last "
+            "message, the other begins a new one. Pass one of them."
+        )
+    if continue_final and want_mask:
+        raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask. Drop one.")
+    if want_mask and not tokenizer.is_fast:
+        raise ValueError(
+            f"return_assistant_tokens_mask needs a fast tokenizer, and {type(tokenizer).__name__} is none. Load it "
+            "with AutoTokenizer and `tokenizers` installed."
+        )
+
+
+def unknown_to(template: str, variables: dict) -> dict:
+    """Those variables that the template does not read: options of the processor that came without a name."""
+    unknown = {key: value for key, value in variables.items() if key not in _get_template_variables(template)}
+    if unknown:
+        logger.warning(
+            f"{', '.join(unknown)}: the chat template does not read this, so it goes to the processor. Pass options "
+            "of the processor in `processor_kwargs`."
+        )
+    return unknown
 
 
 def lay_out_content(chats: list[list[dict]], template: str, audio_token: str, variables: dict) -> list[list[dict]]:
@@ -134,19 +177,14 @@ def _spans_by_prefix(chat: list[dict], text: str, render: Any, control_tokens: t
     return spans
 
 
-def has_marked_text(text: str) -> bool:
-    """Whether user text in a rendered chat spells a control token (which then carries markers)."""
-    return _CONTROL_TOKEN_START in text
-
-
 def break_at_spans(text: str, spans: list[Span]) -> tuple[str, list[Span]]:
-    """Put a lone marker, at which `encode_marked_chat` splits, at both ends of each span; also the spans moved."""
+    """Put a lone marker, at which `encode_marked` splits, at both ends of each span; also the spans moved."""
     pieces, new_spans, last = [], [], 0
     for index, (start, end) in enumerate(spans):
         pieces += [text[last:start], text[start:end]]
         new_spans.append((start + 2 * index, end + 2 * index + 1))
         last = end
-    return _CONTROL_TOKEN_END.join([*pieces, text[last:]]), new_spans
+    return BREAK.join([*pieces, text[last:]]), new_spans
 
 
 def expand(text: str, replacements: list[dict], spans: list[Span]) -> tuple[str, list[Span]]:
@@ -165,9 +203,9 @@ def expand(text: str, replacements: list[dict], spans: list[Span]) -> tuple[str,
 def span_mask(tokenizer: Any, text: str, spans: list[Span], add_special_tokens: bool) -> list[int]:
     """1 for each token of `text` inside a span, else 0. Marked text must have been broken at its spans."""
     if has_marked_text(text):
-        mask = [0] * len(encode_marked_chat(tokenizer, text))
+        mask = [0] * len(encode_marked(tokenizer, text))
         for start, end in spans:
-            first, last = (len(encode_marked_chat(tokenizer, text[:position])) for position in (start, end))
+            first, last = (len(encode_marked(tokenizer, text[:position])) for position in (start, end))
             mask[first:last] = [1] * (last - first)
         return mask
     offsets = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)["offset_mapping"]

@@ -22,15 +22,18 @@ from .audio import LoadedAudio, as_audio_list, load_audio
 from .audio_decoding import AudioLimit
 from .chat_format import (
     break_at_spans,
+    check_rendering,
+    choose_template,
     expand,
-    has_marked_text,
     lay_out_content,
     place_masks,
     plain_chat_template,
     render_with_spans,
     span_mask,
+    unknown_to,
 )
 from .chat_messages import collect_audio, instruction_chat, normalize_chats
+from .control_tokens import has_marked_text, mark_inputs
 from .feature_kinds import FeatureKind, feature_kind
 from .stages import check_stages, fill, stage_length
 
@@ -206,6 +209,10 @@ class SpeechLLMProcessor(ProcessorMixin):
                 f"truncation={truncation!r} could cut the audio's placeholders, and each must meet its embedding. "
                 "Shorten the text or the audio instead, or drop `truncation` (max_length alone only pads)."
             )
+        grouped = {**kwargs.get("common_kwargs", {}), **kwargs.get("text_kwargs", {})}
+        for name, value in self.text_kwargs.items():
+            if name not in grouped:  # before 5.23 transformers does not read these defaults itself
+                kwargs.setdefault(name, value)
         return super().__call__(text=text, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, text=None, audio=None, **kwargs):
@@ -376,21 +383,12 @@ class SpeechLLMProcessor(ProcessorMixin):
             the rendered chat(s), or with `tokenize=True` the ids, or with `return_dict=True` the whole `BatchFeature`.
         """
         chats, is_batched = normalize_chats(conversation)
-        template = self._resolve_chat_template(chat_template)
-        options = self._prepare_processor_kwargs(
-            template,
-            dict(processor_kwargs or {}),
-            kwargs,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            return_assistant_tokens_mask=return_assistant_tokens_mask,
-        )
+        template = choose_template(self.chat_template, chat_template)
+        check_rendering(self.tokenizer, add_generation_prompt, continue_final_message, return_assistant_tokens_mask)
+        options = dict(processor_kwargs or {}) | unknown_to(template, kwargs)
         chats, sources = collect_audio(chats, as_audio_list(audio), need_sources=tokenize)
         if tokenize and sanitize_control_tokens:
-            # The last two arguments only guard combinations that are handled below.
-            chats, tools, documents, kwargs = self.tokenizer._mark_chat_inputs(
-                template, chats, tools, documents, kwargs, True, False
-            )
+            chats, tools, documents, kwargs = mark_inputs(self.tokenizer, template, chats, tools, documents, kwargs)
         chats = lay_out_content(chats, template, self.audio_token, self.tokenizer.special_tokens_map)
         rendered, spans = render_with_spans(
             chats,
@@ -406,7 +404,6 @@ class SpeechLLMProcessor(ProcessorMixin):
         if not tokenize:
             return rendered if is_batched else rendered[0]
         options.setdefault("add_special_tokens", False)  # the template writes them
-        options.pop("return_offsets_mapping", None)
         if return_tensors != "auto":
             options["return_tensors"] = return_tensors
         if sampling_rate is not None:

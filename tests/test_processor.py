@@ -107,9 +107,7 @@ def test_placeholders_are_as_many_as_counted_for_every_length(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("positions", "seconds", "binds"), [(None, 2, 0), (4096, 2, 0), (160, 3600, 1), (100, 9, 1)]
-)
+@pytest.mark.parametrize(("positions", "seconds", "binds"), [(None, 2, 0), (4096, 2, 0), (160, 3600, 1), (100, 9, 1)])
 def test_one_limit_names_what_binds_and_audio_up_to_it_fits(kind, positions, seconds, binds):
     processor = make_processor(kind, config={"positions": positions}, max_audio_seconds=seconds)
     limit = processor.audio_limit
@@ -637,6 +635,53 @@ def test_messages_may_be_objects():
     )
 
 
+# --- Options of rendering ---
+
+
+def test_options_of_rendering_that_exclude_each_other_are_refused():
+    processor = make_processor()
+    for options, message in [
+        ({"continue_final_message": True, "add_generation_prompt": True}, "not compatible: the one goes on"),
+        ({"continue_final_message": True, "return_assistant_tokens_mask": True}, "not compatible with return_ass"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tokens(processor, ask(answer="yes"), **options)
+
+
+def test_named_templates_are_chosen_by_name():
+    processor = make_processor()
+    processor.chat_template = {"default": "plain", "other": "{{ messages[0]['role'] }}"}
+    chat = [{"role": "user", "content": "hi"}]
+    assert processor.apply_chat_template(chat) == "plain"
+    assert processor.apply_chat_template(chat, chat_template="other") == "user"
+    assert processor.apply_chat_template(chat, chat_template="given") == "given"
+    processor.chat_template = {"other": "x"}
+    with pytest.raises(ValueError, match="several chat templates: other. Name one"):
+        processor.apply_chat_template(chat)
+    processor.chat_template = None
+    with pytest.raises(ValueError, match="no chat template. Pass chat_template="):
+        processor.apply_chat_template(chat)
+
+
+def test_an_option_that_the_template_does_not_read_goes_to_the_processor():
+    left = tokens(make_processor(), [ask(), ask(text="hi")], padding_side="left")
+    right = tokens(make_processor(), [ask(), ask(text="hi")], padding_side="right")
+    assert left["attention_mask"][1, 0] == 0 == right["attention_mask"][1, -1]
+
+
+def test_a_transformers_that_cannot_encode_special_tokens_as_text_refuses_them(monkeypatch):
+    monkeypatch.setattr("processing_speechllm.control_tokens.encode_marked", None)
+    processor = make_processor()
+    expected = tokens(make_processor(), ask())["input_ids"].tolist()
+    assert tokens(processor, ask())["input_ids"].tolist() == expected
+    with pytest.raises(ValueError, match="spells the special token '<.audio.>'.*cannot keep as text.*Install"):
+        tokens(processor, ask(text="hello <|audio|>"))
+    with pytest.raises(ValueError, match="spells the special token '</s>'"):
+        tokens(processor, ask(), tools=[{"name": "</s>"}])
+    kept = tokens(processor, ask(text="hello </s>"), sanitize_control_tokens=False)["input_ids"]
+    assert processor.tokenizer.eos_token_id in kept
+
+
 def test_saving_with_an_auto_class_copies_every_file_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(SpeechLLMProcessor, "_auto_class", "AutoProcessor")
     make_processor().save_pretrained(tmp_path)
@@ -646,6 +691,7 @@ def test_saving_with_an_auto_class_copies_every_file_needed(tmp_path, monkeypatc
         "audio_decoding.py",
         "chat_format.py",
         "chat_messages.py",
+        "control_tokens.py",
         "feature_kinds.py",
         "mp3_frames.py",
         "processing_speechllm.py",
