@@ -166,7 +166,7 @@ def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tup
     least = pipe.processor.min_audio_confidence
     row = {"audio": [_source(name) for name in names], "instruction": instruction}
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         (found,) = pipe(row, return_confidence=least is not None, **options)
     for warning in caught:
         if warning.category is UserWarning:

@@ -543,6 +543,7 @@ print(processor.apply_chat_template(chat, tokenize=True)[0].tolist())
 """
 
 
+@pytest.mark.slow
 def test_the_copied_files_load_as_remote_code_without_the_package(tmp_path):
     processor = make_processor()
     folder = tmp_path / "model"
@@ -664,8 +665,8 @@ def test_named_templates_are_chosen_by_name():
 
 
 def test_an_option_that_the_template_does_not_read_goes_to_the_processor():
-    left = tokens(make_processor(), [ask(), ask(text="hi")], padding_side="left")
-    right = tokens(make_processor(), [ask(), ask(text="hi")], padding_side="right")
+    left = tokens(make_processor(), [ask(text="hi " * 9), ask(text="hi")], padding_side="left")
+    right = tokens(make_processor(), [ask(text="hi " * 9), ask(text="hi")], padding_side="right")
     assert left["attention_mask"][1, 0] == 0 == right["attention_mask"][1, -1]
 
 
