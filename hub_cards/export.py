@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .facts import FACTS_FILE, evaluation_entries, merge_facts, read_facts, write_facts, write_text
+from .facts import FACTS_FILE, evaluation_entries, merge_facts, read_facts, without_places, write_facts, write_text
 from .licenses import license_text, read_license
 from .measure import model_facts, weight_bytes
 from .model_card import write_card
@@ -196,17 +196,6 @@ def export_facts(checkpoint: Path, out: Path, model: Any, processor: Any, settin
         results = json.loads(Path(settings.results).read_text(encoding="utf-8"))
         kept["evaluation"] = evaluation_entries(results)
     return kept
-
-
-def without_places(value: Any) -> Any:
-    """Facts without this machine's folders: of an absolute path, the last name stays."""
-    if isinstance(value, dict):
-        return {name: without_places(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_places(item) for item in value]
-    if isinstance(value, str) and "\n" not in value and Path(value).is_absolute():
-        return Path(value).name
-    return value
 
 
 def write_license(out: Path, checkpoint: Path, facts: dict[str, Any]) -> None:

@@ -81,6 +81,19 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     return facts
 
 
+def facts_of(model: str | os.PathLike) -> dict[str, Any]:
+    """The facts of a model, a folder or a Hub id; {} if it has none or cannot be asked."""
+    if Path(model).exists():
+        return read_facts(model)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return read_facts(Path(hf_hub_download(str(model), FACTS_FILE)).parent)
+    except (OSError, HfHubHTTPError, HFValidationError):
+        return {}
+
+
 def write_facts(folder: str | os.PathLike, facts: dict[str, Any]) -> Path:
     """Writes the facts file of a folder, whole or not at all."""
     facts = {"schema": SCHEMA} | facts
@@ -145,6 +158,17 @@ def _score(value: Any) -> dict[str, Any]:
     return kept if low is None else kept | {"low": low, "high": high}
 
 
+def without_places(value: Any) -> Any:
+    """Facts without this machine's folders: of an absolute path, the last name stays."""
+    if isinstance(value, dict):
+        return {name: without_places(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    if isinstance(value, str) and "\n" not in value and Path(value).is_absolute():
+        return Path(value).name
+    return value
+
+
 def write_text(path: Path, text: str) -> None:
     """A text file that is there whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
@@ -156,8 +180,10 @@ __all__ = [
     "FACTS_FILE",
     "check_facts",
     "evaluation_entries",
+    "facts_of",
     "merge_facts",
     "read_facts",
     "update_facts",
+    "without_places",
     "write_facts",
 ]

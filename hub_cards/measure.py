@@ -42,11 +42,16 @@ def model_facts(model: Any, processor: Any) -> dict[str, Any]:
 
 def count_parameters(model: Any) -> dict[str, int]:
     """Parameters of the groups and in total; tied ones count once in total."""
-    counts = {"total": sum(parameter.numel() for parameter in model.parameters())}
+    counts = {"total": sum(count_elements(parameter) for parameter in model.parameters())}
     for group, modules in model.group_modules().items():
         known = {id(parameter): parameter for module in modules for parameter in module.parameters()}
-        counts[group] = sum(parameter.numel() for parameter in known.values())
+        counts[group] = sum(count_elements(parameter) for parameter in known.values())
     return counts
+
+
+def count_elements(parameter: Any) -> int:
+    """Elements of a parameter, also where DeepSpeed holds it in pieces."""
+    return getattr(parameter, "ds_numel", None) or parameter.numel()
 
 
 def prompt_facts(processor: Any, instruction: str = "Transcribe the speech.") -> dict[str, Any]:
@@ -85,4 +90,12 @@ def weight_bytes(folder: str | os.PathLike) -> int:
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
-__all__ = ["count_parameters", "hardware_name", "model_facts", "package_versions", "prompt_facts", "weight_bytes"]
+__all__ = [
+    "count_elements",
+    "count_parameters",
+    "hardware_name",
+    "model_facts",
+    "package_versions",
+    "prompt_facts",
+    "weight_bytes",
+]

@@ -15,7 +15,7 @@ from .citations import WORKS, works_of
 from .facts import read_facts, write_text
 from .licenses import is_permissive
 from .metadata import card_data, eval_result_files, is_hub_id, model_name
-from .tables import MISSING, cell, millions, overlap_section, pairs, results_section, score_text
+from .tables import MISSING, cell, duration, millions, overlap_section, pairs, results_section, score_text
 
 CARD = "README.md"
 RESULTS_FOLDER = ".eval_results"
@@ -223,7 +223,7 @@ def _stage(number: int, stage: dict[str, Any]) -> str:
         "epochs": None if stage.get("epochs") is None else f"{stage['epochs']:.2f}",
         "finished": {True: "yes", False: "no, a checkpoint on the way"}.get(stage.get("finished")),
         "seeds": pairs(stage.get("seeds")),
-        "hours": None if hours is None else f"{hours:.2f}",
+        "hours": None if hours is None else duration(hours),
         "hardware": stage.get("hardware"),
         "processes": stage.get("processes"),
         "losses": pairs(stage.get("losses")),
@@ -236,7 +236,7 @@ def _stage(number: int, stage: dict[str, Any]) -> str:
     text += "".join(f"\n\n{note}" for note in stage.get("notes") or [])
     if stage.get("recipe"):
         recipe = json.dumps(stage["recipe"], indent=2, ensure_ascii=False)
-        text += f"\n\nSettings that differ from the defaults:\n\n```json\n{recipe}\n```"
+        text += f"\n\nSettings:\n\n```json\n{recipe}\n```"
     return text
 
 
@@ -248,16 +248,21 @@ def _data(facts: dict[str, Any]) -> str:
     entries = facts.get("data") or []
     if not entries:
         return f"## Training data\n\n{MISSING.capitalize()}."
-    lines = ["| data | split | licence | rows | hours | hours by language |", "|---|---|---|---:|---:|---|"]
+    lines = ["| data | split | licence | rows | audio | by language |", "|---|---|---|---:|---:|---|"]
     notes = []
     for entry in entries:
         name = entry.get("id") or entry["name"]
         link = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else name
         hours = entry.get("languages") or {}
-        by_language = ", ".join(f"{code} {value:.2f}" for code, value in hours.items() if value is not None)
+        by_language = ", ".join(f"{code} {duration(value)}" for code, value in hours.items() if value is not None)
         split = ", ".join(filter(None, (entry.get("config"), entry.get("split"), (entry.get("revision") or "")[:12])))
-        total = "" if entry.get("hours") is None else f"{entry['hours']:.2f}"
-        cells = [link, split, entry.get("license") or "unknown", _count(entry.get("rows")), total or MISSING]
+        cells = [
+            link,
+            split,
+            entry.get("license") or "unknown",
+            _count(entry.get("rows")),
+            duration(entry.get("hours")),
+        ]
         lines.append(f"| {' | '.join(cells)} | {by_language or MISSING} |")
         notes += [f"{name}: {note}" for note in _data_notes(entry)]
     return "## Training data\n\n" + "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)

@@ -14,7 +14,17 @@ def cell(value: Any) -> str:
 
 
 def millions(count: int | None) -> str:
-    return MISSING if count is None else f"{count / 1e6:.2f} M"
+    """How many parameters, in words."""
+    if count is None:
+        return MISSING
+    return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
+
+
+def duration(hours: float | None) -> str:
+    """Hours, or seconds where they are few."""
+    if hours is None:
+        return MISSING
+    return f"{hours:.2f} h" if hours >= 0.1 else f"{hours * 3600:.0f} s"
 
 
 def pairs(values: dict[str, Any] | None) -> str | None:
@@ -122,4 +132,14 @@ def _part(count: int, total: int) -> str:
     return f"{count} ({100 * count / total:.1f} %)" if total else str(count)
 
 
-__all__ = ["MISSING", "cell", "interval", "millions", "overlap_section", "pairs", "results_section", "score_text"]
+__all__ = [
+    "MISSING",
+    "cell",
+    "duration",
+    "interval",
+    "millions",
+    "overlap_section",
+    "pairs",
+    "results_section",
+    "score_text",
+]
