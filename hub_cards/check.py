@@ -343,7 +343,7 @@ def check_license(folder: Path) -> Iterator[Finding]:
 
 def example_questions(folder: Path) -> list[tuple[str, str, str]]:
     """(recording, instruction, expected answer) of the folder's examples."""
-    listing = folder / "examples" / "examples.json"
+    listing = folder.resolve() / "examples" / "examples.json"
     if not listing.is_file():
         return []
     rows = json.loads(listing.read_text(encoding="utf-8"))

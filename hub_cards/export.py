@@ -189,7 +189,11 @@ def export_facts(checkpoint: Path, out: Path, model: Any, processor: Any, settin
     model_section = {name: getattr(settings, name) for name in stated if getattr(settings, name) is not None}
     model_section["weight_bytes"] = weight_bytes(out)
     model_section["contents"] = "trained parts" if settings.connector_only else "whole"
-    kept = merge_facts(facts, measured | {"parents": without_places(parents)})
+    data = [
+        (read_license(entry["id"], entry.get("revision"), kind="dataset") if entry.get("id") else {}) | entry
+        for entry in facts.get("data") or []
+    ]
+    kept = merge_facts(facts, measured | {"parents": without_places(parents)} | ({"data": data} if data else {}))
     kept = merge_facts(kept, {"model": model_section})
     kept["model"].setdefault("name", (settings.repository or checkpoint.resolve().name).rpartition("/")[2])
     if settings.results is not None:

@@ -24,6 +24,8 @@ carries it on, and the card is rendered from it alone. Sections, all optional:
     intended_use, limits [..], notes [..]: prose, from the build script or the recipe
     contamination  [{training, evaluation, training_rows, evaluation_rows, sentences, audio (None: not compared),
                    examples [..]}]
+    generation     {run, report}: of a data set of targets, the manifest of `speechllm targets`
+    sample         [rows without audio] of a data set
     files          {other files of the repository: what they are}
 
 A value that is absent or None was not measured, and the card says so.
@@ -36,8 +38,19 @@ from typing import Any
 
 FACTS_FILE = "facts.json"
 SCHEMA = 1
-LISTS = ("parents", "training", "data", "evaluation", "text_ability", "failures", "memory", "limits", "notes")
-MAPPINGS = ("model", "prompt", "behaviour", "files")
+LISTS = (
+    "parents",
+    "training",
+    "data",
+    "evaluation",
+    "text_ability",
+    "failures",
+    "memory",
+    "limits",
+    "notes",
+    "sample",
+)
+MAPPINGS = ("model", "prompt", "behaviour", "files", "generation")
 SECTIONS = ("schema", *LISTS, *MAPPINGS, "intended_use", "contamination")
 
 

@@ -98,22 +98,40 @@ def conflicts(stated: str | None, license_name: str | None, parents: list[dict[s
     return found
 
 
-def read_license(name: str | None, revision: str | None, model_type: str | None = None) -> dict[str, str]:
-    """`{"license", "license_name"}` in the card of a parent, a folder or Hub id; without a card, what the terms of its
-    model type say; {} if neither is known. The Hub is asked as transformers asks it: not with HF_HUB_OFFLINE."""
-    from huggingface_hub import ModelCard, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+def read_license(
+    name: str | None,
+    revision: str | None = None,
+    model_type: str | None = None,
+    kind: str = "model",
+    local_only: bool = False,
+) -> dict[str, str]:
+    """
+    What the card of a parent or data set says of its licence.
+
+    Args:
+        name: folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+        model_type: whose family's terms are taken where there is no card.
+        kind: `model` or `dataset`.
+        local_only: look into folders and the cache only; the Hub is never asked with HF_HUB_OFFLINE.
+
+    Returns:
+        `dict`: `license` and `license_name`, as far as known.
+    """
+    from huggingface_hub import RepoCard, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     found = {}
     if name:
         path = Path(name) / "README.md"
         try:
-            if not path.is_file() and not Path(name).exists():
-                path = Path(hf_hub_download(name, "README.md", revision=revision))
-            data = ModelCard.load(path, ignore_metadata_errors=True).data if path.is_file() else None
+            if not Path(name).exists():
+                hub = {"repo_type": kind, "revision": revision, "local_files_only": local_only}
+                path = Path(hf_hub_download(name, "README.md", **hub))
+            data = RepoCard.load(path, ignore_metadata_errors=True).data if path.is_file() else None
             values = {key: getattr(data, key, None) for key in ("license", "license_name")}
             found = {key: value for key, value in values.items() if isinstance(value, str)}
-        except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError, ValueError):
+        except (OSError, HfHubHTTPError, HFValidationError, ValueError):
             pass  # no card to be had: its licence stays unknown, which the card and the check say
     if not found and model_type in FAMILIES:
         found = {"license": FAMILIES[model_type]}

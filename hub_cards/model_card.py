@@ -223,14 +223,14 @@ def _stage(number: int, stage: dict[str, Any]) -> str:
         "epochs": None if stage.get("epochs") is None else f"{stage['epochs']:.2f}",
         "finished": {True: "yes", False: "no, a checkpoint on the way"}.get(stage.get("finished")),
         "seeds": pairs(stage.get("seeds")),
-        "hours": None if hours is None else duration(hours),
+        "time": None if hours is None else duration(hours),
         "hardware": stage.get("hardware"),
         "processes": stage.get("processes"),
         "losses": pairs(stage.get("losses")),
         "packages": pairs(stage.get("packages")),
     }
     known = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
-    unknown = [name for name in ("steps", "seeds", "hours", "hardware", "packages") if rows[name] in (None, "")]
+    unknown = [name for name in ("steps", "seeds", "time", "hardware", "packages") if rows[name] in (None, "")]
     text = f"### Stage {number}: {stage.get('objective') or MISSING}\n\n| | |\n|---|---|\n" + "\n".join(known)
     text += f"\n\nNot measured: {', '.join(unknown)}." if unknown else ""
     text += "".join(f"\n\n{note}" for note in stage.get("notes") or [])
@@ -295,18 +295,18 @@ def _prompts(facts: dict[str, Any]) -> str:
     text = "## Prompts"
     if prompt.get("example"):
         text += "\n\nA prompt as the model reads it (one placeholder stands for an audio's many):"
-        text += f"\n\n{_fence(prompt['example'])}"
+        text += f"\n\n{fence(prompt['example'])}"
     instructions = prompt.get("instructions") or []
     if instructions:
         text += "\n\nInstructions in training:\n\n" + "\n".join(f"- {cell(line)}" for line in instructions)
     else:
         text += f"\n\nInstructions in training: {MISSING}."
     if prompt.get("template"):
-        text += f"\n\nChat template:\n\n{_fence(prompt['template'], 'jinja')}"
+        text += f"\n\nChat template:\n\n{fence(prompt['template'], 'jinja')}"
     return text
 
 
-def _fence(text: str, language: str = "") -> str:
+def fence(text: str, language: str = "") -> str:
     marks = "`" * (3 if "```" not in text else 4)
     return f"{marks}{language}\n{text.rstrip()}\n{marks}"
 
@@ -361,4 +361,4 @@ def _citations(facts: dict[str, Any]) -> str:
     return "## Methods\n\n" + "\n".join(f"- {WORKS[key]}" for key in keys)
 
 
-__all__ = ["render_model_card", "write_card"]
+__all__ = ["fence", "render_model_card", "write_card"]

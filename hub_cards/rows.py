@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 BATCH = 10_000  # rows at a time
@@ -14,8 +15,8 @@ def describe_rows(rows: Any, name: str) -> dict[str, Any]:
     An entry of the section `data` of the facts.
 
     Args:
-        rows: a `datasets.Dataset` with any of the columns `duration` (seconds), `language`, and those of
-            `speechllm targets`. Audio is not read.
+        rows: a `datasets.Dataset` or [`ParquetRows`] with any of the columns `duration` (seconds), `language`, and
+            those of `speechllm targets`. Audio is not read.
         name: how the card calls it.
 
     Returns:
@@ -57,9 +58,34 @@ def describe_rows(rows: Any, name: str) -> dict[str, Any]:
     return entry | ({"targets": targets} if targets else {})
 
 
+class ParquetRows:
+    """The rows of parquet files, read some columns and rows at a time: audio is never copied to be counted."""
+
+    def __init__(self, files: list[Path]):
+        import pyarrow.parquet as pq
+
+        self.files = files
+        self.column_names = pq.read_schema(files[0]).names
+        self.length = sum(pq.read_metadata(file).num_rows for file in files)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def batches(self, names: list[str], size: int = BATCH) -> Iterator[dict[str, list]]:
+        """Columns as lists, a batch of rows at a time."""
+        import pyarrow.parquet as pq
+
+        for file in self.files:
+            for batch in pq.ParquetFile(file).iter_batches(size, columns=names):
+                yield {name: batch[name].to_pylist() for name in names}
+
+
 def column_batches(rows: Any, names: list[str]) -> Iterator[dict[str, list]]:
     """Some columns of a data set as lists, a batch of rows at a time; audio is not decoded."""
     if not names:
+        return
+    if isinstance(rows, ParquetRows):
+        yield from rows.batches(names)
         return
     for batch in rows.select_columns(names).with_format("arrow").iter(batch_size=BATCH):
         yield {name: batch[name].to_pylist() for name in names}
@@ -95,7 +121,10 @@ def instructions(rows: Any) -> list[str]:
 def sample_rows(rows: Any, count: int = 3) -> list[dict[str, Any]]:
     """The first rows without their audio, as a card shows them."""
     names = [name for name in rows.column_names if name != "audio"]
+    if isinstance(rows, ParquetRows):
+        columns = next(rows.batches(names, count))
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return rows.select_columns(names).select(range(min(count, len(rows)))).to_list()
 
 
-__all__ = ["column_batches", "describe_rows", "instructions", "sample_rows"]
+__all__ = ["ParquetRows", "column_batches", "describe_rows", "instructions", "sample_rows"]

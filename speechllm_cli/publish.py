@@ -1,4 +1,4 @@
-"""`speechllm export`, `check` and `push`: from a checkpoint to a page on the Hub."""
+"""`speechllm export`, `check`, `push` and `overlap`: from a checkpoint to a page on the Hub."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,8 @@ who you are.
 
 
 def add_parsers(commands: Any) -> None:
-    """Adds the three to the subparsers."""
+    """Adds them to the subparsers."""
+    add_overlap_parser(commands)
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLE}
     export = commands.add_parser("export", help="make a Hub repository of a checkpoint", description=EXPORT, **options)
     export.add_argument("checkpoint", help="folder: a saved model, a training's checkpoint, adapters, or targets")
@@ -69,9 +70,29 @@ def add_parsers(commands: Any) -> None:
     push.set_defaults(run=run_push)
 
 
+def add_overlap_parser(commands: Any) -> None:
+    """Adds `overlap` to the subparsers."""
+    parser = commands.add_parser(
+        "overlap",
+        help="count what training and evaluation data share",
+        description="Counts evaluation rows whose sentence (with --audio: or recording) is in the training data.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="60 seconds with it:\n  speechllm overlap --training targets --evaluation test --card hub-folder\n",
+    )
+    parser.add_argument("--training", nargs="+", required=True, metavar="DATA", help="folders, manifests or Hub ids")
+    parser.add_argument("--evaluation", nargs="+", required=True, metavar="DATA", help="folders, manifests or Hub ids")
+    parser.add_argument("--training_split", default="train", help="split of Hub data (train)")
+    parser.add_argument("--evaluation_split", default="test", help="split of Hub data (test)")
+    parser.add_argument("--audio", action="store_true", help="compare recordings too; all are decoded")
+    parser.add_argument("--card", metavar="FOLDER", help="exported model or data set whose card is to say it")
+    parser.set_defaults(run=run_overlap)
+
+
 def is_dataset(folder: str) -> bool:
-    """Whether a folder holds a data set: parquet files in `data`, and no model."""
-    return any(Path(folder).glob("data/*.parquet")) and not (Path(folder) / "config.json").exists()
+    """Whether a folder holds a data set: parquet files in `data` or a manifest of recordings, and no model."""
+    path = Path(folder)
+    rows = any(path.glob("data/*.parquet")) or (path / "manifest.jsonl").is_file()
+    return rows and not (path / "config.json").exists() and not (path / "adapter_config.json").exists()
 
 
 def load_packages() -> None:
@@ -90,21 +111,77 @@ def run_export(arguments: argparse.Namespace) -> int:
     try:
         load_packages()
         if is_dataset(arguments.checkpoint):
-            from hub_cards.dataset_card import export_dataset
-
-            out = export_dataset(arguments.checkpoint, arguments.out, arguments.name, arguments.license)
+            out = export_data(arguments)
         else:
             from hub_cards.export import ExportSettings, export_checkpoint
 
             settings = {name: value for name, value in vars(arguments).items() if name in vars(ExportSettings())}
             settings["example"] = tuple(arguments.example) if arguments.example else None
             out = export_checkpoint(arguments.checkpoint, arguments.out, ExportSettings(**settings))
-    except (CommandError, OSError, ValueError) as error:
+    except (CommandError, OSError, ValueError, RuntimeError) as error:
         report(error)
         return 2
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB. Look at {out / 'README.md'}, then: speechllm check {out}")
     return 0
+
+
+def export_data(arguments: argparse.Namespace) -> Path:
+    """A data set's folder from targets, or from a manifest and its recordings."""
+    from hub_cards.dataset_card import export_dataset
+
+    rows = None
+    if (Path(arguments.checkpoint) / "manifest.jsonl").is_file():
+        from trainers.data.bad_rows import BadRows
+        from trainers.data.loading import load_rows, with_durations
+
+        rows = with_durations(load_rows(arguments.checkpoint), BadRows(None, max_share=0.0, minimum=1))
+    return export_dataset(arguments.checkpoint, arguments.out, arguments.name, arguments.license, rows)
+
+
+def run_overlap(arguments: argparse.Namespace) -> int:
+    """Prints what is shared; returns 0, or 2 if data cannot be read."""
+    try:
+        load_packages()
+        from hub_cards.contamination import find_overlap
+        from hub_cards.facts import read_facts, update_facts
+        from trainers.commands.card import display_name
+        from trainers.data.loading import load_rows
+
+        entries = []
+        for training in arguments.training:
+            rows = load_rows(training, arguments.training_split)
+            for evaluation in arguments.evaluation:
+                other = load_rows(evaluation, arguments.evaluation_split)
+                names = display_name(training), display_name(evaluation)
+                entries.append(find_overlap(rows, other, *names, arguments.audio))
+                found = entries[-1]
+                recordings = "not compared" if found["audio"] is None else found["audio"]
+                print(
+                    f"{names[1]}: of {found['evaluation_rows']} rows {found['sentences']} sentences are in {names[0]} "
+                    f"({found['training_rows']} rows); recordings: {recordings}",
+                    flush=True,
+                )
+        if arguments.card is not None:
+            done = {(entry["training"], entry["evaluation"]) for entry in entries}
+            before = read_facts(arguments.card).get("contamination") or []
+            kept = [entry for entry in before if (entry["training"], entry["evaluation"]) not in done]
+            update_facts(arguments.card, {"contamination": [*kept, *entries]})
+            write_any_card(arguments.card)
+            print(f"Written to {Path(arguments.card) / 'README.md'}")
+    except (CommandError, OSError, ValueError) as error:
+        report(error)
+        return 2
+    return 0
+
+
+def write_any_card(folder: str) -> None:
+    """The card of a folder, model or data set, from its facts."""
+    from hub_cards.dataset_card import write_dataset_card
+    from hub_cards.facts import read_facts
+    from hub_cards.model_card import write_card
+
+    write_dataset_card(folder, read_facts(folder)) if is_dataset(folder) else write_card(folder)
 
 
 def run_check(arguments: argparse.Namespace) -> int:

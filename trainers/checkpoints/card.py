@@ -55,8 +55,13 @@ class WritesCard:
 
     def begin_clock(self, checkpoint: str | None) -> None:
         """Starts counting hours, from those of the run that is resumed."""
-        stages = (read_facts(checkpoint) if checkpoint else {}).get("training") or [{}]
-        self._hours_before, self._begun = stages[-1].get("hours") or 0.0, time.monotonic()
+        self._hours_before, self._begun = 0.0, time.monotonic()
+        if checkpoint:
+            try:
+                self._hours_before = (read_facts(checkpoint).get("training") or [{}])[-1].get("hours")
+            except ValueError as error:
+                self.card_warning(f"The hours before {checkpoint} are not known: {error}")
+                self._hours_before = None
 
     def write_card(self, folder: str | Path, model: Any = None) -> None:
         """Writes `facts.json` and `README.md` into a folder; what fails there is warned of, the weights stay.
@@ -99,7 +104,8 @@ class WritesCard:
         final = {entry_name: value for entry in state.log_history for entry_name, value in entry.items()}
         history |= {"loss": final["train_loss"]} if "train_loss" in final and "loss" not in history else {}
         begun = getattr(self, "_begun", None)
-        hours = None if begun is None else self._hours_before + (time.monotonic() - begun) / 3600
+        known = begun is not None and self._hours_before is not None
+        hours = self._hours_before + (time.monotonic() - begun) / 3600 if known else None
         trained = sum(count_elements(parameter) for parameter in self.model.parameters() if parameter.requires_grad)
         stage = {
             "objective": self.objective_name,

@@ -17,6 +17,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import set_seed
 
+from hub_cards.dataset_card import write_dataset_card
+
 from ..alignment_config import SpeechAlignmentConfig
 from ..alignment_trainer import SpeechAlignmentTrainer
 from ..cache.config import EncodeConfig
@@ -85,7 +87,9 @@ def main(
         if command in TRAINERS:
             train(TRAINERS[command][0], *settings)
         elif command == "targets":
-            write_targets(settings[0])
+            report = write_targets(settings[0])
+            if report["complete"] and PartialState().is_main_process:
+                write_dataset_card(settings[0].output_dir)
         else:
             encode(*settings)
         return 0
