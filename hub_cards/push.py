@@ -13,6 +13,7 @@ from typing import Any
 from .check import files_of
 
 IGNORED = ["**/.git/**", ".cache/**", "**/__pycache__/**", "*.partial"]
+TRANSPORTS = ("httpx", "httpx2", "requests", "urllib3")  # huggingface_hub changes its client from time to time
 LISTED = 40  # files that a plan names one by one
 
 
@@ -142,7 +143,8 @@ class _explained:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        import httpx
+        if error is None:
+            return
         from huggingface_hub import constants
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -156,7 +158,7 @@ class _explained:
         if isinstance(error, HfHubHTTPError):
             code = error.response.status_code if error.response is not None else None
             raise PushError(self.explain(code, str(error).splitlines()[0])) from error
-        if isinstance(error, (httpx.TransportError, ConnectionError)):
+        if isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in TRANSPORTS:
             raise PushError(
                 f"The Hub ({constants.ENDPOINT}) cannot be reached: {error}. Look at the network, then give the same "
                 "command again, with --update if a part was sent."
