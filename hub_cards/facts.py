@@ -6,7 +6,8 @@ carries it on, and the card is rendered from it alone. Sections, all optional:
     schema         1
     model          name, summary, license, license_name, license_link, code_license, languages [codes], dtype,
                    encoder, connector {settings}, llm (model types), parameters {total, encoder, connector, llm},
-                   weight_bytes, max_audio_seconds, repository (owner/name), contents ("whole" or "trained parts")
+                   weight_bytes, max_audio_seconds, sampling_rate, repository (owner/name), embedded (in the
+                   package), contents ("whole" or "trained parts")
     parents        [{role, id, revision, license, license_name, relation}]
     prompt         {template, example, instructions [..]}: chat template, a rendered prompt, what is asked in training
     training       [stage], oldest first: {objective, trainer, method [citation keys], base, train_groups, lora,
@@ -15,8 +16,9 @@ carries it on, and the card is rendered from it alone. Sections, all optional:
     data           [{name, revision, split, config, license, rows, hours, languages {code: hours}, targets
                    {sets {name: rows}, models [{model, revision}], tasks {name: rows}}, filters, stage, notes}]
     evaluation     [{dataset {name, id, revision, split, config, license}, task, task_id, language, metric,
-                   higher_is_better, n, systems {speech, text_bound, cascade, ... : {value, low, high}}, interval,
-                   command, date, source}]; the values of one entry have one unit
+                   unit, higher_is_better, headline, n, systems {speech, text_bound, cascade, ... : {value, low, high}}, interval,
+                   command, date, source {name, url}, note}]; where some are `headline`, only these go into the
+                   card's metadata
     text_ability   [{dataset, metric, n, before {value, low, high}, after {...}}]: the LLM alone, and inside
     behaviour      {silence [case], foreign_speech [case], other [case]}; a case is {audio, instruction, answer, note}
     failures       [{audio, text, language, instruction, expected, answer}]

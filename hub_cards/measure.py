@@ -36,6 +36,7 @@ def model_facts(model: Any, processor: Any) -> dict[str, Any]:
         ]
     if processor is not None:
         facts["model"]["max_audio_seconds"] = processor.max_audio_seconds
+        facts["model"]["sampling_rate"] = processor.feature_extractor.sampling_rate
         facts["prompt"] = prompt_facts(processor)
     return facts
 

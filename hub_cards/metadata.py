@@ -78,12 +78,13 @@ def eval_results(facts: dict[str, Any]) -> list[Any]:
     """`EvalResult`s of the speech system, for `model-index`."""
     from huggingface_hub import EvalResult
 
-    results = []
-    for entry in facts.get("evaluation") or []:
+    results, entries = [], facts.get("evaluation") or []
+    headlines = [entry for entry in entries if entry.get("headline")]
+    for entry in headlines or entries:
         score, dataset = entry["systems"].get("speech"), entry["dataset"]
         if not score or score.get("value") is None:
             continue
-        name = ", ".join(filter(None, (entry["metric"].replace("_", " "), entry.get("language"))))
+        name = ", ".join(filter(None, (entry["metric"], entry.get("task"), entry.get("language")))).replace("_", " ")
         results.append(
             EvalResult(
                 task_type=TASK_TYPES.get(entry.get("task"), "audio-text-to-text"),
@@ -93,7 +94,7 @@ def eval_results(facts: dict[str, Any]) -> list[Any]:
                 dataset_config=dataset.get("config"),
                 dataset_split=dataset.get("split"),
                 dataset_revision=dataset.get("revision"),
-                metric_type=entry["metric"],
+                metric_type=entry["metric"].replace(" ", "_"),
                 metric_name=name,
                 metric_value=score["value"],
             )

@@ -78,11 +78,16 @@ def _head(facts: dict[str, Any]) -> str:
 def _loading(facts: dict[str, Any]) -> str:
     model = facts.get("model") or {}
     name = model.get("repository") or "owner/name"
-    unstated = "" if model.get("repository") else "`owner/name` stands for this repository's name.\n\n"
-    note = (model.get("package_name") or "") and f"With the package it is `{model['package_name']}`.\n\n"
+    notes = "" if model.get("repository") else "`owner/name` stands for this repository's name. "
+    notes += '`pipeline("speech-instruct")` without a model is this one. ' if model.get("embedded") else ""
+    rate = (
+        f" --mm-processor-kwargs '{{\"sampling_rate\": {model['sampling_rate']}}}'"
+        if model.get("sampling_rate")
+        else ""
+    )
     return f"""## Use
 
-{unstated}{note}With the package (`pip install speechllm`), no remote code:
+{notes}With the package (`pip install speechllm`), no remote code:
 
 ```python
 import speechllm
@@ -110,7 +115,7 @@ On the command line, and as a server (OpenAI's API, audio as `input_audio`):
 ```sh
 speechllm ask recording.wav "Transcribe the speech." --model {name}
 transformers serve --trust-remote-code {name}
-vllm serve {name} --trust-remote-code --model-impl transformers
+vllm serve {name} --trust-remote-code --model-impl transformers{rate}
 ```"""
 
 

@@ -84,7 +84,8 @@ def _result_table(entries: list[dict], columns: dict[str, str]) -> str:
     for entry in entries:
         scores = [score_text(entry["systems"].get(name)) for name in columns]
         direction = {True: " ↑", False: " ↓"}.get(entry.get("higher_is_better"), "")
-        cells = [entry.get("task"), entry.get("language"), entry["metric"] + direction, entry.get("n")]
+        metric = entry["metric"] + (f" ({entry['unit']})" if entry.get("unit") else "") + direction
+        cells = [entry.get("task"), entry.get("language"), metric, entry.get("n")]
         cells = ["" if cell is None else str(cell).replace("_", " ") for cell in cells]
         lines.append(f"| {' | '.join([*cells, *scores, _share(entry)])} |")
     return "\n".join(lines)
