@@ -15,10 +15,10 @@ carries it on, and the card is rendered from it alone. Sections, all optional:
                    hardware, processes, packages, losses, finished, notes}
     data           [{name, revision, split, config, license, rows, hours, languages {code: hours}, targets
                    {sets {name: rows}, models [{model, revision}], tasks {name: rows}}, filters, stage, notes}]
-    evaluation     [{dataset {name, id, revision, split, config, license}, task, task_id, language, metric,
-                   unit, higher_is_better, headline, n, systems {speech, text_bound, cascade, ... : {value, low, high}}, interval,
-                   command, date, source {name, url}, note}]; where some are `headline`, only these go into the
-                   card's metadata
+    evaluation     [{dataset {name, id, revision, split, config, license}, task, task_id, language, metric, unit,
+                   higher_is_better, headline, n, systems {speech, text_bound, cascade, ... : {value, low, high}},
+                   interval, command, date, source {name, url}, note}]; where some are `headline`, only these go into
+                   the card's metadata
     text_ability   [{dataset, metric, n, before {value, low, high}, after {...}}]: the LLM alone, and inside
     behaviour      {silence [case], foreign_speech [case], other [case]}; a case is {audio, instruction, answer, note}
     failures       [{audio, text, language, instruction, expected, answer}]

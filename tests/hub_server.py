@@ -1,6 +1,6 @@
 """A small Hub for tests: the endpoints that huggingface_hub, transformers and datasets use, over real HTTP.
 
-Repositories, branches, commits, LFS objects, tokens, rights; every request is noted, and one can be held up or cut off.
+Repositories, branches, commits, LFS objects, tokens, rights; every request is noted, one can be held up or cut off.
 """
 
 import base64
@@ -217,6 +217,9 @@ class Handler(BaseHTTPRequestHandler):
         lfs = {"lfs": {"oid": digest, "size": len(content), "pointerSize": 130}}
         return entry | (lfs if path.endswith(LFS) else {})
 
+    def folder(self, path: str) -> dict:
+        return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+
     def tree(self, kind: str, name: str, revision: str, path: str | None = None) -> None:
         found = self.commit_of(kind, name, revision)
         if found is None:
@@ -229,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(404, f"{path} does not exist", "EntryNotFound")
         folders = {start + name[len(start) :].partition("/")[0] for name in inside if "/" in name[len(start) :]}
         listed = [self.entry(n, c) for n, c in sorted(inside.items()) if recursive or "/" not in n[len(start) :]]
-        self.reply([{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in sorted(folders)] + listed)
+        self.reply([self.folder(name) for name in sorted(folders)] + listed)
 
     def paths_info(self, kind: str, name: str, revision: str) -> None:
         found = self.commit_of(kind, name, revision)
@@ -238,8 +241,7 @@ class Handler(BaseHTTPRequestHandler):
             paths = json.loads(self.body)["paths"] if self.body[:1] == b"{" else parse_qs(self.body.decode())["paths"]
             known = [self.entry(path, files[path]) for path in paths if path in files]
             folders = {path for path in paths if any(name.startswith(f"{path}/") for name in files)}
-            known += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)]
-            self.reply(known)
+            self.reply(known + [self.folder(path) for path in sorted(folders)])
 
     def preupload(self, kind: str, name: str, revision: str) -> None:
         if self.repository(kind, name, writing=True) is not None:

@@ -45,8 +45,8 @@ SEEDS = {"llm": train_llm.SEED, "encoder": train_encoder.SEED, "connector": trai
 FOREIGN = [("fr", "Éteins la lumière dans la cuisine."), ("it", "Spegni la luce in cucina."), ("pl", "Zgaś światło.")]
 PROSE = {
     "intended_use": "The first command of a newcomer, tests and demonstrations of the toolkit: it exists so that "
-    "these work anywhere, offline, and so that every claim can be tested with real learning. Real use composes pretrained "
-    "models.",
+    "these work anywhere, offline, and so that every claim can be tested with real learning. Real use composes "
+    "pretrained models.",
     "limits": [
         "Only the requests, words and kinds of instruction of the nano world are understood: home devices and rooms, "
         "times and numbers, small sums, colours, places, everyday questions. Anything else gets a confident answer "
