@@ -90,10 +90,16 @@ def check_folder(folder: str | os.PathLike, load: bool = True) -> Iterator[Findi
         ("card", partial(check_card, folder), "export the checkpoint anew, or correct README.md"),
         ("licence", partial(check_license, folder), "state it: speechllm export --license"),
     ]
-    if load:
-        checks.append(("loading", partial(check_loading, folder), "see the message above; export the checkpoint anew"))
+    failed = set()
     for subject, check, remedy in checks:
-        yield from guarded(subject, check, remedy)
+        for finding in guarded(subject, check, remedy):
+            failed |= {subject} if finding.status == "FAIL" else set()
+            yield finding
+    if load and failed & {"files", "weights", "code"}:
+        yield Finding("note", "loading", "not tried: see the failures above")
+    elif load:
+        remedy = "see the message above; export the checkpoint anew"
+        yield from guarded("loading", partial(check_loading, folder), remedy)
 
 
 def check_dataset(folder: str | os.PathLike) -> Iterator[Finding]:

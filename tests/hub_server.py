@@ -15,7 +15,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS = (".safetensors", ".parquet", ".wav")  # other files are sent with the commit itself
 KINDS = {"models": "model", "datasets": "dataset"}
-CUT = 1000  # bytes of a file that is cut off once
 
 
 class Repository:
@@ -46,8 +45,8 @@ class Hub:
         users: token -> name; who may write below that name alone.
         requests: (method, path) of all requests, in order.
         objects: LFS content by sha256.
-        held: path part -> event; a request to such a path waits until the event is set, after `reached` is.
-        cut: path parts; the next answer to such a path breaks off after `CUT` bytes, once.
+        held: path part -> event; a request to such a path sets `reached`, waits for the event, and is lost.
+        cut: path part -> bytes after which the next answer to such a path breaks off, once.
     """
 
     def __init__(self):
@@ -58,7 +57,7 @@ class Hub:
         self.ranges: list[tuple[str, str]] = []
         self.held: dict[str, threading.Event] = {}
         self.reached = threading.Event()
-        self.cut: set[str] = set()
+        self.cut: dict[str, int] = {}
         self.address = ""
 
     def asked(self, method: str, part: str) -> int:
@@ -109,10 +108,12 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self.read_chunks()
         self.user = self.hub.users.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
         self.hub.requests.append((self.command, self.where))
-        for part, event in self.hub.held.items():
+        for part, event in list(self.hub.held.items()):
             if part in self.where:
                 self.hub.reached.set()
                 event.wait(60)
+                self.close_connection = True
+                return None
         for pattern, method in ROUTES:
             match = re.fullmatch(pattern, self.where)
             if match:
@@ -177,14 +178,16 @@ class Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body)
         owner = wanted.get("organization") or self.user
         key = wanted.get("type") or "model", f"{owner}/{wanted['name']}"
+        address = f"{self.hub.address}/{'datasets/' * (key[0] == 'dataset')}{key[1]}"
         if not self.user:
             return self.fail(401, "Invalid user token.")
         if owner != self.user:
             return self.fail(403, f"You don't have the rights to create a model under the namespace {owner}")
         if key in self.hub.repositories:
-            return self.fail(409, "You already created this model repo")
-        self.hub.repositories[key] = Repository(bool(wanted.get("private")))
-        self.reply({"url": f"{self.hub.address}/{'datasets/' * (key[0] == 'dataset')}{key[1]}", "id": key[1]})
+            return self.reply({"error": "You already created this repo", "url": address}, 409)
+        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        self.hub.repositories[key] = Repository(private)
+        self.reply({"url": address, "id": key[1]})
 
     def branch(self, kind: str, name: str, branch: str) -> None:
         repository = self.repository(kind, name, writing=True)
@@ -305,8 +308,7 @@ class Handler(BaseHTTPRequestHandler):
         broken = next((part for part in self.hub.cut if part in path), None) if self.command == "GET" else None
         if broken is None:
             return self.send(content, headers)
-        self.hub.cut.discard(broken)
-        self.send(content[:CUT], headers, length=len(content))
+        self.send(content[: self.hub.cut.pop(broken)], headers, length=len(content))
         self.wfile.flush()
         self.close_connection = True
         self.connection.close()

@@ -1,4 +1,4 @@
-"""The model card: rendered from facts alone, nothing made up, valid for the Hub; the embedded model's is the example."""
+"""The model card: rendered from facts alone, nothing made up, valid for the Hub; the example is the embedded one."""
 
 import json
 import re
