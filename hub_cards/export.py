@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .facts import FACTS_FILE, evaluation_entries, merge_facts, read_facts, without_places, write_facts, write_text
+from .evaluations import results_facts
+from .facts import FACTS_FILE, merge_facts, read_facts, without_places, write_facts, write_text
 from .licenses import license_text, read_license
 from .measure import model_facts, weight_bytes
 from .model_card import write_card
@@ -42,7 +43,7 @@ class ExportSettings:
         name, summary, license, license_name, license_link, repository: for the card, in place of the facts'.
         languages: codes, in place of those that the facts state.
         example: recording and instruction that `check` asks again; by default those beside the checkpoint.
-        results: file of `speechllm evaluate`, for the card.
+        results: files `results.json` of `speechllm evaluate`, for the card.
     """
 
     merge: bool = False
@@ -58,7 +59,7 @@ class ExportSettings:
     repository: str | None = None
     languages: list[str] | None = None
     example: tuple[str, str] | None = None
-    results: str | None = None
+    results: list[str] | None = None
 
     def __post_init__(self):
         if self.merge and self.connector_only:
@@ -196,9 +197,10 @@ def export_facts(checkpoint: Path, out: Path, model: Any, processor: Any, settin
     kept = merge_facts(facts, measured | {"parents": without_places(parents)} | ({"data": data} if data else {}))
     kept = merge_facts(kept, {"model": model_section})
     kept["model"].setdefault("name", (settings.repository or checkpoint.resolve().name).rpartition("/")[2])
-    if settings.results is not None:
-        results = json.loads(Path(settings.results).read_text(encoding="utf-8"))
-        kept["evaluation"] = evaluation_entries(results)
+    for path in settings.results or []:
+        found = results_facts(json.loads(Path(path).read_text(encoding="utf-8")))
+        for section, entries in found.items():
+            kept[section] = [*(kept.get(section) or []), *without_places(entries)]
     return kept
 
 

@@ -139,40 +139,6 @@ def update_facts(folder: str | os.PathLike, new: dict[str, Any]) -> dict[str, An
     return facts
 
 
-def evaluation_entries(results: Any) -> list[dict[str, Any]]:
-    """
-    Entries of the section `evaluation` from a results file of `speechllm evaluate`.
-
-    Args:
-        results: a list of entries, or a mapping with them under `evaluation`, `entries` or `results`. `dataset` may be
-            a name, a system's value a number alone, an interval `[low, high]` under `interval` or `ci`.
-
-    Raises:
-        ValueError: no entries there.
-    """
-    if isinstance(results, dict):
-        names = ("evaluation", "entries", "results")
-        results = next((results[name] for name in names if isinstance(results.get(name), list)), None)
-    if not isinstance(results, list) or not all(isinstance(row, dict) and "systems" in row for row in results):
-        raise ValueError("The results hold no list of entries with systems. Give the file of `speechllm evaluate`.")
-    return [
-        row
-        | {
-            "dataset": {"name": row["dataset"]} if isinstance(row["dataset"], str) else row["dataset"],
-            "systems": {name: _score(value) for name, value in row["systems"].items()},
-        }
-        for row in results
-    ]
-
-
-def _score(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {"value": value}
-    low, high = next((value[name] for name in ("interval", "ci") if value.get(name)), (None, None))
-    kept = {name: item for name, item in value.items() if name not in ("interval", "ci")}
-    return kept if low is None else kept | {"low": low, "high": high}
-
-
 def without_places(value: Any) -> Any:
     """Facts without this machine's folders: of an absolute path, the last name stays."""
     if isinstance(value, dict):
@@ -194,7 +160,6 @@ def write_text(path: Path, text: str) -> None:
 __all__ = [
     "FACTS_FILE",
     "check_facts",
-    "evaluation_entries",
     "facts_of",
     "merge_facts",
     "read_facts",

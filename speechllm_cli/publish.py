@@ -43,7 +43,7 @@ def add_parsers(commands: Any) -> None:
     export.add_argument("--base", metavar="MODEL", help="the model that adapters belong to, where they do not name it")
     export.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest file of weights (5GB)")
     export.add_argument("--example", nargs=2, metavar=("RECORDING", "INSTRUCTION"), help="what `check` asks again")
-    export.add_argument("--results", metavar="FILE", help="results of `speechllm evaluate`, for the card")
+    export.add_argument("--results", nargs="+", metavar="FILE", help="results.json of speechllm evaluate")
     card = export.add_argument_group("the card, in place of what the facts say")
     card.add_argument("--name", help="the model's name")
     card.add_argument("--summary", metavar="TEXT", help="one sentence or two on what it is")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from hub_cards.facts import FACTS_FILE, evaluation_entries, merge_facts, read_facts, update_facts, without_places
+from hub_cards.evaluations import results_facts
+from hub_cards.facts import FACTS_FILE, merge_facts, read_facts, update_facts, without_places
 
 
 def test_what_a_step_adds_is_joined_with_what_was_there(tmp_path):
@@ -49,14 +50,52 @@ ENTRY = {"dataset": "a set", "metric": "wer", "systems": {"speech": 4.5, "cascad
 
 @pytest.mark.parametrize("results", [[ENTRY], {"evaluation": [ENTRY]}, {"results": [ENTRY], "version": 1}])
 def test_results_of_an_evaluation_are_read_in_any_of_their_forms(results):
-    (entry,) = evaluation_entries(json.loads(json.dumps(results)))
+    (entry,) = results_facts(json.loads(json.dumps(results)))["evaluation"]
     assert entry["dataset"] == {"name": "a set"}
     assert entry["systems"] == {"speech": {"value": 4.5}, "cascade": {"value": 5, "low": 4, "high": 6}}
 
 
+def estimate(value):
+    return {"value": value, "low": value - 1, "high": value + 1, "rows": 40}
+
+
+RUN = {
+    "settings": {"dataset": ["google/fleurs"], "task": "transcribe", "bootstrap_samples": 1000},
+    "models": {"cascade": ["openai/whisper-base", "abc"]},
+    "decoding": "greedy, at most 64 new tokens",
+    "headline": "wer",
+    "metrics": {
+        "wer": {"title": "word error rate", "unit": "%", "higher_is_better": False, "note": ""},
+        "length": {"title": "words per answer", "unit": "", "higher_is_better": None, "note": ""},
+    },
+    "overall": {
+        "speech": {"wer": estimate(9.0), "length": estimate(7.0)},
+        "text_bound": {"wer": estimate(1.0)},
+        "text_before": {"wer": estimate(2.0)},
+    },
+    "groups": {"language": {"de": {"speech": {"wer": estimate(8.0)}}, "en": {"speech": {"wer": estimate(10.0)}}}},
+    "means": {"language": {"speech": estimate(9.5)}},
+}
+
+
+def test_a_run_of_evaluate_gives_scores_overall_and_by_language_and_text_ability():
+    found = results_facts(RUN)
+    lines = [(e["language"], e["metric"], e["systems"]["speech"]["value"], e["headline"]) for e in found["evaluation"]]
+    name = "word error rate"
+    assert lines == [("all", name, 9.0, True), ("de", name, 8.0, False), ("en", name, 10.0, False)] + [
+        ("mean", name, 9.5, False)
+    ]
+    first = found["evaluation"][0]
+    assert first["dataset"] == {"name": "google/fleurs", "id": "google/fleurs"} and first["n"] == 40
+    assert first["systems"]["text_bound"] == {"value": 1.0, "low": 0.0, "high": 2.0}
+    assert "openai/whisper-base" in first["note"] and "1000 samples" in first["interval"]
+    (ability,) = found["text_ability"]
+    assert (ability["before"]["value"], ability["after"]["value"]) == (2.0, 1.0)
+
+
 def test_other_results_are_refused():
     with pytest.raises(ValueError, match="no list of entries with systems"):
-        evaluation_entries({"wer": 4.5})
+        results_facts({"wer": 4.5})
 
 
 def test_places_of_this_machine_are_left_out():
