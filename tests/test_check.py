@@ -28,6 +28,7 @@ def failing(folder) -> list:
     return [finding for finding in check_folder(folder, load=False) if finding.status == "FAIL"]
 
 
+@pytest.mark.slow
 def test_a_sound_folder_loads_both_ways_and_answers_its_example(exported, capsys):
     assert main(["check", str(exported)]) == 0
     output = capsys.readouterr().out

@@ -98,6 +98,15 @@ def test_what_is_unfinished_or_gone_is_refused(targets, recordings, tmp_path):
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
+def test_targets_carry_a_card_as_soon_as_they_are_finished(recordings, tmp_path):
+    options = ["--target_set", "T", "--dataset", str(recordings), "--output_dir", str(tmp_path / "made")]
+    assert main(["targets", *options]) == 0
+    card = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    assert card == render_dataset_card(read_facts(tmp_path / "made"))
+    assert "rows by target set | T 3" in card and str(tmp_path) not in card
+    assert len(load_dataset(str(tmp_path / "made"), split="train", cache_dir=str(tmp_path / "cache"))) == 3
+
+
 @pytest.mark.parametrize("other", ["hello, World!", "HELLO  world", "ｈｅｌｌｏ world"])
 def test_sentences_are_compared_without_case_punctuation_and_forms(other):
     assert plain_sentence(other) == plain_sentence("Hello world.") == "hello world"

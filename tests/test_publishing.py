@@ -98,6 +98,7 @@ def wait_until(what, seconds=60.0):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_what_was_pushed_loads_by_its_name_in_each_of_its_revisions(hub, exported, tmp_path):
     output = finish(client(hub, tmp_path, PUSH, exported, settings(private=True)))
     assert "To model ada/tiny, branch main (new, private):" in output and "model.safetensors" in output
@@ -231,6 +232,7 @@ def test_what_the_hub_or_the_network_refuses_is_said_with_a_remedy(
     assert not hub.repositories
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_a_folder_that_fails_the_check_send_nothing(hub, exported, tmp_path):
     code = """
 import sys
@@ -251,6 +253,7 @@ sys.exit(main(sys.argv[1:]))
     assert len(hub.requests) == before and not hub.repositories
 
 
+@pytest.mark.slow
 def test_trained_parts_alone_find_their_parents_on_the_hub(hub, tmp_path):
     tokenizer = make_tokenizer(CHATML_MARKED)
     tokenizer.pad_token = "<|im_start|>"
