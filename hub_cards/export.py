@@ -177,7 +177,7 @@ def copy_helpers(checkpoint: Path, out: Path) -> None:
 
 def export_facts(checkpoint: Path, out: Path, model: Any, processor: Any, settings: ExportSettings) -> dict[str, Any]:
     """The checkpoint's facts, with what the export knows: sizes, licences of the parents, names."""
-    facts = read_facts(checkpoint) or read_facts(checkpoint.parent)
+    facts = read_facts(checkpoint)
     measured = model_facts(model, processor)
     known = facts.get("parents") or measured.get("parents") or []
     types = {"speech encoder": model.config.audio_config.model_type, "LLM": model.config.text_config.model_type}

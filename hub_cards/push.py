@@ -21,6 +21,10 @@ class PushError(Exception):
     """What the Hub or the network refused, with the remedy."""
 
 
+class NotAsked(PushError):
+    """The Hub could not be asked at all: no token, no network."""
+
+
 @dataclass
 class PushSettings:
     """
@@ -43,8 +47,8 @@ class PushSettings:
     update: bool = False
 
 
-def plan_push(folder: str | Path, settings: PushSettings) -> Iterator[str]:
-    """What would be sent, line by line; asks the Hub only whether the repository is there.
+def plan_push(folder: str | Path, settings: PushSettings, dry_run: bool = False) -> Iterator[str]:
+    """What would be sent, line by line; asks the Hub only whether the repository is there, with `dry_run` if it can.
 
     Raises:
         PushError: a name that cannot be used or is taken, no token, no right, no network.
@@ -60,7 +64,13 @@ def plan_push(folder: str | Path, settings: PushSettings) -> Iterator[str]:
         raise PushError(f"{settings.repository!r} does not say whose it is. Give OWNER/NAME.")
     folder = Path(folder)
     files = files_of(folder)
-    there = remote_files(settings)
+    try:
+        there = remote_files(settings)
+    except NotAsked as error:
+        if not dry_run:
+            raise
+        yield f"The Hub was not asked whether {settings.repository} is there. {error}"
+        there = None
     state = "new" if there is None else f"exists, {len(there)} files" if there else "exists, empty"
     privacy = ", private" if settings.private and there is None else ""
     yield f"To {settings.kind} {settings.repository}, branch {settings.branch} ({state}{privacy}):"
@@ -148,18 +158,20 @@ class _explained:
         from huggingface_hub import constants
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+        if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a file that was on its way
+            error = error.__cause__
         if isinstance(error, LocalTokenNotFoundError):
-            raise PushError(
+            raise NotAsked(
                 "There is no token of yours here. Make one with write access at https://huggingface.co/settings/tokens,"
                 " then: hf auth login, or set HF_TOKEN."
             ) from error
         if isinstance(error, OfflineModeIsEnabled):
-            raise PushError("HF_HUB_OFFLINE is set, so nothing is sent. Unset it and try again.") from error
+            raise NotAsked("HF_HUB_OFFLINE is set, so nothing is sent. Unset it and try again.") from error
         if isinstance(error, HfHubHTTPError):
             code = error.response.status_code if error.response is not None else None
             raise PushError(self.explain(code, str(error).splitlines()[0])) from error
         if isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in TRANSPORTS:
-            raise PushError(
+            raise NotAsked(
                 f"The Hub ({constants.ENDPOINT}) cannot be reached: {error}. Look at the network, then give the same "
                 "command again, with --update if a part was sent."
             ) from error
@@ -181,4 +193,4 @@ class _explained:
         return f"The Hub refused ({code}): {message} {remedy}"
 
 
-__all__ = ["PushError", "PushSettings", "plan_push", "push_folder", "remote_files"]
+__all__ = ["NotAsked", "PushError", "PushSettings", "plan_push", "push_folder", "remote_files"]

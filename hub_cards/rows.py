@@ -97,6 +97,17 @@ def _language(code: Any) -> str:
     return "several" if len(codes) > 1 else codes.pop() or "unknown"
 
 
+def cached_commit(name: str) -> str | None:
+    """The commit of a Hub data set that was loaded, from the cached copy of its card; None if it is not known."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, "README.md", repo_type="dataset", local_files_only=True)).parent.name
+    except (OSError, HFValidationError, ValueError):
+        return None
+
+
 def _by_count(counts: Counter) -> dict[str, int]:
     return {str(name): count for name, count in counts.most_common()}
 
@@ -127,4 +138,4 @@ def sample_rows(rows: Any, count: int = 3) -> list[dict[str, Any]]:
     return rows.select_columns(names).select(range(min(count, len(rows)))).to_list()
 
 
-__all__ = ["ParquetRows", "column_batches", "describe_rows", "instructions", "sample_rows"]
+__all__ = ["ParquetRows", "cached_commit", "column_batches", "describe_rows", "instructions", "sample_rows"]

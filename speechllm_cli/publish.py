@@ -39,7 +39,8 @@ def add_parsers(commands: Any) -> None:
     whole.add_argument(
         "--connector_only", action="store_true", help="the trained parts alone, with the ids of their parents"
     )
-    export.add_argument("--dtype", default="auto", help="float32, bfloat16, float16; auto: the checkpoint's")
+    formats = ("auto", "float32", "bfloat16", "float16")
+    export.add_argument("--dtype", default="auto", choices=formats, help="number format; auto: the checkpoint's")
     export.add_argument("--base", metavar="MODEL", help="the model that adapters belong to, where they do not name it")
     export.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest file of weights (5GB)")
     export.add_argument("--example", nargs=2, metavar=("RECORDING", "INSTRUCTION"), help="what `check` asks again")
@@ -84,7 +85,7 @@ def add_overlap_parser(commands: Any) -> None:
     parser.add_argument("--training_split", default="train", help="split of Hub data (train)")
     parser.add_argument("--evaluation_split", default="test", help="split of Hub data (test)")
     parser.add_argument("--audio", action="store_true", help="compare recordings too; all are decoded")
-    parser.add_argument("--card", metavar="FOLDER", help="exported model or data set whose card is to say it")
+    parser.add_argument("--card", nargs="+", metavar="FOLDER", help="exported models or data sets whose cards say it")
     parser.set_defaults(run=run_overlap)
 
 
@@ -162,13 +163,13 @@ def run_overlap(arguments: argparse.Namespace) -> int:
                     f"({found['training_rows']} rows); recordings: {recordings}",
                     flush=True,
                 )
-        if arguments.card is not None:
-            done = {(entry["training"], entry["evaluation"]) for entry in entries}
-            before = read_facts(arguments.card).get("contamination") or []
+        done = {(entry["training"], entry["evaluation"]) for entry in entries}
+        for folder in arguments.card or []:
+            before = read_facts(folder).get("contamination") or []
             kept = [entry for entry in before if (entry["training"], entry["evaluation"]) not in done]
-            update_facts(arguments.card, {"contamination": [*kept, *entries]})
-            write_any_card(arguments.card)
-            print(f"Written to {Path(arguments.card) / 'README.md'}")
+            update_facts(folder, {"contamination": [*kept, *entries]})
+            write_any_card(folder)
+            print(f"Written to {Path(folder) / 'README.md'}")
     except (CommandError, OSError, ValueError) as error:
         report(error)
         return 2
@@ -219,7 +220,7 @@ def run_push(arguments: argparse.Namespace) -> int:
         if check(arguments.folder):
             return 1
         print()
-        for line in plan_push(arguments.folder, settings):
+        for line in plan_push(arguments.folder, settings, arguments.dry_run):
             print(line, flush=True)
         if arguments.dry_run:
             print("\nNothing was sent (--dry_run).")

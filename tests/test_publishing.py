@@ -151,10 +151,16 @@ import sys
 from datasets import Audio, load_dataset
 rows = load_dataset("ada/targets", split="train", revision=sys.argv[1]).cast_column("audio", Audio(decode=False))
 print(len(rows), rows.column_names, [len(audio["bytes"]) for audio in rows["audio"]])
+load_dataset("ada/other", split="train")
+from hub_cards.rows import cached_commit
+print(cached_commit("ada/other"), cached_commit("ada/none"))
 """
+    fill(hub, out, "ada/other", "dataset")
     output = finish(client(hub, tmp_path, code, "first", HF_DATASETS_CACHE=str(tmp_path / "cache")))
     sizes = [len(content["bytes"]) for content in rows.cast_column("audio", Audio(decode=False))["audio"]]
     assert output.startswith("5 ['id', 'audio',") and "messages" in output and str(sizes) in output
+    commit = hub.repositories["dataset", "ada/other"].branches["main"]
+    assert output.endswith(f"{commit} None\n")  # what a training on it notes
 
 
 def test_an_upload_that_was_killed_goes_on_where_it_was(hub, exported, tmp_path):
@@ -180,9 +186,9 @@ print(snapshot_download("ada/tiny", max_workers=1))
 """
 
 
-def fill(hub, folder, name="ada/tiny") -> None:
+def fill(hub, folder, name="ada/tiny", kind="model") -> None:
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    repository = hub.repositories["model", name] = Repository(private=False)
+    repository = hub.repositories[kind, name] = Repository(private=False)
     repository.branches["main"] = repository.add_commit(files, "all")
 
 
@@ -244,6 +250,9 @@ sys.exit(main(sys.argv[1:]))
     output = finish(client(hub, tmp_path, code, "push", exported, "ada/tiny", "--private", "--dry_run"))
     assert "Ready to be published." in output and "(new, private)" in output
     assert output.endswith("Nothing was sent (--dry_run).\n") and not hub.repositories
+    output = finish(client(hub, tmp_path, code, "push", exported, "ada/tiny", "--dry_run", token=None))
+    assert "The Hub was not asked whether ada/tiny is there. There is no token of yours here" in output
+    assert "model.safetensors" in output and output.endswith("Nothing was sent (--dry_run).\n")
     broken = tmp_path / "broken"
     finish(client(hub, tmp_path, "import shutil, sys; shutil.copytree(*sys.argv[1:])", exported, broken))
     (broken / "LICENSE").unlink()

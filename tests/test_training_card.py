@@ -14,6 +14,7 @@ from hub_cards.facts import read_facts
 from hub_cards.model_card import render_model_card
 from speechllm_cli.main import main
 from trainers import SpeechImitationTrainer
+from trainers.checkpoints import card
 from trainers.checkpoints.folders import is_whole
 from trainers.checkpoints.lora import lora_config
 from trainers.imitation_config import SpeechImitationConfig
@@ -107,7 +108,7 @@ def test_a_card_that_cannot_be_made_does_not_cost_the_checkpoint(tmp_path, monke
     warned = []
     trainer = build("imitation", tmp_path, max_steps=1, **SAVING)
     monkeypatch.setattr(trainer, "facts", lambda model=None: 1 / 0)
-    monkeypatch.setattr(trainer, "card_warning", warned.append)
+    monkeypatch.setattr(card.logger, "warning", warned.append)
     trainer.train()
     assert is_whole(tmp_path / "checkpoint-1")
     assert (

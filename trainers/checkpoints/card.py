@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers.utils import logging
 from trl import SFTConfig
 
 from hub_cards.contamination import find_overlap
-from hub_cards.facts import FACTS_FILE, merge_facts, read_facts, without_places, write_facts
+from hub_cards.facts import merge_facts, read_facts, without_places, write_facts
 from hub_cards.measure import count_elements, hardware_name, model_facts, package_versions
 from hub_cards.model_card import write_card
 from hub_cards.rows import describe_rows, instructions
@@ -29,6 +30,8 @@ RECIPE = set(
     "num_train_epochs per_device_train_batch_size gradient_accumulation_steps bf16 fp16".split()
 )
 WORKS_OF_SETS = {"continuation": "blsp", "BI": "mtbi", "T": "bloomzmms", "MI": "bloomzmms", "TMI": "bloomzmms"}
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -60,7 +63,7 @@ class WritesCard:
             try:
                 self._hours_before = (read_facts(checkpoint).get("training") or [{}])[-1].get("hours")
             except ValueError as error:
-                self.card_warning(f"The hours before {checkpoint} are not known: {error}")
+                logger.warning(f"The hours before {checkpoint} are not known: {error}")
                 self._hours_before = None
 
     def write_card(self, folder: str | Path, model: Any = None) -> None:
@@ -75,12 +78,7 @@ class WritesCard:
             write_card(folder)
         except Exception as error:  # a card is not worth a training
             message = f"{type(error).__name__}: {error}"
-            self.card_warning(f"The card in {folder} could not be written ({message}). The weights are not affected.")
-
-    def card_warning(self, message: str) -> None:
-        from transformers.utils import logging
-
-        logging.get_logger(__name__).warning(message)
+            logger.warning(f"The card in {folder} could not be written ({message}). The weights are not affected.")
 
     def facts(self, model: Any = None) -> dict[str, Any]:
         """All that is known of the model by now, in the sections of `hub_cards.facts`."""
@@ -168,4 +166,4 @@ def recipe(settings: Any, full: bool = False) -> dict[str, Any]:
     return found
 
 
-__all__ = ["FACTS_FILE", "CardFacts", "WritesCard", "recipe"]
+__all__ = ["CardFacts", "WritesCard", "recipe"]

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from hub_cards.facts import facts_of
 from hub_cards.metadata import is_hub_id
-from hub_cards.rows import describe_rows
+from hub_cards.rows import cached_commit, describe_rows
 
 from ..checkpoints.card import CardFacts, recipe
 from ..data.filters import FilterReport
@@ -36,7 +36,9 @@ def card_facts(script: ScriptArguments, rows: Any, report: FilterReport | None) 
 def data_facts(script: ScriptArguments, rows: Any, report: FilterReport | None) -> list[dict[str, Any]]:
     """Entries of the section `data`: one for a single source; of several, their names, and what they hold together."""
     names = [display_name(source) for source in script.dataset]
-    sources = [{"name": name} | ({"id": name} if is_hub_id(name) else {}) for name in names]
+    sources = [
+        {"name": name} | ({"id": name, "revision": cached_commit(name)} if is_hub_id(name) else {}) for name in names
+    ]
     sources = [source | {"split": script.dataset_split, "config": script.dataset_name} for source in sources]
     if isinstance(rows, Dataset):
         described = describe_rows(rows, names[0] if len(names) == 1 else "all of these, as trained on")
