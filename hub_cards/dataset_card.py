@@ -18,7 +18,7 @@ from .findings import Finding
 from .licenses import read_license
 from .model_card import fence
 from .rows import ParquetRows, describe_rows, instructions, sample_rows
-from .tables import MISSING, cell, duration, overlap_section, pairs
+from .tables import MISSING, OVERLAP_TITLE, cell, duration, overlap_section, pairs
 
 ROWS_PER_SHARD = 500
 SIZES = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
@@ -67,14 +67,20 @@ def export_dataset(
             write_text(partial / "manifest.json", json.dumps(without_places(manifest), indent=2, ensure_ascii=False))
         if (folder / "dropped.jsonl").is_file():
             shutil.copyfile(folder / "dropped.jsonl", partial / "dropped.jsonl")
-        before = read_facts(folder)
-        facts = merge_facts(before, dataset_facts(partial, name or folder.resolve().name))
-        model = {"license": license} if license else {}
-        write_dataset_card(partial, merge_facts(facts, {"model": model}))
+        if has_own_card(folder):
+            shutil.copyfile(folder / "README.md", partial / "README.md")
+        else:
+            facts = merge_facts(read_facts(folder), dataset_facts(partial, name or folder.resolve().name))
+            write_dataset_card(partial, merge_facts(facts, {"model": {"license": license} if license else {}}))
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def has_own_card(folder: Path) -> bool:
+    """Whether a card lies there that was not rendered from facts, as those of `speechllm benchmark`; it stays."""
+    return (folder / "README.md").is_file() and not (folder / FACTS_FILE).is_file()
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -131,6 +137,7 @@ def dataset_facts(folder: str | Path, name: str, local_only: bool = False) -> di
     folder = Path(folder)
     rows, manifest = ParquetRows(parquet_files(folder)), read_manifest(folder)
     entry = describe_rows(rows, name)
+    entry["splits"] = sorted({file.name.partition("-")[0] for file in rows.files})
     for model in (entry.get("targets") or {}).get("models", []):
         model |= read_license(model["model"], model["revision"], local_only=local_only)
     facts: dict[str, Any] = {
@@ -161,6 +168,17 @@ def write_dataset_card(folder: str | Path, facts: dict[str, Any] | None = None) 
     return folder / "README.md"
 
 
+def write_overlap(folder: str | Path, entries: list[dict[str, Any]]) -> None:
+    """Puts the overlap onto the card of a data set, whoever made the card."""
+    folder = Path(folder)
+    if not has_own_card(folder):
+        write_dataset_card(folder, merge_facts(read_facts(folder), {"contamination": entries}))
+        return
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    before = re.sub(rf"\n*{re.escape(OVERLAP_TITLE)}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)
+    write_text(folder / "README.md", f"{before.rstrip()}\n\n{overlap_section(entries)}\n")
+
+
 def render_dataset_card(facts: dict[str, Any]) -> str:
     """The card's text, metadata first."""
     from huggingface_hub import DatasetCard
@@ -176,6 +194,7 @@ def card_data(facts: dict[str, Any]) -> Any:
 
     model, entry = facts.get("model") or {}, facts["data"][0]
     generated = bool(entry.get("targets"))
+    splits = entry.get("splits") or ["train"]
     optional = {
         "language": model.get("languages") or None,
         "license": model.get("license"),
@@ -186,7 +205,12 @@ def card_data(facts: dict[str, Any]) -> Any:
         size_categories=[next((size for limit, size in SIZES if entry["rows"] < limit), "n>10M")],
         task_categories=["audio-text-to-text"] if generated else ["automatic-speech-recognition"],
         tags=["speechllm", "audio"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits],
+            }
+        ],
         **{name: value for name, value in optional.items() if value is not None},
     )
 
@@ -316,8 +340,8 @@ def check_dataset_card(folder: Path) -> Iterator[Finding]:
     from huggingface_hub import DatasetCard
 
     path = folder / "README.md"
-    if not path.is_file() or not (folder / FACTS_FILE).is_file():
-        yield Finding("FAIL", "card", f"README.md or {FACTS_FILE} is missing", "export the targets: speechllm export")
+    if not path.is_file():
+        yield Finding("FAIL", "card", "README.md is missing", "export the targets: speechllm export")
         return
     text = path.read_text(encoding="utf-8")
     found = DatasetCard(text).data.to_dict()
@@ -325,7 +349,7 @@ def check_dataset_card(folder: Path) -> Iterator[Finding]:
         yield Finding("FAIL", "card", "no licence is stated", "speechllm export --license ID")
     if not found.get("language"):
         yield Finding("note", "card", "no language is stated: the rows have none", "add a column language")
-    if text != render_dataset_card(read_facts(folder)):
+    if not has_own_card(folder) and text != render_dataset_card(read_facts(folder)):
         yield Finding("note", "card", "differs from what facts.json gives: edited by hand, or older", "export anew")
     yield Finding("ok", "card", f"metadata valid, {', '.join(found.get('language') or ['no language'])}")
 
@@ -336,5 +360,6 @@ __all__ = [
     "dataset_facts",
     "export_dataset",
     "render_dataset_card",
+    "write_overlap",
     "write_dataset_card",
 ]

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 MISSING = "*not measured*"
+OVERLAP_TITLE = "## Overlap of training and evaluation"
 SYSTEMS = {"text_bound": "text bound", "cascade": "cascade", "speech": "speech"}  # columns of a table of results
 
 
@@ -111,7 +112,7 @@ def _result_notes(entries: list[dict]) -> list[str]:
 def overlap_section(rows: list[dict] | None) -> str:
     """The section on what training and evaluation data share, for cards of models and of data sets."""
     if not rows:
-        return f"## Overlap of training and evaluation\n\n{MISSING.capitalize()}."
+        return f"{OVERLAP_TITLE}\n\n{MISSING.capitalize()}."
     lines = [
         "| training | evaluation | rows compared | sentences in both | recordings in both |",
         "|---|---|---:|---:|---:|",
@@ -122,7 +123,7 @@ def overlap_section(rows: list[dict] | None) -> str:
         sentences = MISSING if row.get("sentences") is None else _part(row["sentences"], row["evaluation_rows"])
         lines.append(f"| {row['training']} | {row['evaluation']} | {compared} | {sentences} | {audio} |")
     text = (
-        "## Overlap of training and evaluation\n\nEvaluation rows whose sentence (without case and punctuation) or "
+        f"{OVERLAP_TITLE}\n\nEvaluation rows whose sentence (without case and punctuation) or "
         "whose samples are also in training:\n\n" + "\n".join(lines)
     )
     examples = [example for row in rows for example in row.get("examples") or []][:5]
@@ -135,6 +136,7 @@ def _part(count: int, total: int) -> str:
 
 __all__ = [
     "MISSING",
+    "OVERLAP_TITLE",
     "cell",
     "duration",
     "interval",

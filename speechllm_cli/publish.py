@@ -145,7 +145,7 @@ def run_overlap(arguments: argparse.Namespace) -> int:
     try:
         load_packages()
         from hub_cards.contamination import find_overlap
-        from hub_cards.facts import read_facts, update_facts
+        from hub_cards.facts import read_facts
         from trainers.commands.card import display_name
         from trainers.data.loading import load_rows
 
@@ -167,8 +167,7 @@ def run_overlap(arguments: argparse.Namespace) -> int:
         for folder in arguments.card or []:
             before = read_facts(folder).get("contamination") or []
             kept = [entry for entry in before if (entry["training"], entry["evaluation"]) not in done]
-            update_facts(folder, {"contamination": [*kept, *entries]})
-            write_any_card(folder)
+            put_overlap(folder, [*kept, *entries])
             print(f"Written to {Path(folder) / 'README.md'}")
     except (CommandError, OSError, ValueError) as error:
         report(error)
@@ -176,13 +175,16 @@ def run_overlap(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_any_card(folder: str) -> None:
-    """The card of a folder, model or data set, from its facts."""
-    from hub_cards.dataset_card import write_dataset_card
-    from hub_cards.facts import read_facts
+def put_overlap(folder: str, entries: list[dict]) -> None:
+    """The overlap onto the card of a model's or data set's folder."""
+    from hub_cards.dataset_card import write_overlap
+    from hub_cards.facts import update_facts
     from hub_cards.model_card import write_card
 
-    write_dataset_card(folder, read_facts(folder)) if is_dataset(folder) else write_card(folder)
+    if is_dataset(folder):
+        write_overlap(folder, entries)
+    else:
+        write_card(folder, update_facts(folder, {"contamination": entries}))
 
 
 def run_check(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from factories_training import TEXTS, tone, tone_rows
 from huggingface_hub import DatasetCard
 
 from hub_cards.contamination import audio_digest, find_overlap, plain_sentence
-from hub_cards.dataset_card import export_dataset, render_dataset_card
+from hub_cards.dataset_card import export_dataset, render_dataset_card, write_overlap
 from hub_cards.facts import read_facts
 from speechllm_cli.main import main
 from trainers.targets.generate import generate_targets
@@ -138,3 +139,26 @@ def test_overlap_is_written_on_both_cards(recordings, tmp_path, capsys):
     assert len(read_facts(tmp_path / "out")["contamination"]) == 1
     assert "| out | speech | 3 and 3 | 3 (100.0 %) | 3 (100.0 %) |" in (tmp_path / "out" / "README.md").read_text()
     assert main(["check", str(tmp_path / "out")]) == 0
+
+
+def test_a_card_that_others_made_stays_and_takes_the_overlap(recordings, tmp_path):
+    folder = export_dataset(recordings, tmp_path / "mine", license="mit", rows=tone_rows(2))
+    (folder / "facts.json").unlink()
+    (folder / "data" / "train-00000-of-00001.parquet").rename(folder / "data" / "test-00000-of-00001.parquet")
+    own = "---\nlicense: mit\nlanguage: en\n---\n\n# A benchmark\n\nWords of its own.\n"
+    (folder / "README.md").write_text(own, encoding="utf-8")
+    assert main(["export", str(folder), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == own
+    for rows in (1, 2):
+        entry = find_overlap(tone_rows(rows), tone_rows(2), "a", "b")
+        write_overlap(tmp_path / "out", [entry])
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(own) and card.count("## Overlap") == 1 and "| a | b | 2 and 2 | 2 (100.0 %)" in card
+    assert main(["check", str(tmp_path / "out")]) == 0
+
+
+def test_splits_are_those_of_the_files(recordings, tmp_path):
+    folder = export_dataset(recordings, tmp_path / "mine", license="mit", rows=tone_rows(2))
+    shutil.copyfile(folder / "data" / "train-00000-of-00001.parquet", folder / "data" / "test-00000-of-00001.parquet")
+    files = DatasetCard.load(export_dataset(folder, tmp_path / "out") / "README.md").data.configs[0]["data_files"]
+    assert [item["split"] for item in files] == ["test", "train"]
