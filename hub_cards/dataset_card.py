@@ -330,7 +330,8 @@ def _recordings_outside(files: list[Path]) -> int:
             audio = batch["audio"]
             audio = audio.flatten() if hasattr(audio, "offsets") else audio  # several utterances per row
             without = pc.is_null(pc.struct_field(audio, "bytes"))
-            placed = pc.fill_null(pc.match_substring_regex(pc.struct_field(audio, "path"), "^(/|[A-Za-z]:)"), False)
+            paths = pc.struct_field(audio, "path").cast("string")  # where all are null, it has no type
+            placed = pc.fill_null(pc.match_substring_regex(paths, "^(/|[A-Za-z]:)"), False)
             outside += pc.sum(pc.or_(without, placed)).as_py() or 0
     return outside
 

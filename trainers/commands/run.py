@@ -34,7 +34,7 @@ from ..imitation_trainer import SpeechImitationTrainer
 from ..speech_config import SpeechTrainingConfig
 from ..speech_trainer import SpeechTrainer
 from ..targets.config import TargetsConfig
-from ..targets.generate import main as write_targets
+from ..targets.generate import main as generate
 from .arguments import DataArguments, LaunchArguments, ScriptArguments
 from .card import card_facts
 from .inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
@@ -87,9 +87,7 @@ def main(
         if command in TRAINERS:
             train(TRAINERS[command][0], *settings)
         elif command == "targets":
-            report = write_targets(settings[0])
-            if report["complete"] and PartialState().is_main_process:
-                write_dataset_card(settings[0].output_dir)
+            write_targets(settings[0])
         else:
             encode(*settings)
         return 0
@@ -283,7 +281,14 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
     return folder
 
 
-# Caching
+# Targets and caching
+
+
+def write_targets(config: TargetsConfig) -> None:
+    """Writes the targets and, once all are there, their card."""
+    report = generate(config)
+    if report["complete"] and PartialState().is_main_process:
+        write_dataset_card(config.output_dir)
 
 
 def encode(config: EncodeConfig, data: DataArguments) -> None:
@@ -319,4 +324,5 @@ __all__ = [
     "save_final",
     "start_through_accelerate",
     "train",
+    "write_targets",
 ]
