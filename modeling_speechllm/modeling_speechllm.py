@@ -263,7 +263,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             cache, past_key_values (`Cache`, *optional*): one thing under its name from transformers 5.24 on and its
                 name before; either may be passed with any version.
         """
-        prompt = input_ids is not None and inputs_embeds is None and past_key_values is None
+        prompt = input_ids is not None and inputs_embeds is None and past_key_values is None and cache is None
         if input_features is None and prompt and self.training and torch.is_grad_enabled():
             raise ValueError(
                 "A SpeechLLM in training got no audio: input_features is None. A trainer that knows no audio has left "

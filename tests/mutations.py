@@ -33,7 +33,7 @@ PRESETS = "test_papers.py::test_presets_have_the_papers_values"
 CONNECTORS = "modeling_speechllm/configuration_connectors.py"
 CONFORMER = "modeling_speechllm/conformer_ctc.py"
 BANK = "modeling_speechllm/query_bank.py"
-CHATS = "processing_speechllm/chat_format.py"
+CHATS = "processing_speechllm/chat_messages.py"
 DISTANCES = "trainers/objectives/distances.py"
 DISTILLATION = "trainers/distillation_trainer.py"
 FILTERS = "trainers/data/filters.py"
@@ -195,7 +195,7 @@ MUTATIONS = [
     ),
     Mutation(
         "template and target",
-        CHATS,
+        "processing_speechllm/chat_format.py",
         "('' if message",
         "('\\\\n' if message",
         "test_processor.py::test_an_instruction_may_say_where_the_speech_stands",

@@ -31,7 +31,9 @@ def kind_of(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def read_manifest(path: Path, streaming: bool, columns: dict[str, str]) -> tuple[Dataset | Stream, list[str]]:
+def read_manifest(
+    path: Path, streaming: bool, columns: dict[str, str], find_names: bool = True
+) -> tuple[Dataset | Stream, list[str]]:
     """
     The rows of a manifest, with columns renamed and `audio` as {"bytes", "path"} with absolute paths.
 
@@ -41,6 +43,7 @@ def read_manifest(path: Path, streaming: bool, columns: dict[str, str]) -> tuple
         path: a `.jsonl`, `.json`, `.csv` or `.tsv` file; `.gz` of it.
         streaming: give a stream. The file is read once before that, to check it.
         columns: names in the file -> ours.
+        find_names: take usual names of columns for ours where these are missing.
 
     Returns:
         the rows, and what is to be said about them.
@@ -51,7 +54,7 @@ def read_manifest(path: Path, streaming: bool, columns: dict[str, str]) -> tuple
     if kind_of(path) not in SUFFIXES:
         raise ValueError(f"{path}: not a manifest ({', '.join(SUFFIXES)}). Convert it, or give its folder.")
     features, lists = _manifest_features(path)
-    columns, notes = renaming(columns, list(features), str(path))
+    columns, notes = renaming(columns, list(features), str(path), find_names)
     features = Features({columns.get(name, name): feature for name, feature in features.items()})
     lists = {columns.get(name, name) for name in lists}
     several = "audios" in features or "audio" not in features or "audio" in lists
