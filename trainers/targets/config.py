@@ -41,7 +41,7 @@ class TargetsConfig:
     tasks: list[str] | None = described("Names of the tasks to draw from. Default: all.", None)
     task_weights: dict[str, float] | str | None = described(
         "How often each task is drawn, as JSON, 1 where it is not named; '{\"template_translate\": 95}' gives the "
-        "packaged templates BLOOMZMMS' share of translations, 95 %. Default: tasks in turn, each as often.",
+        "packaged templates BLOOMZMMS' share of translations, 95 per cent. Default: tasks in turn, each as often.",
         None,
     )
     fixed_prompt: str | None = described(
