@@ -106,9 +106,18 @@ class Connector(nn.Module):
         text_size: width of the LLM's embeddings.
         window: encoder frames per window of the tower.
         audio_layers: how many encoder layers arrive, 0 for the output alone.
+        attention: transformers' name of the attention, where the connector's comes from there.
     """
 
-    def __init__(self, config: ConnectorConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
+    def __init__(
+        self,
+        config: ConnectorConfig,
+        audio_size: int,
+        text_size: int,
+        window: int,
+        audio_layers: int = 0,
+        attention: str = "sdpa",
+    ):
         super().__init__()
         self._no_split_modules = [type(self).__name__]  # one unit of FSDP and of `device_map`
         self.config = config
@@ -132,6 +141,9 @@ class Connector(nn.Module):
         if output.lengths is None:
             output.lengths = output_length(lengths, self.stages)
         return output
+
+    def set_attn_implementation(self, attention: str) -> None:
+        """Computes attention in another way; a connector without attention of transformers has nothing to set."""
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         """As `forward`, after layers were mixed; lengths left out of the output follow from `stages`."""

@@ -19,11 +19,11 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .audio_towers import build_audio_tower
-from .composition import Composable, build_lm_head
+from .composition import Composable, build_lm_head, new_connector
 from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, length_mask
-from .connectors import build_connector
+from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
 
 # What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
@@ -92,10 +92,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         super().__init__(config)
         self.audio_tower = build_audio_tower(config.audio_config, config.audio_window, config.pad_to_window)
         self.language_model = AutoModel.from_config(config.text_config)
-        text_size = self.language_model.get_input_embeddings().embedding_dim
-        self.multi_modal_projector = build_connector(
-            config.connector, config.audio_size, text_size, config.audio_window, len(config.audio_layers)
-        )
+        self.multi_modal_projector = new_connector(config, self.language_model.get_input_embeddings())
         self.post_init()
 
     @classmethod
@@ -134,11 +131,13 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         # Without gradients a window's layers are mixed as soon as they are there: an hour of all of them is large.
         mix = self.multi_modal_projector.layer_mix if layers and not torch.is_grad_enabled() else None
         frames = self.audio_tower(input_features, input_features_mask, layers, mix)
+        # Offloaded weights are nowhere (on the meta device) until their module runs, and it moves its inputs then.
         weight = next(self.multi_modal_projector.parameters())
+        device = frames.lengths.device if weight.device.type == "meta" else weight.device
         connected = self.multi_modal_projector(
-            frames.last_hidden_state.to(weight.device, weight.dtype),
-            frames.lengths.to(weight.device),
-            language if language is None else language.to(weight.device),
+            frames.last_hidden_state.to(device, weight.dtype),
+            frames.lengths.to(device),
+            language if language is None else language.to(device),
         )
         valid = length_mask(connected.lengths, connected.embeddings.shape[1])
         return SpeechLLMAudioOutput(
@@ -155,7 +154,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             ValueError: the LLM names none.
         """
         blank = self.config.text_config.pad_token_id
-        if blank is None or not 0 <= blank < self.get_input_embeddings().num_embeddings:
+        if blank is None or not 0 <= blank < self.config.text_config.vocab_size:
             raise ValueError(
                 f"The LLM's padding token (id {blank}) has no row in its embeddings, so it cannot be CTC's blank. "
                 "Set text_config.pad_token_id to a special token that no transcript holds."
@@ -184,20 +183,20 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         """(batch, sequence) bool mask of audio placeholders, by id, or by embedding where no ids are given."""
         if input_ids is not None:
             return input_ids == self.config.audio_token_id
-        embeddings = self.get_input_embeddings()
-        if self.config.audio_token_id >= embeddings.num_embeddings:
+        rows = self.config.text_config.vocab_size
+        if self.config.audio_token_id >= rows:
             raise ValueError(
                 f"The audio placeholder (id {self.config.audio_token_id}) has no row in the LLM's embedding table "
-                f"({embeddings.num_embeddings} rows), so it cannot be found in inputs_embeds. "
+                f"({rows} rows), so it cannot be found in inputs_embeds. "
                 "Pass input_ids together with inputs_embeds: the ids only mark the places."
             )
-        placeholder = embeddings(torch.tensor(self.config.audio_token_id, device=embeddings.weight.device))
-        return (inputs_embeds == placeholder.to(inputs_embeds.device)).all(-1)
+        token = torch.full((1,), self.config.audio_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token).to(inputs_embeds.device)).all(-1)
 
     def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """The LLM's embeddings of ids, `(..., dim)`; those of placeholders stand for nothing."""
         # A placeholder id may lie outside the table: any row will do, it is replaced.
-        outside = input_ids >= self.get_input_embeddings().num_embeddings
+        outside = input_ids >= self.config.text_config.vocab_size
         return self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
 
     def get_inputs_embeds(
@@ -291,6 +290,7 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
 
     def __init__(self, config: SpeechLLMConfig):
         super().__init__(config)
+        self.parent_digests: dict[str, Digests] = {}  # of the groups that were loaded from their parents by name
         self.model = SpeechLLMModel(config)
         self.lm_head = build_lm_head(config.text_config)
         self._name_tied_embedding()

@@ -155,14 +155,9 @@ def test_an_incomplete_parent_is_refused(parents):
         SpeechLLMForConditionalGeneration.from_parts(audio, text)
 
 
-def test_trained_only_needs_parents_and_something_trained(parents, tmp_path):
-    model = tiny_speechllm()
+def test_trained_only_needs_parents():
     with pytest.raises(ValueError, match="parents are unknown.*from_parts"):
-        model.save_pretrained(tmp_path / "a", trained_only=True)
-    model = SpeechLLMForConditionalGeneration.from_parts(*parents)
-    model.freeze("connector")
-    with pytest.raises(ValueError, match="every group is frozen. Unfreeze one"):
-        model.save_pretrained(tmp_path / "b", trained_only=True)
+        tiny_speechllm().save_pretrained("nowhere", trained_only=True)
 
 
 def test_no_tokenizer_asks_for_the_placeholder_id(parents, tmp_path):

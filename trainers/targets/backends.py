@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
-from modeling_speechllm.composition import load_causal_lm, parent_of
+from modeling_speechllm.parents import load_causal_lm, parent_of
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.chat_format import lay_out_content, plain_chat_template
 
