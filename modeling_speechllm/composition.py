@@ -176,8 +176,8 @@ class Composable:
             audio_token_id: id of the audio placeholder. By default that of `<|audio|>` in the LLM's tokenizer, else
                 the first id after it, which is the one the processor gives the added token.
             audio_revision, text_revision: Hub revisions.
-            gguf_file: name of a GGUF file in `text`, whose weights are taken, dequantised; where `text` has no files of
-                a tokenizer, its tokenizer too. Recorded with the parents.
+            gguf_file: name of a GGUF file in `text`: its weights are taken, dequantised, and its tokenizer where `text`
+                has no files of one. Recorded with the parents.
             config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
             pad_to_window, audio_window: see [`SpeechLLMConfig`].
             **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The

@@ -35,8 +35,11 @@ Digests = dict[str, dict[torch.dtype, tuple]]  # of every weight, in its own and
 
 
 def digest(tensor: torch.Tensor) -> tuple | None:
-    """Shape and two exact sums over the bits of a tensor, one of them by place; None where it cannot be read (on the
-    meta device, or of a class of its own, as some quantised weights are), which cannot be trained either."""
+    """Shape of a tensor and exact sums over its bits, told apart by place; None where it cannot be read (on the meta
+    device, or of a class of its own, as some quantised weights are), which cannot be trained either.
+
+    No hash of all bytes, so that it costs little where the weights are: one of 8 billion weights takes seconds.
+    """
     tensor = tensor.detach()
     if type(tensor) is not torch.Tensor or tensor.device.type == "meta":
         return None
@@ -44,11 +47,14 @@ def digest(tensor: torch.Tensor) -> tuple | None:
     whole = len(flat) // (8 * _ROW) * (8 * _ROW)
     # A checkpoint may be mapped from its file at any byte, words of 8 bytes may not.
     aligned = flat[:whole] if flat.data_ptr() % 8 == 0 else flat[:whole].clone()
-    rows = aligned.view(torch.int64).unflatten(0, (-1, _ROW)).sum(1)
-    rest = flat[whole:].to(torch.int64)
-    places = torch.arange(1, len(rows) + 1, device=rows.device)
-    rest_places = torch.arange(1, len(rest) + 1, device=rest.device)
-    return tuple(tensor.shape), int(rows.sum() + rest.sum()), int((rows * places).sum() - (rest * rest_places).sum())
+    words = aligned.view(torch.int64).unflatten(0, (-1, _ROW))
+    sums = (_sum_by_place(part) for part in (words.sum(1), words.sum(0), flat[whole:].to(torch.int64)))
+    return tuple(tensor.shape), *sums
+
+
+def _sum_by_place(values: torch.Tensor) -> int:
+    """Sum of integers times their places from 1, modulo 2^64."""
+    return int((values * torch.arange(1, len(values) + 1, device=values.device)).sum())
 
 
 def weight_digests(state: dict[str, torch.Tensor]) -> Digests:
@@ -86,26 +92,23 @@ def changed_groups(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> li
     Raises:
         ValueError: a group whose weights have other names than its parent's, as with adapters that are not merged.
     """
-    digests = model.parent_digests
-    if not {"encoder", "llm"} <= digests.keys():  # loaded whole, or joined of objects
-        digests = _loaded_again(model).parent_digests | digests
-    groups = []
-    for group, modules in model.group_modules().items():
-        if group == "connector":  # has no parent
-            groups.append(group)
-            continue
-        keys, known = model.group_keys([group]), digests[group]
-        strange = sorted(keys ^ known.keys())
-        if strange:
+    modules = model.group_modules()
+    trained = {name for name, parts in modules.items() if any(p.requires_grad for m in parts for p in m.parameters())}
+    trained.add("connector")  # has no parent
+    if not modules.keys() <= trained | model.parent_digests.keys():  # loaded whole, or joined of objects
+        model.parent_digests |= _loaded_again(model).parent_digests | model.parent_digests
+    changed = []
+    for group in modules:
+        keys, known = model.group_keys([group]), model.parent_digests.get(group)
+        if known is not None and (strange := sorted(keys ^ known.keys())):
             raise ValueError(
                 f"trained_only: the {group}'s weights are not named as its parent's ({', '.join(strange[:2])}), so "
                 "they could not be put back. Merge adapters first (merge_and_unload), save them with PEFT's own "
                 "save_pretrained, or save the whole model."
             )
-        trained = any(parameter.requires_grad for module in modules for parameter in module.parameters())
-        if trained or not all(is_unchanged(state[key], known[key]) for key in keys):
-            groups.append(group)
-    return groups
+        if group in trained or not all(is_unchanged(state[key], known[key]) for key in keys):
+            changed.append(group)
+    return changed
 
 
 def _loaded_again(model: PreTrainedModel) -> PreTrainedModel:
