@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations import deepspeed
 
 from .audio_encoders import load_encoder
@@ -41,13 +41,6 @@ def without_zero_init() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = reference
-
-
-def build_lm_head(text_config: Any) -> nn.Linear:
-    """A new output layer of the shape that the family's own causal LM has (width, vocabulary, bias)."""
-    with torch.device("meta"):
-        head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
-    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
 
 
 def assemble(
@@ -176,8 +169,8 @@ class Composable:
             audio_token_id: id of the audio placeholder. By default that of `<|audio|>` in the LLM's tokenizer, else
                 the first id after it, which is the one the processor gives the added token.
             audio_revision, text_revision: Hub revisions.
-            gguf_file: name of a GGUF file in `text`: its weights are taken, dequantised, and its tokenizer where `text`
-                has no files of one. Recorded with the parents.
+            gguf_file: name of a GGUF file in `text`: its weights are taken, dequantised, and its tokenizer where there
+                are no files of one beside it. Recorded with the parents.
             config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
             pad_to_window, audio_window: see [`SpeechLLMConfig`].
             **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The

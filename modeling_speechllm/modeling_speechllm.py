@@ -18,11 +18,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .audio_towers import build_audio_tower
-from .composition import Composable, build_lm_head, new_connector
+from .audio_families import audio_layer_count
+from .audio_towers import AudioTowerOutput, build_audio_tower
+from .composition import Composable, new_connector
 from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, length_mask
+from .llm_head import build_head, scale_logits
 from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
 
@@ -33,16 +35,21 @@ CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else 
 @dataclass
 class SpeechLLMModelOutputWithPast(BaseModelOutputWithPast):
     """Base output plus `audio_hidden_states` `(audio tokens, dim)`, the embeddings put in place of placeholders, and
-    what else the connector gave."""
+    what else the connector gave; of a mixture of experts `router_logits`."""
 
+    router_logits: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
     connector: ConnectorOutput | None = None
 
 
 @dataclass
 class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Causal LM output plus `audio_hidden_states` and `connector` of [`SpeechLLMModelOutputWithPast`]."""
+    """Causal LM output plus `audio_hidden_states` and `connector` of [`SpeechLLMModelOutputWithPast`]; of a mixture of
+    experts asked for `output_router_logits` also `router_logits`, `(tokens, experts)` per layer, and their `aux_loss`,
+    which the loss contains, weighted."""
 
+    aux_loss: torch.Tensor | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
     connector: ConnectorOutput | None = None
 
@@ -61,18 +68,6 @@ class SpeechLLMCTCOutput(ModelOutput):
     logits: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     connector: ConnectorOutput | None = None
-
-
-def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
-    """What a causal LM does to its logits after the head: Cohere's scale, Granite's divisor, Gemma's soft cap."""
-    if getattr(text_config, "logit_scale", None) is not None:
-        logits = logits * text_config.logit_scale
-    if getattr(text_config, "logits_scaling", None) is not None:
-        logits = logits / text_config.logits_scaling
-    if getattr(text_config, "final_logit_softcapping", None) is not None:
-        cap = text_config.final_logit_softcapping
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 def put_audio(inputs_embeds: torch.Tensor, placeholders: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
@@ -111,7 +106,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         language: torch.LongTensor | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> SpeechLLMAudioOutput:
         """Encoder frames and the audio tokens made of them.
 
@@ -121,16 +117,40 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             input_features_mask (`torch.Tensor` of shape `(audios, positions or samples)`, *optional*): 1 where valid.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): indices into the connector's `languages`,
                 -1 for unknown.
+            output_hidden_states (`bool`, defaults to `False`): return the frames of every encoder layer as well.
+            output_attentions (`bool`, defaults to `False`): refused, see below.
 
         Returns:
             `last_hidden_state`: encoder frames `(audios, frames, dim)`, with gradients and layers to mix
             `(audios, frames, layers, dim)`; `pooler_output`: embeddings of the valid
-            audio tokens of all audios in order, `(audio tokens, LLM dim)`; what else the connector gives.
+            audio tokens of all audios in order, `(audio tokens, LLM dim)`; if asked for `hidden_states`, from the
+            input of the first layer to the output `(audios, frames, dim)` each; what else the connector gives.
+
+        Raises:
+            ValueError: attentions, which are of windows and passes and not of whole audios; layers of an encoder that
+                ends in an adapter.
         """
+        if output_attentions:
+            raise ValueError(
+                "get_audio_features has no attentions: the encoder runs on windows of several audios at once. For "
+                "those of one window call model.audio_tower.encoder itself with attn_implementation='eager'."
+            )
         layers = self.config.audio_layers
+        if output_hidden_states:
+            states = self.audio_tower(
+                input_features, input_features_mask, list(range(audio_layer_count(self.config.audio_config) + 1))
+            )
+            hidden = states.last_hidden_state
+            chosen = hidden[:, :, layers] if layers else hidden[:, :, -1]
+            output = self._connect(AudioTowerOutput(last_hidden_state=chosen, lengths=states.lengths), language)
+            output.hidden_states = hidden.unbind(2)
+            return output
         # Without gradients a window's layers are mixed as soon as they are there: an hour of all of them is large.
         mix = self.multi_modal_projector.layer_mix if layers and not torch.is_grad_enabled() else None
-        frames = self.audio_tower(input_features, input_features_mask, layers, mix)
+        return self._connect(self.audio_tower(input_features, input_features_mask, layers, mix), language)
+
+    def _connect(self, frames: AudioTowerOutput, language: torch.LongTensor | None) -> SpeechLLMAudioOutput:
+        """Encoder frames through the connector."""
         # Offloaded weights are nowhere (on the meta device) until their module runs, and it moves its inputs then.
         weight = next(self.multi_modal_projector.parameters())
         device = frames.lengths.device if weight.device.type == "meta" else weight.device
@@ -276,6 +296,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            router_logits=outputs.get("router_logits"),
             audio_hidden_states=None if audio is None else audio.pooler_output,
             connector=None if audio is None else audio.connector,
         )
@@ -292,9 +313,18 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
         super().__init__(config)
         self.parent_digests: dict[str, Digests] = {}  # of the groups that were loaded from their parents by name
         self.model = SpeechLLMModel(config)
-        self.lm_head = build_lm_head(config.text_config)
+        self.lm_head, self.router_loss = build_head(config.text_config)
         self._name_tied_embedding()
         self.post_init()
+
+    def init_parallel_plans(self) -> None:
+        """The head is sharded where the LLM is: not beside a family without a plan, nor where it is tied to embeddings
+        that stay whole."""
+        super().init_parallel_plans()
+        embedding = self._tied_weights_keys["lm_head.weight"].removesuffix(".weight")
+        tied_to_whole = self.config.tie_word_embeddings and embedding not in self._tp_plan
+        if tied_to_whole or not self.model.language_model.tp_plan:
+            self._tp_plan.pop("lm_head")
 
     def _name_tied_embedding(self) -> None:
         """Families name their embedding differently (`embed_tokens`, `wte`, `word_embeddings`, ...)."""
@@ -363,8 +393,15 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        aux_loss = None
+        if outputs.router_logits is not None and self.router_loss is not None:
+            aux_loss = self.router_loss(outputs.router_logits, attention_mask)
+            if loss is not None:
+                loss = loss + self.router_loss.weight * aux_loss.to(loss.device)
         return SpeechLLMCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=aux_loss,
+            router_logits=outputs.router_logits,
             logits=logits,
             **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,

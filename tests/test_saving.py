@@ -17,7 +17,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration, SpeechLLMModel, composition
+from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration, SpeechLLMModel
+from modeling_speechllm import parents as parents_of_models
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_from_parts_passes_loading_arguments_on(parents, monkeypatch):
         kwargs.pop("quantization_config")
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(composition.AutoModelForCausalLM, "from_pretrained", spy)
+    monkeypatch.setattr(parents_of_models.AutoModelForCausalLM, "from_pretrained", spy)
     quantization = {"quant_method": "a method"}
     model = SpeechLLMForConditionalGeneration.from_parts(
         *parents,
