@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.integrations import deepspeed
 
 from .audio_encoders import load_encoder
@@ -51,13 +51,11 @@ def assemble(
     Raises:
         ValueError: an LLM family whose logits cannot be reproduced, by name.
     """
-    family = causal_lm.config.model_type
-    if causal_lm.config.is_encoder_decoder:
-        raise ValueError(f"LLM family {family!r} is an encoder-decoder; a SpeechLLM needs a decoder-only causal LM.")
+    check_family(causal_lm)
     with torch.device("meta"):
         model = model_class(config)
     base = model.model
-    base.language_model = causal_lm.base_model
+    base.language_model = decoder_of(causal_lm)
     model.lm_head = causal_lm.get_output_embeddings()
     base.audio_tower = build_audio_tower(
         encoder.config,
@@ -105,36 +103,83 @@ def put_connector(model: PreTrainedModel) -> None:
     base.multi_modal_projector.apply(model._init_weights)
 
 
-@torch.no_grad()
-def check_same_logits(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
-    """Refuses LLM families whose logits are not head(decoder(embeddings)) with the scales that the model knows.
+def decoder_of(causal_lm: PreTrainedModel) -> PreTrainedModel:
+    """The LLM without its head, also of families that name it otherwise than they say (Llama 4)."""
+    if causal_lm.base_model is not causal_lm:
+        return causal_lm.base_model
+    kind = MODEL_MAPPING.get(type(causal_lm.config), None)
+    return next((part for part in causal_lm.children() if kind is not None and type(part) is kind), causal_lm)
+
+
+def check_family(causal_lm: PreTrainedModel) -> None:
+    """Refuses what is no decoder-only causal LM.
 
     Raises:
         ValueError: the family and the finding.
     """
-    embeddings = causal_lm.get_input_embeddings()
-    if embeddings.weight.device.type == "meta":
-        return
     family = causal_lm.config.model_type
-    input_ids = torch.arange(4, device=embeddings.weight.device)[None] * (model.config.text_config.vocab_size // 4)
+    if causal_lm.config.is_encoder_decoder:
+        raise ValueError(f"LLM family {family!r} is an encoder-decoder; a SpeechLLM needs a decoder-only causal LM.")
+    text_config = decoder_of(causal_lm).config
+    if type(text_config) not in MODEL_MAPPING:
+        raise ValueError(f"LLM family {family!r} is not supported: transformers has no class of its decoder alone.")
+    if causal_lm.get_output_embeddings() is None:
+        raise ValueError(f"LLM family {family!r} is not supported: it has no output layer that is one linear map.")
+
+
+@torch.no_grad()
+def check_same_logits(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
+    """Refuses LLM families whose logits are not head(decoder(embeddings)) with the scales that the model knows, or
+    that cannot go on token by token from a cache.
+
+    Raises:
+        ValueError: the family and the finding.
+    """
+    device = causal_lm.get_input_embeddings().weight.device
+    if device.type == "meta":
+        return
+    refusal = f"LLM family {causal_lm.config.model_type!r} is not supported:"
+    input_ids = torch.arange(4, device=device)[None] * (model.config.text_config.vocab_size // 4)
     input_ids[input_ids == model.config.audio_token_id] += 1
     training = causal_lm.training
     causal_lm.eval()
     model.eval()
     expected = causal_lm(input_ids=input_ids).logits
     try:
-        logits = model(input_ids=input_ids).logits
-    except (TypeError, ValueError, AttributeError) as error:
+        hidden = model.model(input_ids=input_ids).last_hidden_state
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{refusal} it does not run from embeddings ({error}).") from error
+    width = model.lm_head.in_features
+    if hidden.shape[-1] != width:
         raise ValueError(
-            f"LLM family {family!r} is not supported: it does not run from embeddings ({error})."
-        ) from error
-    causal_lm.train(training)
+            f"{refusal} its head takes {width} features and its last layer gives {hidden.shape[-1]}, so it has a "
+            "layer between them, which speechllm does not know."
+        )
+    logits = model.compute_logits(hidden)
     tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance):
         raise ValueError(
-            f"LLM family {family!r} is not supported: its logits are not its head's output with the scales and soft "
-            f"caps known to speechllm (largest difference {(logits - expected).abs().max():.3g})."
+            f"{refusal} its logits are not its head's output with the scales and soft caps known to speechllm "
+            f"(largest difference {(logits - expected).abs().max():.3g})."
         )
+    expected, after = (_last_logits(part, input_ids) for part in (causal_lm, model))
+    if after is None:
+        raise ValueError(f"{refusal} it keeps no cache of transformers' kind, without which it cannot generate here.")
+    if not torch.allclose(after, expected, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"{refusal} from its cache it goes on otherwise than by itself (largest difference of the logits "
+            f"{(after - expected).abs().max():.3g}), so it cannot generate here."
+        )
+    causal_lm.train(training)
+
+
+def _last_logits(causal_lm: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor | None:
+    """Logits of the last token, read with the cache of those before it; None without a cache."""
+    start = causal_lm(input_ids=input_ids[:, :-1], use_cache=True)
+    name = next((name for name in ("cache", "past_key_values") if start.get(name) is not None), None)
+    if name is None:
+        return None
+    return causal_lm(input_ids=input_ids[:, -1:], use_cache=True, **{name: start[name]}).logits
 
 
 class Composable:

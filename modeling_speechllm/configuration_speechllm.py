@@ -5,8 +5,8 @@ processor, which imports nothing of this package, and the model count alike.
 """
 
 import copy
-import json
 import os
+import tempfile
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -174,9 +174,11 @@ class SpeechLLMConfig(PreTrainedConfig):
         Raises:
             ValueError: values set since it was made that no config can have, or fields that it does not know.
         """
-        content = json.loads(self.to_json_string(use_diff=False))
         try:
-            type(self).from_dict(content)
+            with tempfile.TemporaryDirectory() as folder:
+                file = os.path.join(folder, "config.json")
+                self.to_json_file(file)
+                type(self).from_json_file(file)
         except Exception as error:  # of any field, of any part's config
             raise ValueError(
                 f"This config could not be loaded again, so it is not saved: {error} Correct what was set on it."

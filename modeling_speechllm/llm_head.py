@@ -47,20 +47,20 @@ def router_loss_of(causal_lm: PreTrainedModel) -> RouterLoss | None:
     names = ["gate_logits", "num_experts", "top_k", "attention_mask"]
     if function is None or list(inspect.signature(function).parameters) != names:
         return None
-    return RouterLoss(
-        function, causal_lm.num_experts, causal_lm.num_experts_per_tok, causal_lm.router_aux_loss_coef
-    )
+    name = "router_aux_loss_coef" if hasattr(causal_lm, "router_aux_loss_coef") else "aux_loss_coef"  # JetMoE
+    return RouterLoss(function, causal_lm.num_experts, causal_lm.num_experts_per_tok, getattr(causal_lm, name))
 
 
 def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
-    """What a causal LM does to its logits after the head: Cohere's scale, Granite's divisor, Gemma's soft cap."""
+    """What a causal LM does to its logits after the head: Cohere's scale, Granite's divisor, Gemma's soft cap (by
+    another name RecurrentGemma's)."""
     if getattr(text_config, "logit_scale", None) is not None:
         logits = logits * text_config.logit_scale
     if getattr(text_config, "logits_scaling", None) is not None:
         logits = logits / text_config.logits_scaling
-    if getattr(text_config, "final_logit_softcapping", None) is not None:
-        cap = text_config.final_logit_softcapping
-        logits = torch.tanh(logits / cap) * cap
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if (cap := getattr(text_config, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
     return logits
 
 

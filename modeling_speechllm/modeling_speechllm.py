@@ -294,8 +294,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         return SpeechLLMModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: outputs.get(CACHE)},
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
             router_logits=outputs.get("router_logits"),
             audio_hidden_states=None if audio is None else audio.pooler_output,
             connector=None if audio is None else audio.connector,
