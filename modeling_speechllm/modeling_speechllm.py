@@ -5,7 +5,7 @@
 Unusual here:
 - The LLM is taken as it is. Its embedding table is not resized (the placeholder id may lie outside it), and scales,
   soft caps and biases after its last layer are kept, so a text-only prompt gives the LLM's own logits.
-- `generate` merges the audio into `inputs_embeds` once, before beams are expanded.
+- Nothing on the way depends on the data but the windows of long audio, so text and short audio compile in one graph.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin
+from transformers import AutoModel, Cache
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 
 from .audio_families import audio_layer_count
 from .audio_towers import AudioTowerOutput, build_audio_tower
@@ -24,12 +25,10 @@ from .composition import Composable, new_connector
 from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, length_mask
+from .generation import CACHE, SpeechGenerationMixin
 from .llm_head import build_head, scale_logits
 from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
-
-# What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
-CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
@@ -76,6 +75,11 @@ def put_audio(inputs_embeds: torch.Tensor, placeholders: torch.Tensor, audio: to
     audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
     placeholders = placeholders.to(inputs_embeds.device)[..., None].expand_as(inputs_embeds)
     return inputs_embeds.masked_scatter(placeholders, audio)
+
+
+def may_hold_tokens(cache: Cache | None) -> bool:
+    """Whether a cache holds tokens, or is of a kind that does not tell (a state alone, as Mamba's)."""
+    return cache is not None and (all(getattr(cache, "is_linear", [False])) or cache.get_seq_length() > 0)
 
 
 class SpeechLLMModel(SpeechLLMPreTrainedModel):
@@ -146,8 +150,12 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             output.hidden_states = hidden.unbind(2)
             return output
         # Without gradients a window's layers are mixed as soon as they are there: an hour of all of them is large.
-        mix = self.multi_modal_projector.layer_mix if layers and not torch.is_grad_enabled() else None
+        mix = self._mix_layers if layers and not torch.is_grad_enabled() else None
         return self._connect(self.audio_tower(input_features, input_features_mask, layers, mix), language)
+
+    def _mix_layers(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The connector's mix, as a function: hooks of `device_map` move the modules among a module's arguments."""
+        return self.multi_modal_projector.layer_mix(hidden_states)
 
     def _connect(self, frames: AudioTowerOutput, language: torch.LongTensor | None) -> SpeechLLMAudioOutput:
         """Encoder frames through the connector."""
@@ -194,8 +202,16 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         repeats.
         """
         connected = self.get_audio_features(input_features, input_features_mask, language).connector
-        logits = ctc_logits(connected.embeddings, self.get_input_embeddings().weight)
+        logits = ctc_logits(connected.embeddings, self._embedding_weight())
         return SpeechLLMCTCOutput(logits=logits, lengths=connected.lengths.to(logits.device), connector=connected)
+
+    def _embedding_weight(self) -> torch.Tensor:
+        """(vocabulary, dim) input embeddings, from disk where they are offloaded there."""
+        embeddings = self.get_input_embeddings()
+        if embeddings.weight.device.type != "meta":
+            return embeddings.weight
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        return load_offloaded_parameter(self, f"{name}.weight")
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
@@ -226,9 +242,10 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         language: torch.LongTensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, SpeechLLMAudioOutput | None]:
         """The prompt as embeddings `(batch, sequence, dim)`, audio in place of its placeholders; and the audio's own
-        output.
+        output. Audio is given as features, or as `audio_embeds` `(audio tokens, dim)` that were made of them.
 
         Raises:
             ValueError: placeholders and audio tokens differ in number, with both.
@@ -237,18 +254,36 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             raise ValueError("SpeechLLM got neither input_ids nor inputs_embeds. Pass the processor's output.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_text(input_ids)
-        if input_features is None or len(input_features) == 0:
+        if audio_embeds is not None:
+            output = SpeechLLMAudioOutput(pooler_output=audio_embeds)
+        elif input_features is None or len(input_features) == 0:
             return inputs_embeds, None
+        else:
+            output = self.get_audio_features(input_features, input_features_mask, language)
         placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
-        output = self.get_audio_features(input_features, input_features_mask, language)
-        audio = output.pooler_output
-        if int(placeholders.sum()) != len(audio):
-            raise ValueError(
-                f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
-                f"placeholders, {len(input_features)} audio(s) give {len(audio)} audio tokens. Prepare both with one "
-                "processor call, without truncation, and with the processor saved beside this model."
-            )
-        return put_audio(inputs_embeds, placeholders, audio), output
+        self.check_audio_count(placeholders, output.pooler_output, input_features)
+        return put_audio(inputs_embeds, placeholders, output.pooler_output), output
+
+    def check_no_placeholders(self, input_ids: torch.LongTensor) -> None:
+        """Raises a ValueError if a prompt without audio has placeholders."""
+        placeholders = self.get_placeholder_mask(input_ids)
+        torch_compilable_check(
+            ~placeholders.any(),
+            lambda: f"The prompt has {int(placeholders.sum())} audio placeholders but no input_features were given. "
+            "Pass the audio to the processor, or take the placeholders out of the prompt.",
+        )
+
+    def check_audio_count(
+        self, placeholders: torch.Tensor, audio: torch.Tensor, input_features: torch.Tensor | None = None
+    ) -> None:
+        """Raises a ValueError with both counts unless there is a placeholder for each of the audio tokens."""
+        audios = "the given audio_embeds are" if input_features is None else f"{len(input_features)} audio(s) give"
+        torch_compilable_check(
+            placeholders.sum() == len(audio),
+            lambda: f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
+            f"placeholders, {audios} {len(audio)} audio tokens. Prepare both with one processor call, without "
+            "truncation, and with the processor saved beside this model.",
+        )
 
     @can_return_tuple
     def forward(
@@ -262,6 +297,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         language: torch.LongTensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMModelOutputWithPast:
@@ -272,22 +308,22 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             inputs_embeds (`torch.Tensor` of shape `(batch, sequence, dim)`): in place of `input_ids`, or beside them,
                 in which case the ids only mark the placeholders.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): language of each audio, -1 for unknown.
+            audio_embeds (`torch.Tensor` of shape `(audio tokens, dim)`, *optional*): in place of features, the
+                `pooler_output` that `get_audio_features` made of them.
             cache, past_key_values (`Cache`, *optional*): one thing under its name from transformers 5.24 on and its
                 name before; either may be passed with any version.
         """
-        if input_features is None and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
-            placeholders = int(self.get_placeholder_mask(input_ids).sum())
-            if placeholders:
-                raise ValueError(
-                    f"The prompt has {placeholders} audio placeholders but no input_features were given. "
-                    "Pass the audio to the processor, or take the placeholders out of the prompt."
-                )
+        cache = past_key_values if cache is None else cache
+        no_audio = input_features is None and audio_embeds is None
+        if no_audio and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
+            if not may_hold_tokens(cache):  # else they may be candidates, which can be any token
+                self.check_no_placeholders(input_ids)
         inputs_embeds, audio = self.get_inputs_embeds(
-            input_ids, inputs_embeds, input_features, input_features_mask, language
+            input_ids, inputs_embeds, input_features, input_features_mask, language, audio_embeds
         )
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        kwargs[CACHE] = past_key_values if cache is None else cache
+        kwargs[CACHE] = cache
         outputs = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **kwargs
         )
@@ -302,7 +338,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         )
 
 
-class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, GenerationMixin):
+class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, SpeechGenerationMixin):
     """Hears and reads, writes text: [`SpeechLLMModel`] with the LLM's head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -366,17 +402,25 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         language: torch.LongTensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMCausalLMOutputWithPast:
         """
         Args:
-            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): next-token targets, -100 is ignored.
+            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): next-token targets, -100 is ignored;
+                placeholders must be.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): as in transformers; a bool mask
                 `(batch, sequence)` gives logits `(positions, vocabulary)`.
 
         Other arguments as in [`SpeechLLMModel.forward`].
         """
+        if labels is not None:
+            torch_compilable_check(
+                (labels != self.config.audio_token_id).all(),
+                f"labels: audio placeholders (id {self.config.audio_token_id}) stand for no token that the LLM could "
+                "say. Set the labels to -100 there.",
+            )
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -387,6 +431,7 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             language=language,
+            audio_embeds=audio_embeds,
             **kwargs,
         )
         logits = self.compute_logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
@@ -409,42 +454,6 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
             audio_hidden_states=outputs.audio_hidden_states,
             connector=outputs.connector,
         )
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: torch.LongTensor | None = None,
-        generation_config: Any = None,
-        *args: Any,
-        input_features: torch.Tensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        language: torch.LongTensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `GenerationMixin.generate`; the audio is encoded and merged once, so beams and several returned
-        sequences work with any number of audios per prompt. With `input_ids` the result starts with the prompt,
-        placeholders included; with `inputs_embeds` alone it holds the new tokens only.
-        """
-        input_ids = kwargs.pop("input_ids", inputs)
-        for name in ("past_key_values", "cache"):
-            if name in kwargs:
-                kwargs[CACHE] = kwargs.pop(name)
-        if input_features is not None and len(input_features) > 0:
-            kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
-                input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
-            )
-        if input_ids is None or kwargs.get("inputs_embeds") is None:
-            return super().generate(input_ids, generation_config, *args, **kwargs)
-        # The stand-in must not be the padding id, from which `generate` infers a missing attention mask.
-        padding = kwargs.get(
-            "pad_token_id", getattr(generation_config or self.generation_config, "pad_token_id", None)
-        )
-        prompt = input_ids.masked_fill(input_ids >= self.lm_head.out_features, 0 if padding != 0 else 1)
-        result = super().generate(prompt, generation_config, *args, **kwargs)
-        sequences = result if isinstance(result, torch.Tensor) else result.sequences
-        copies = len(sequences) // len(input_ids)
-        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0).to(sequences.device)
-        return result
 
 
 __all__ = ["SpeechLLMForConditionalGeneration", "SpeechLLMModel", "SpeechLLMPreTrainedModel"]

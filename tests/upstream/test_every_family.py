@@ -1,4 +1,4 @@
-"""Every causal LM in the installed transformers: joined, saved, loaded, it gives the same logits, or is refused by name.
+"""Every causal LM in the installed transformers: joined, saved and loaded it gives the same logits, or is refused.
 
 Families are built tiny by the names of their sizes. What is new or changed in an update of transformers shows here:
 the lists below hold exactly.
