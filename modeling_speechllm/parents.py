@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gguf import GGUFReader
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -15,7 +16,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.hub import resolve_revision
+from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_speechllm import AUDIO_TOKEN
 
@@ -153,13 +154,11 @@ def placeholder_id(text: str, gguf_file: str | None = None, **hub: Any) -> int:
         ValueError: no tokenizer there.
     """
     try:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(text, **hub)
-        except (OSError, ValueError):
-            if gguf_file is None:
-                raise
-            tokenizer = AutoTokenizer.from_pretrained(text, gguf_file=gguf_file, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(text, **hub)
     except (OSError, ValueError) as error:
+        if gguf_file is not None:
+            tokens = GGUFReader(cached_file(text, gguf_file, **hub)).fields["tokenizer.ggml.tokens"].contents()
+            return tokens.index(AUDIO_TOKEN) if AUDIO_TOKEN in tokens else len(tokens)
         raise ValueError(
             f"No tokenizer was found with the LLM {text!r}, so the id of the audio placeholder is unknown. "
             "Pass audio_token_id=..., or a folder that holds the tokenizer too."

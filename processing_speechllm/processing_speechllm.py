@@ -11,6 +11,7 @@ What is unusual here:
 import copy
 import math
 import numbers
+import os
 from bisect import bisect_left
 from typing import Any
 
@@ -32,6 +33,7 @@ from .chat_format import (
     span_mask,
 )
 from .feature_kinds import feature_kind
+from .gguf_tokenizer import gguf_tokenizer
 
 MAX_FRAME = 1_000_000  # feature frames or samples; no encoder frame spans more
 STAGE_KEYS = {"kernel", "stride", "padding", "ceil", "tokens"}
@@ -122,7 +124,9 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.min_samples = self._find_min_samples()
 
     @classmethod
-    def from_parts(cls, audio: Any, text: Any, config: Any, **kwargs) -> "SpeechLLMProcessor":
+    def from_parts(
+        cls, audio: Any, text: Any, config: Any, gguf_file: str | None = None, **kwargs
+    ) -> "SpeechLLMProcessor":
         """
         Processor for a composed model.
 
@@ -131,6 +135,7 @@ class SpeechLLMProcessor(ProcessorMixin):
             text: Hub id or folder of the LLM, or a tokenizer. An object is copied, not changed.
             config: the model's config; its `audio_stages`, `connector_stages`, `pad_to_window`, `audio_window_inputs`
                 `audio_feature_size` and `audio_token_id` are read.
+            gguf_file: name of a GGUF file in `text`, whose tokenizer is taken where there are no files of one.
             **kwargs: further arguments of the constructor, for example `chat_template` or `max_audio_seconds`.
 
         Raises:
@@ -139,7 +144,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         by_name = isinstance(audio, str) or hasattr(audio, "__fspath__")
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio) if by_name else copy.deepcopy(audio)
         by_name = isinstance(text, str) or hasattr(text, "__fspath__")
-        tokenizer = AutoTokenizer.from_pretrained(text) if by_name else copy.deepcopy(text)
+        tokenizer = load_tokenizer(os.fspath(text), gguf_file) if by_name else copy.deepcopy(text)
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         kwargs.setdefault("audio_stages", config.audio_stages)
         kwargs.setdefault("connector_stages", config.connector_stages)
@@ -416,6 +421,16 @@ def _fill(length: int, stages: list[dict]) -> int:
     for stage in reversed(stages):
         length = (length - 1) * stage["stride"] + stage["kernel"]
     return length
+
+
+def load_tokenizer(text: str, gguf_file: str | None = None, **hub: Any) -> Any:
+    """The LLM's tokenizer from its own files, else from its GGUF file."""
+    try:
+        return AutoTokenizer.from_pretrained(text, **hub)
+    except (OSError, ValueError):
+        if gguf_file is None:
+            raise
+    return gguf_tokenizer(text, gguf_file, **hub)
 
 
 __all__ = ["SpeechLLMProcessor", "stage_length"]

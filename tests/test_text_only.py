@@ -112,7 +112,10 @@ def test_generation_matches_the_llm_alone(family):
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
 REFUSED = {
-    "rwkv": (RwkvConfig(**SIZES | {"num_hidden_layers": 2}, attention_hidden_size=32), "keeps no cache of transformers' kind"),
+    "rwkv": (
+        RwkvConfig(**SIZES | {"num_hidden_layers": 2}, attention_hidden_size=32),
+        "keeps no cache of transformers' kind",
+    ),
     "bert": (BertConfig(**SIZES, num_attention_heads=2, is_decoder=True), "logits are not its head's output"),
     "rembert": (
         RemBertConfig(**SIZES, num_attention_heads=2, is_decoder=True, output_embedding_size=24),
