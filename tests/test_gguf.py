@@ -18,8 +18,9 @@ from transformers import (
     pipeline,
 )
 
+import speechllm
 from modeling_speechllm import SpeechLLMForConditionalGeneration
-from processing_speechllm import SpeechInstructPipeline, SpeechLLMProcessor, register_pipeline
+from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.gguf_tokenizer import gguf_tokenizer, pre_tokenizer
 from trainers.cache.config import EncodeConfig
 from trainers.commands.arguments import ScriptArguments
@@ -80,8 +81,7 @@ def test_a_trained_part_reloads_on_the_same_weights_by_every_way(parents, tmp_pa
     expected = answer(model)
     for auto in (SpeechLLMForConditionalGeneration, AutoModelForMultimodalLM):
         assert torch.equal(answer(auto.from_pretrained(folder)), expected)
-    register_pipeline()
-    pipe = pipeline("speech-instruct", model=str(folder), pipeline_class=SpeechInstructPipeline, device="cpu")
+    pipe = pipeline("speech-instruct", model=str(folder), pipeline_class=speechllm.SpeechInstructPipeline, device="cpu")
     assert torch.equal(answer(pipe.model), expected)
     again, _ = load_speech_model(ScriptArguments(model=str(folder), dataset=["x"]), ["connector"])
     assert torch.equal(answer(again), expected)
