@@ -99,6 +99,7 @@ def put_connector(model: PreTrainedModel) -> None:
     """Gives a SpeechLLM a new connector with the settings of its config, on the LLM's device, in its precision."""
     base = model.model
     connector = new_connector(model.config, base.get_input_embeddings())
+    base.audio_layers = model.config.audio_layers
     base.multi_modal_projector = connector.to(device=execution_device(model), dtype=base.language_model.dtype)
     base.multi_modal_projector.apply(model._init_weights)
 

@@ -92,6 +92,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         self.audio_tower = build_audio_tower(config.audio_config, config.audio_window, config.pad_to_window)
         self.language_model = AutoModel.from_config(config.text_config)
         self.multi_modal_projector = new_connector(config, self.language_model.get_input_embeddings())
+        self.audio_layers = config.audio_layers  # of the encoder, which the connector mixes
         self.post_init()
 
     @classmethod
@@ -139,7 +140,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                 "get_audio_features has no attentions: the encoder runs on windows of several audios at once. For "
                 "those of one window call model.audio_tower.encoder itself with attn_implementation='eager'."
             )
-        layers = self.config.audio_layers
+        layers = self.audio_layers
         if output_hidden_states:
             states = self.audio_tower(
                 input_features, input_features_mask, list(range(audio_layer_count(self.config.audio_config) + 1))

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,6 +15,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_speechllm import AUDIO_TOKEN
@@ -157,7 +157,8 @@ def placeholder_id(text: str, gguf_file: str | None = None, **hub: Any) -> int:
         tokenizer = AutoTokenizer.from_pretrained(text, **hub)
     except (OSError, ValueError) as error:
         if gguf_file is not None:
-            tokens = GGUFReader(cached_file(text, gguf_file, **hub)).fields["tokenizer.ggml.tokens"].contents()
+            key = "tokenizer.ggml.tokens"
+            tokens = read_gguf_metadata(cached_file(text, gguf_file, **hub), (key,))[0][key]
             return tokens.index(AUDIO_TOKEN) if AUDIO_TOKEN in tokens else len(tokens)
         raise ValueError(
             f"No tokenizer was found with the LLM {text!r}, so the id of the audio placeholder is unknown. "

@@ -5,12 +5,13 @@ transformers reads one too, but forgets how text is split before merging, and wh
 
 from typing import Any
 
-from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+STRINGS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens in GGUF
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,10 +51,10 @@ def gguf_tokenizer(text: str, gguf_file: str, **hub: Any) -> PreTrainedTokenizer
     Raises:
         OSError: no such file.
     """
-    fields = GGUFReader(cached_file(text, gguf_file, **hub)).fields
+    metadata, _ = read_gguf_metadata(cached_file(text, gguf_file, **hub), STRINGS)
 
     def read(key: str) -> Any:
-        return fields[f"tokenizer.{key}"].contents() if f"tokenizer.{key}" in fields else None
+        return metadata.get(f"tokenizer.{key}")
 
     name, kind = read("ggml.pre") or "default", read("ggml.model")
     splitting = pre_tokenizer(name) if kind == "gpt2" else None

@@ -81,7 +81,8 @@ def test_a_trained_part_reloads_on_the_same_weights_by_every_way(parents, tmp_pa
     expected = answer(model)
     for auto in (SpeechLLMForConditionalGeneration, AutoModelForMultimodalLM):
         assert torch.equal(answer(auto.from_pretrained(folder)), expected)
-    pipe = pipeline("speech-instruct", model=str(folder), pipeline_class=speechllm.SpeechInstructPipeline, device="cpu")
+    way = {"pipeline_class": speechllm.SpeechInstructPipeline, "device": "cpu"}
+    pipe = pipeline("speech-instruct", model=str(folder), **way)
     assert torch.equal(answer(pipe.model), expected)
     again, _ = load_speech_model(ScriptArguments(model=str(folder), dataset=["x"]), ["connector"])
     assert torch.equal(answer(again), expected)
