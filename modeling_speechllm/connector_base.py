@@ -66,8 +66,15 @@ def fold_windows(
     return windows[used], window_lengths[used], used
 
 
+def rows_of_windows(rows: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """(batch, ...) -> (windows, ...): each row once for each of its windows that [`fold_windows`] kept."""
+    return rows if used.shape[1] == 1 else rows[used.nonzero()[:, 0]]
+
+
 def unfold_tokens(tokens: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     """(rows, n, dim) outputs of the windows that [`fold_windows`] kept -> (batch, windows * n, dim)."""
+    if used.shape[1] == 1:  # one window each: nothing was left out
+        return tokens
     unfolded = tokens.new_zeros(*used.shape, *tokens.shape[1:])
     unfolded[used] = tokens
     return unfolded.flatten(1, 2)
@@ -158,6 +165,7 @@ __all__ = [
     "fill_last",
     "fold_windows",
     "length_mask",
+    "rows_of_windows",
     "unfold_tokens",
     "zero_past",
 ]

@@ -10,7 +10,15 @@ from transformers.activations import ACT2FN
 
 from .configuration_connectors import ConvConfig, StackMLPConfig, WindowQFormerConfig, connector_config
 from .conformer_ctc import ConformerCTC
-from .connector_base import Connector, ConnectorOutput, fill_last, fold_windows, unfold_tokens, zero_past
+from .connector_base import (
+    Connector,
+    ConnectorOutput,
+    fill_last,
+    fold_windows,
+    rows_of_windows,
+    unfold_tokens,
+    zero_past,
+)
 from .lengths import stage_length
 from .query_bank import QueryBank
 from .whisper_qformer import WhisperQFormer
@@ -104,7 +112,7 @@ class WindowQFormer(Connector):
         queries, language_logits = self.bank(frames, lengths, language)
         windows, _, used = fold_windows(frames, lengths, self.config.width)
         output = self.qformer(
-            query_embeds=queries[used.nonzero()[:, 0]],
+            query_embeds=rows_of_windows(queries, used),
             encoder_hidden_states=fill_last(windows, self.config.width, self.config.width),
         )
         tokens = self.linear(output.last_hidden_state)

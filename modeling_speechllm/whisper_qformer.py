@@ -9,7 +9,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
 from .configuration_connectors import WhisperQFormerConfig
-from .connector_base import Connector, ConnectorOutput, fold_windows, length_mask, unfold_tokens
+from .connector_base import Connector, ConnectorOutput, fold_windows, length_mask, rows_of_windows, unfold_tokens
 from .query_bank import QueryBank
 
 
@@ -39,7 +39,7 @@ class WhisperQFormer(Connector):
         queries, language_logits = self.bank(frames, lengths, language)
         windows, window_lengths, used = fold_windows(self.audio_projection(frames), lengths, self.window)
         positions = self.embed_positions(torch.arange(queries.shape[1], device=queries.device))
-        hidden = queries[used.nonzero()[:, 0]] + positions
+        hidden = rows_of_windows(queries, used) + positions
         no_cache = None  # by position: its keyword is another from transformers 5.24 on
         causal = create_causal_mask(self.decoder_config, hidden, None, no_cache)
         cross = create_bidirectional_mask(
