@@ -41,6 +41,7 @@ def run_script(pytestconfig):
     return run
 
 
+@pytest.mark.slow
 def test_readme_s_first_command_gets_the_expected_answer():
     ask = shlex.split(re.search(r"&& (speechllm ask .+)$", code_blocks("README.md", "sh")[0], re.MULTILINE)[1])
     program = str(Path(sysconfig.get_path("scripts")) / ask[0])
@@ -51,6 +52,7 @@ def test_readme_s_first_command_gets_the_expected_answer():
     assert (result.returncode, result.stdout, result.stderr) == (0, expected + "\n", "")
 
 
+@pytest.mark.slow
 def test_readme_s_python_runs_as_it_stands(run_script):
     first, compose = code_blocks("README.md", "python")
     assert len([line for line in first.splitlines() if line.strip()]) <= 12
@@ -61,6 +63,7 @@ def test_readme_s_python_runs_as_it_stands(run_script):
     assert "from_parts" in compose  # needs the Hub
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_pipeline_s_page_run_one_after_the_other(run_script):
     result = run_script("\n".join(code_blocks("docs/pipeline.md", "python")))
     assert result.returncode == 0, result.stderr
