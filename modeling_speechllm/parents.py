@@ -11,11 +11,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_speechllm import AUDIO_TOKEN
@@ -123,6 +121,8 @@ def load_causal_lm(
         OSError: no such model, by name.
     """
     if gguf_file:
+        from transformers import GgufConfig  # transformers 5.24
+
         kwargs = {"quantization_config": GgufConfig(dequantize=True)} | kwargs
     with naming("LLM", text):
         if config is not None:
@@ -157,6 +157,8 @@ def placeholder_id(text: str, gguf_file: str | None = None, **hub: Any) -> int:
         tokenizer = AutoTokenizer.from_pretrained(text, **hub)
     except (OSError, ValueError) as error:
         if gguf_file is not None:
+            from transformers.integrations.gguf import read_gguf_metadata  # transformers 5.24
+
             key = "tokenizer.ggml.tokens"
             tokens = read_gguf_metadata(cached_file(text, gguf_file, **hub), (key,))[0][key]
             return tokens.index(AUDIO_TOKEN) if AUDIO_TOKEN in tokens else len(tokens)

@@ -7,7 +7,6 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
@@ -51,6 +50,8 @@ def gguf_tokenizer(text: str, gguf_file: str, **hub: Any) -> PreTrainedTokenizer
     Raises:
         OSError: no such file.
     """
+    from transformers.integrations.gguf import read_gguf_metadata  # transformers 5.24
+
     metadata, _ = read_gguf_metadata(cached_file(text, gguf_file, **hub), STRINGS)
 
     def read(key: str) -> Any:
