@@ -28,10 +28,11 @@ def parent_of(part: str | PreTrainedModel, revision: str | None, **source: str |
     commit (None for a folder), and those of `SOURCE_ARGUMENTS` that were given."""
     name = part if isinstance(part, str) else part.config.name_or_path
     commit = resolve_revision(name, revision) if name else None
+    commit = getattr(commit, "resolved", commit)  # as a string it is the branch that was asked for
     if os.path.isdir(name):
         name = os.path.abspath(name)
     chosen = {key: value for key, value in source.items() if value}
-    return {"id": name, "revision": None if commit is None else str(commit), **chosen}
+    return {"id": name, "revision": commit, **chosen}
 
 
 def looks_like_path(name: str) -> bool:

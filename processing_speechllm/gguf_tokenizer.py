@@ -80,4 +80,14 @@ def gguf_tokenizer(text: str, gguf_file: str, **hub: Any) -> PreTrainedTokenizer
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=read("chat_template"), **named)
 
 
-__all__ = ["gguf_tokenizer"]
+def load_tokenizer(text: str, gguf_file: str | None = None, **hub: Any) -> PreTrainedTokenizerBase:
+    """The LLM's tokenizer from its own files, else from its GGUF file."""
+    try:
+        return AutoTokenizer.from_pretrained(text, **hub)
+    except (OSError, ValueError):
+        if gguf_file is None:
+            raise
+    return gguf_tokenizer(text, gguf_file, **hub)
+
+
+__all__ = ["gguf_tokenizer", "load_tokenizer"]

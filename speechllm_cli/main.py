@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import ask, benchmark, demo, doctor, training
+from . import ask, benchmark, demo, doctor, publish, training
 
 EXAMPLE = """\
 60 seconds with it:
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (ask, demo, doctor, benchmark):
         command.add_parser(commands)
     training.add_parsers(commands)
+    publish.add_parsers(commands)
     return parser
 
 

@@ -29,7 +29,7 @@ from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.parents import load_causal_lm, parent_of
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.chat_format import lay_out_content, plain_chat_template
-from processing_speechllm.processing_speechllm import load_tokenizer
+from processing_speechllm.gguf_tokenizer import load_tokenizer
 
 from .endpoints import BackendError, Endpoint, Refusal
 
