@@ -1,7 +1,7 @@
 """Questions through a model, in batches: answers, free or among labels, and what the model thinks of given answers.
 
 What is unusual here:
-- Everything goes through the processor's chat template with the generation prompt, for speech and for transcripts, so that
+- Everything goes through the processor's chat template with the generation prompt, speech and transcripts alike, so
   bound and cascade are asked exactly as the speech LLM is.
 - The model's generation config is replaced: greedy or beams, its end tokens, nothing else.
 """
@@ -158,7 +158,7 @@ class Answerer:
         self, prompts: Sequence[torch.Tensor], answers: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
         """
-        Next-token log-probabilities (tokens, vocabulary), float32, at each token of given answers; of a SpeechLLM only.
+        Next-token log-probabilities (tokens, vocabulary), float32, at each token of given answers; of a SpeechLLM.
 
         Args:
             prompts: embeddings (tokens, dim) of `embeddings`.

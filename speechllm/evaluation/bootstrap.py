@@ -1,7 +1,7 @@
 """95 % intervals and paired tests by resampling (Efron 1979; for systems on the same rows Koehn, EMNLP 2004).
 
-A metric is a function of sums over rows, so a resample is a weight per row and one matrix product. What is resampled are
-recordings, not rows: several questions about one recording are not independent.
+A metric is a function of sums over rows, so a resample is a weight per row and one matrix product. Recordings are
+resampled, not rows: several questions about one recording are not independent.
 """
 
 from collections.abc import Callable, Sequence

@@ -19,8 +19,8 @@ class EvaluationConfig:
     """
     What is asked of which models about which rows, and where answers and scores go.
 
-    A folder holds one run: a second run in it must have the same settings, but for those of scoring (bootstrap, headline,
-    judge) and of the work (`batch_size`, ...). It then goes on where the first one stopped.
+    A folder holds one run: a second run in it must have the same settings, but for those of scoring (bootstrap,
+    headline, judge) and of the work (`batch_size`, ...). It then goes on where the first one stopped.
     """
 
     # data
@@ -40,8 +40,8 @@ class EvaluationConfig:
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
     text_bound: bool = described("Beside it: its own LLM reads the true transcript.", False)
     cascade: str | None = described(
-        "Beside it: a recogniser (Hub id or folder of any ASR model of transformers), then the same LLM. ctc_head: the "
-        "model's own encoder with the CTC head that lies beside it."
+        "Beside it: a recogniser (Hub id or folder of any ASR model of transformers), then the same LLM. ctc_head: "
+        "the model's own encoder with the CTC head that lies beside it."
     )
     tell_language: bool = described(
         "Tell a Whisper cascade the row's language; by default it finds out itself.", False

@@ -1,7 +1,7 @@
 """Answers that can be nothing but a label: a trie of the labels' tokens constrains `generate`, greedy or with beams.
 
-A label may be the beginning of another ("door", "door or window"): after its last token the trie allows both the end and
-the other's next token, so the choice is the model's. Greedy decoding takes the best token step by step, which need not
+A label may be the beginning of another ("door", "door or window"): after its last token the trie allows both the end
+and the other's next token, so the choice is the model's. Greedy decoding takes the best token step by step, which need not
 be the best label; with as many beams as labels, and sums of log-probabilities (`length_penalty=0`), it is
 (`label_scores` says the scores themselves).
 """
@@ -25,7 +25,7 @@ def label_tokens(tokenizer: Any, label: str) -> list[int]:
     back = tokenizer.decode(tokens, skip_special_tokens=True)
     if not tokens or " ".join(back.split()) != " ".join(label.split()):
         raise ValueError(
-            f"The label {label!r} cannot be an answer: the tokenizer makes {back!r} of it. Give labels that it can spell."
+            f"The label {label!r} cannot be an answer: the tokenizer makes {back!r} of it. Give labels it can spell."
         )
     return list(tokens)
 

@@ -2,8 +2,8 @@
 
 - Whisper's (Radford et al. 2022, appendix C) is transformers' own. Its table of British and American spellings,
   `english_spelling.json`, is OpenAI's (MIT licence, github.com/openai/whisper).
-- MLQA's (Lewis et al. 2020) removes punctuation, articles by language and white space, and takes Chinese characters one
-  by one. For languages that it does not know no articles are removed.
+- MLQA's (Lewis et al. 2020) removes punctuation, articles by language and white space, and takes Chinese characters
+  one by one. For languages that it does not know no articles are removed.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A table as a picture, PNG and SVG: bars with their 95 % intervals, a colour per system, readable without the text."""
+"""A table as a picture, PNG and SVG: bars with 95 % intervals, a colour per system, readable alone."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from .packages import need
+from .systems import TITLES
 from .tables import Row, Table, number
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
+# Okabe and Ito's colours, which colour-blind readers tell apart; a system has the same one everywhere.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+SYSTEM_COLOURS = dict(zip(TITLES.values(), COLOURS, strict=True))
 GREY = "#555555"
 INK = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "svg.hashsalt": "speechllm"}
 
@@ -37,9 +39,9 @@ def draw(table: Table, folder: Path) -> list[Path]:
         figure, axes = pyplot.subplots(
             1, len(panels), figsize=size, squeeze=False, width_ratios=widths, layout="constrained"
         )
-        for place, (axis, rows) in enumerate(zip(axes[0], panels, strict=True)):
-            _draw_panel(axis, rows, table.columns, is_last=place == len(panels) - 1)
-        figure.suptitle(f"{table.title} (bars: 95 % intervals)", fontsize=10)
+        for axis, rows in zip(axes[0], panels, strict=True):
+            _draw_panel(axis, rows, table.columns)
+        figure.suptitle(f"{table.title} (lines: 95 % intervals)", fontsize=10)
         handles, labels = axes[0][0].get_legend_handles_labels()
         if len(table.columns) > 1:
             figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
@@ -59,7 +61,7 @@ def split_panels(table: Table) -> list[list[Row]]:
     return ([together] if together else []) + [[row] for row in table.rows if row.unit != "%"]
 
 
-def _draw_panel(axis: Any, rows: list[Row], columns: tuple[str, ...], is_last: bool) -> None:
+def _draw_panel(axis: Any, rows: list[Row], columns: tuple[str, ...]) -> None:
     step = 0.8 / len(columns)
     for place, column in enumerate(columns):
         cells = [row.cells[place] for row in rows]
@@ -68,7 +70,7 @@ def _draw_panel(axis: Any, rows: list[Row], columns: tuple[str, ...], is_last: b
             np.array([np.nan if cell is None else getattr(cell, end) for cell in cells]) for end in ("low", "high")
         )
         x = np.arange(len(rows)) + (place - (len(columns) - 1) / 2) * step
-        colour = COLOURS[place % len(COLOURS)] if len(columns) > 1 else COLOURS[0]
+        colour = SYSTEM_COLOURS.get(column, COLOURS[place % len(COLOURS)])
         spread = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
         axis.bar(x, np.nan_to_num(values), 0.92 * step, color=colour, label=column)
         axis.errorbar(x, values, yerr=spread, fmt="none", ecolor=GREY, elinewidth=1, capsize=2)
@@ -79,7 +81,7 @@ def _draw_panel(axis: Any, rows: list[Row], columns: tuple[str, ...], is_last: b
                     ha="center", va="bottom", fontsize=7, rotation=90 if len(rows) * len(columns) > 9 else 0,
                 )  # fmt: skip
     names = [row.name for row in rows]
-    tilted = len(rows) > 4 or max(map(len, names)) * len(rows) > 60
+    tilted = max(map(len, names)) > 8 and max(map(len, names)) * len(rows) > 60
     axis.set_xticks(np.arange(len(rows)), names, rotation=25 if tilted else 0, ha="right" if tilted else "center")
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.margins(y=0.14)

@@ -44,8 +44,8 @@ class PipelineRecogniser:
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f"The cascade's recogniser {name} cannot be loaded: {reason} Give the folder or Hub id of an ASR model of "
-                "transformers, or ctc_head."
+                f"The cascade's recogniser {name} cannot be loaded: {reason} Give the folder or Hub id of an ASR model "
+                "of transformers, or ctc_head."
             ) from error
         self.sampling_rate = self.pipe.feature_extractor.sampling_rate
         self.is_whisper = self.pipe.model.config.model_type == "whisper"
@@ -80,8 +80,8 @@ class CTCHeadRecogniser:
 
     Args:
         model, processor: the SpeechLLM.
-        head: a safetensors file with `weight` (classes, dim), `bias` (classes,) and `token_ids` (classes - 1,), the LLM's
-            tokens of the classes after the first, which is the blank.
+        head: a safetensors file with `weight` (classes, dim), `bias` (classes,) and `token_ids` (classes - 1,), the
+            LLM's tokens of the classes after the first, which is the blank.
     """
 
     def __init__(self, model: SpeechLLMForConditionalGeneration, processor: SpeechLLMProcessor, head: str | Path):

@@ -12,7 +12,7 @@ from .pictures import draw
 from .scoring import GROUPINGS, Scores
 from .store import write_text
 from .systems import TITLES
-from .tables import Row, Table, has_figures, markdown, terminal
+from .tables import Row, Table, full_title, has_figures, markdown, terminal
 
 IN_TERMINAL = ("scores", "by_language", "by_prompt_kind")
 KIND_TITLES = {
@@ -62,9 +62,7 @@ def _group_table(scores: Scores, grouping: str, columns: tuple[str, ...]) -> Tab
     ]
     means = scores.means[grouping]
     rows.append(Row("mean", metric.unit, tuple(means.get(system) for system in scores.metrics), is_summary=True))
-    direction = "" if metric.higher_is_better is None else ", higher is better"
-    if metric.higher_is_better is False:
-        direction = ", lower is better"
+    direction = {True: " (higher is better)", False: " (lower is better)", None: ""}[metric.higher_is_better]
     title = f"{metric.title[:1].upper()}{metric.title[1:]} by {GROUPINGS[grouping]}{direction}"
     explanation = "The mean counts every line alike, however many rows it has."
     return Table(f"by_{grouping}", title, columns, tuple(rows), explanation)
@@ -78,8 +76,8 @@ def _agreement_table(scores: Scores) -> Table:
             metric = next(found[name] for found in scores.metrics.values() if name in found)
             rows.append(Row(metric.title, metric.unit, tuple(scores.overall[s].get(name) for s in systems)))
     explanation = (
-        "Likeliest token and KL are those at each token of the text bound's answer: what the LLM would say next when it "
-        "hears, against what it would say when it reads."
+        "Likeliest token and KL are those at each token of the text bound's answer: what the LLM would say next when "
+        "it hears, against what it would say when it reads."
     )
     columns = tuple(TITLES[system] for system in systems)
     return Table("agreement", KIND_TITLES["agreement"], columns, tuple(rows), explanation)
@@ -97,8 +95,8 @@ def _difference_tables(scores: Scores) -> list[Table]:
         rows.append(Row(metric.title, metric.unit, cells))
     columns = tuple(" less ".join(TITLES[system] for system in pair.split(" - ")) for pair in scores.differences)
     explanation = (
-        "Paired bootstrap over the same recordings (Koehn 2004); p is that of no difference, two-sided, not corrected for "
-        "the number of comparisons."
+        "Paired bootstrap over the same recordings (Koehn 2004); p is that of no difference, two-sided, not corrected "
+        "for the number of comparisons."
     )
     return [Table("differences", "Differences", columns, tuple(rows), explanation)]
 
@@ -144,7 +142,14 @@ def write_report(folder: Path, facts: Mapping[str, Any], scores: Scores) -> list
     parts = [f"# Evaluation: {facts['settings']['task']}", "", *_introduction(facts)]
     for table in tables:
         draw(table, pictures)
-        parts += ["", f"## {table.title}", "", f"![{table.title}](pictures/{table.key}.png)", "", markdown(table)]
+        parts += [
+            "",
+            f"## {full_title(table)}",
+            "",
+            f"![{table.title}](pictures/{table.key}.png)",
+            "",
+            markdown(table),
+        ]
         parts += ["", table.explanation] if table.explanation else []
     notes = [*scores.notes, *(f"{m['title']}: {m['note']}." for m in as_json(scores)["metrics"].values() if m["note"])]
     parts += ["", "## Notes", "", *(f"- {note}" for note in notes), ""]

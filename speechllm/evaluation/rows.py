@@ -1,4 +1,4 @@
-"""The rows of an evaluation: read by the loader of training, each made one question with what its answer is scored by."""
+"""The rows of an evaluation: read by the loader of training, each one question with what scores its answer."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Answers to metrics: those of the task, how answers fail, the form asked for, the judge, agreement with the text bound."""
+"""Answers to metrics: the task's, how answers fail, the form asked for, the judge, agreement with the text bound."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Who answers: the speech LLM, and beside it the text bound, the cascade, a second speech LLM, the LLM before training.
+"""Who answers: the speech LLM, and beside it text bound, cascade, a second speech LLM, the LLM before training.
 
 What is unusual here:
 - Batches are planned over all rows before anything is asked, so that a resumed run asks in the batches of the first.
-- A row that one of them cannot take (unreadable audio, too long a prompt) is a finding, and leaves the comparison whole:
-  the others' answers to it are not scored either.
+- A row that one of them cannot take (unreadable audio, too long a prompt) is a finding: the others' answers to it are
+  not scored either, so that all are compared on the same rows.
 """
 
 import time
@@ -137,8 +137,8 @@ class Runner:
         moved = [token for token, place in before.items() if after.get(token, place) != place]
         if moved:
             raise ValueError(
-                f"text_before {self.config.text_before} has other tokens than the model's LLM ({len(moved)} differ, such "
-                f"as {moved[0]!r}). Give the LLM that the model was made from."
+                f"text_before {self.config.text_before} has other tokens than the model's LLM ({len(moved)} differ, "
+                f"such as {moved[0]!r}). Give the LLM that the model was made from."
             )
         return self._answerer(model.to(self.device), processor)
 
@@ -188,7 +188,7 @@ class Runner:
         replies = answerer.answer(encoded, labels)
         seconds = (time.perf_counter() - begin) / len(fitting)
         extras: list[dict[str, Any]] = [{} for _ in fitting]
-        if system == "speech" and self.config.text_bound:
+        if system in ("speech", "cascade") and self.config.text_bound:
             self._compare(answerer, fitting, encoded, extras)
         if self.config.label_scores and fitting[0].labels and system != "text_before":
             for item, prompt, extra in zip(fitting, answerer.embeddings(encoded), extras, strict=True):
@@ -239,7 +239,7 @@ class Runner:
     def _compare(
         self, answerer: Answerer, items: list[Item], encoded: dict[str, torch.Tensor], extras: list[dict[str, Any]]
     ) -> None:
-        """Adds to each item how hearing agrees with reading, token by token of the text bound's answer."""
+        """Adds to each item how a prompt agrees with reading the transcript, token by token of the text bound's answer."""
         answers = [self.store.lines[("text_bound", item.id)]["answer"] for item in items]
         tokens = [answerer.answer_tokens(answer) for answer in answers]
         heard = answerer.log_probabilities(answerer.embeddings(encoded), tokens)

@@ -68,7 +68,7 @@ def markdown(table: Table) -> str:
     """The table in Markdown, intervals in brackets."""
     head = ["| |" + "|".join(f" {name} " for name in table.columns) + "|", "|---|" + "---:|" * len(table.columns)]
     lines = [
-        f"| {_bold(_named(row), row)} |" + "".join(f" {cell_in_full(cell, row.unit)} |" for cell in row.cells)
+        f"| {_bold(_named(row, table), row)} |" + "".join(f" {cell_in_full(cell, row.unit)} |" for cell in row.cells)
         for row in table.rows
     ]
     return "\n".join(head + lines)
@@ -78,8 +78,14 @@ def _bold(text: str, row: Row) -> str:
     return f"*{text}*" if row.is_summary else text
 
 
-def _named(row: Row) -> str:
-    return f"{row.name}, %" if row.unit == "%" else row.name
+def full_title(table: Table) -> str:
+    """The title with the unit, where all rows have the same."""
+    return f"{table.title}, %" if {row.unit for row in table.rows} == {"%"} else table.title
+
+
+def _named(row: Row, table: Table) -> str:
+    """The row's name with its unit, where the title does not say it."""
+    return f"{row.name}, %" if row.unit == "%" and full_title(table) == table.title else row.name
 
 
 def width(text: str) -> int:
@@ -92,7 +98,7 @@ def width(text: str) -> int:
 
 def terminal(table: Table) -> str:
     """The table in lines of at most 80 columns; systems that do not fit beside the others go below them."""
-    names = [_named(row) for row in table.rows]
+    names = [_named(row, table) for row in table.rows]
     first = min(max(map(width, [*names, ""])), 28)
     cells = [[cell_in_short(cell, row.unit) for cell in row.cells] for row in table.rows]
     widths = [
@@ -111,7 +117,7 @@ def terminal(table: Table) -> str:
             for name, row in zip(names, cells, strict=True)
         ]
         blocks.append("\n".join(line.rstrip() for line in [head, *lines]))
-    return "\n".join([table.title, *blocks])
+    return "\n".join([full_title(table), *blocks])
 
 
 def _fitted(text: str, size: int) -> str:
@@ -128,4 +134,15 @@ def has_figures(rows: Sequence[Row]) -> bool:
     return any(cell is not None and not math.isnan(cell.value) for row in rows for cell in row.cells)
 
 
-__all__ = ["Row", "Table", "cell_in_full", "cell_in_short", "has_figures", "markdown", "number", "terminal", "width"]
+__all__ = [
+    "Row",
+    "Table",
+    "cell_in_full",
+    "cell_in_short",
+    "full_title",
+    "has_figures",
+    "markdown",
+    "number",
+    "terminal",
+    "width",
+]
