@@ -1,8 +1,8 @@
 """Answers that can be nothing but a label: a trie of the labels' tokens constrains `generate`, greedy or with beams.
 
 A label may be the beginning of another ("door", "door or window"): after its last token the trie allows both the end
-and the other's next token, so the choice is the model's. Greedy decoding takes the best token step by step, which need not
-be the best label; with as many beams as labels, and sums of log-probabilities (`length_penalty=0`), it is
+and the other's next token, so the choice is the model's. Greedy decoding takes the best token step by step, which need
+not be the best label; with as many beams as labels, and sums of log-probabilities (`length_penalty=0`), it is
 (`label_scores` says the scores themselves).
 """
 

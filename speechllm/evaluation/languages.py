@@ -13,8 +13,8 @@ from .packages import need
 
 MINIMUM_LETTERS = 12
 MINIMUM_LETTERS_WITHOUT_SPACES = 2  # of a writing of its own: Chinese, Japanese, Korean, Thai
-CERTAIN_WRONG = 0.05  # confidence in the language wanted, below which the text is not in it
-CERTAIN = 0.8  # confidence in another one that it takes beside that
+CERTAIN = 0.6  # confidence in another language, and
+ODDS = 3.0  # how many times that in the language wanted, for a text to be in the wrong one
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def is_in_language(text: str, wanted: str | None, candidates: Collection[str]) -
     best = max(scores, key=scores.get)
     if best == code:
         return True
-    return False if scores[code] < CERTAIN_WRONG and scores[best] >= CERTAIN else None
+    return False if scores[best] >= max(CERTAIN, ODDS * scores[code]) else None
 
 
 __all__ = ["is_in_language", "supported_languages"]

@@ -39,13 +39,15 @@ class PipelineRecogniser:
     def __init__(self, name: str, device: torch.device, dtype: str = "auto", tell_language: bool = False):
         from transformers import pipeline
 
+        if device.type == "cpu" and dtype == "auto":  # half precision, which checkpoints have, is slow there
+            dtype = "float32"
         try:
             self.pipe = pipeline("automatic-speech-recognition", model=name, device=device, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f"The cascade's recogniser {name} cannot be loaded: {reason} Give the folder or Hub id of an ASR model "
-                "of transformers, or ctc_head."
+                f"The cascade's recogniser {name} cannot be loaded: {reason} Give the folder or Hub id of an ASR "
+                "model of transformers, or ctc_head."
             ) from error
         self.sampling_rate = self.pipe.feature_extractor.sampling_rate
         self.is_whisper = self.pipe.model.config.model_type == "whisper"

@@ -1,7 +1,8 @@
 """Lines of JSON that a run writes as it goes and finds again after a kill: none lost, none twice.
 
 Every process appends to a file of its own, a whole batch at a time, flushed to the disk. At the end all become one
-file in the order of the data, in one `os.replace`. A line is known by its key, so what stands in several files counts once.
+file in the order of the data, in one `os.replace`. A line is known by its key, so that what stands in several files
+counts once.
 """
 
 import json

@@ -239,7 +239,7 @@ class Runner:
     def _compare(
         self, answerer: Answerer, items: list[Item], encoded: dict[str, torch.Tensor], extras: list[dict[str, Any]]
     ) -> None:
-        """Adds to each item how a prompt agrees with reading the transcript, token by token of the text bound's answer."""
+        """Adds to each item how its prompt agrees with the true transcript, by tokens of the text bound's answer."""
         answers = [self.store.lines[("text_bound", item.id)]["answer"] for item in items]
         tokens = [answerer.answer_tokens(answer) for answer in answers]
         heard = answerer.log_probabilities(answerer.embeddings(encoded), tokens)
