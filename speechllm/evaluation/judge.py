@@ -86,10 +86,11 @@ def load_judge(config: EvaluationConfig, device: torch.device) -> Judge:
 
 
 def judge_fingerprint(config: EvaluationConfig) -> dict[str, Any]:
-    """Who judges by which prompt."""
+    """Who judges by which prompt; not where the endpoint is, which may move."""
     name, revision = (config.judge, None) if config.judge_base_url is not None else identify(config.judge)
     digest = hashlib.sha256(PROMPT.encode()).hexdigest()[:16]
-    return {"model": name, "revision": revision, "endpoint": config.judge_base_url, "prompt": f"sha256:{digest}"}
+    limit = config.judge_max_new_tokens
+    return {"model": name, "revision": revision, "prompt": f"sha256:{digest}", "max_new_tokens": limit}
 
 
 def judge_answers(

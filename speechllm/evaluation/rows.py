@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from processing_speechllm.chat_format import instruction_chat
-from trainers.data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
+from trainers.data.bad_rows import BadRows
 from trainers.data.chats import read_chat
 from trainers.data.loading import load_rows, source_name, with_durations
 from trainers.targets.prompts import Prompt, Task, load_tasks, select_prompts, user_turn
@@ -108,10 +108,10 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
         folder: where unreadable audio is listed, or None.
 
     Raises:
-        FileNotFoundError, ValueError: data that cannot be read, columns that are missing.
-        RuntimeError: more rows than `max_bad_share` cannot be used.
+        FileNotFoundError, ValueError: data that cannot be read, columns that are missing, more unusable rows than
+            `max_bad_share`.
     """
-    bad_rows = BadRows(folder, config.max_bad_share, ROWS_BEFORE_JUDGING)
+    bad_rows = BadRows(folder, max_share=1.0, minimum=1)  # judged below, with what else is found
     parts = []
     for source in config.dataset:
         split = config.dataset_split or ("train" if Path(source).expanduser().exists() else "test")
@@ -131,13 +131,23 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
     data = with_durations(data, bad_rows)
     rows = make_items(data, config)
     rows.bad = [*bad_rows.read(), *rows.bad]
-    if len(rows.bad) > config.max_bad_share * seen:
-        first = "".join(f"\n- {row['id']} ({row['source']}): {row['finding']}" for row in rows.bad[:3])
-        raise RuntimeError(
-            f"{len(rows.bad)} of {seen} rows cannot be used, more than the {config.max_bad_share:.1%} allowed. The "
-            f"first:{first}\nRepair or remove them, or raise max_bad_share if the data is known to be so."
-        )
+    check_bad_share(rows.bad, seen, config.max_bad_share)
     return rows
+
+
+def check_bad_share(bad: Sequence[dict[str, str]], rows: int, allowed: float) -> None:
+    """
+    Refuses results over what is left of too many rows.
+
+    Raises:
+        ValueError: more than the allowed share of the rows is bad; with the first of them.
+    """
+    if len(bad) > allowed * rows:
+        first = "".join(f"\n- {row['id']} ({row['source']}): {row['finding']}" for row in bad[:3])
+        raise ValueError(
+            f"{len(bad)} of {rows} rows cannot be used, more than the {allowed:.1%} allowed. The first:{first}\n"
+            "Repair or remove them, or raise max_bad_share if the data is known to be so."
+        )
 
 
 def check_columns(data: Dataset, config: EvaluationConfig) -> None:
@@ -384,6 +394,7 @@ def confusable_labels(labels: Sequence[str]) -> list[str]:
 __all__ = [
     "Item",
     "Rows",
+    "check_bad_share",
     "check_columns",
     "confusable_labels",
     "load_evaluation_rows",

@@ -32,7 +32,7 @@ from .judge import Judge, judge_answers, judge_fingerprint, load_judge
 from .packages import need
 from .recognisers import CTC_HEAD
 from .report import in_terminal, write_report
-from .rows import Item, Rows, load_evaluation_rows
+from .rows import Item, Rows, check_bad_share, load_evaluation_rows
 from .scoring import Answers, score
 from .store import Lines, write_text
 from .systems import TITLES, Runner, all_bad, plan_batches, systems_of
@@ -60,8 +60,9 @@ def evaluate(config: EvaluationConfig, judge: Judge | None = None) -> dict[str, 
 
     Raises:
         ImportError: a package of the `eval` extra is missing, with its pip line.
-        ValueError, FileNotFoundError: settings, data or models that cannot be used; a folder with another run.
-        RuntimeError: too many unusable rows, or the judge's endpoint does not answer (`BackendError`).
+        ValueError, FileNotFoundError: settings, data or models that cannot be used; too many unusable rows; a folder
+            with another run.
+        BackendError: the judge's endpoint does not answer.
     """
     for name in (*NEEDED[config.task], "lingua", "matplotlib"):
         need(name, "speechllm evaluate")
@@ -101,8 +102,7 @@ def evaluate(config: EvaluationConfig, judge: Judge | None = None) -> dict[str, 
         judgements.finish(systems, ids)
     bad = [*rows.bad, *all_bad(store)]
     write_text(folder / "bad_rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad))
-    if not items:
-        raise ValueError(f"No row could be answered.{_first_findings(bad)}")
+    check_bad_share(bad, len(rows.items) + len(rows.bad), config.max_bad_share)
     answers = {
         system: Answers(
             [store.lines[system, item.id] for item in items],

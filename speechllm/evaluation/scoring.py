@@ -214,7 +214,8 @@ def score(items: Sequence[Item], answers: Mapping[str, Answers], config: Evaluat
         for left, right in PAIRS
         if left in metrics and right in metrics
     }
-    return Scores(metrics, kinds, overall, groups, means, differences, headline, notes_on(items, config))
+    notes = [*notes_on(items, config), *notes_on_judgements(answers)]
+    return Scores(metrics, kinds, overall, groups, means, differences, headline, notes)
 
 
 def choose_headline(config: EvaluationConfig, kinds: Mapping[str, str]) -> str | None:
@@ -295,6 +296,15 @@ def notes_on(items: Sequence[Item], config: EvaluationConfig) -> list[str]:
     if recordings < len(items):
         notes.append(f"{len(items)} rows are about {recordings} recordings; the intervals are over recordings.")
     return notes
+
+
+def notes_on_judgements(answers: Mapping[str, Answers]) -> list[str]:
+    """How many judgements have no score."""
+    judgements = [line for given in answers.values() for line in given.judgements or []]
+    unread = sum(line["score"] is None for line in judgements)
+    if not unread:
+        return []
+    return [f"{unread} of {len(judgements)} judgements could not be read and have no score; see judgements.jsonl."]
 
 
 __all__ = ["GROUPINGS", "Answers", "Scores", "choose_headline", "groups_of", "score", "task_metrics"]
