@@ -1,6 +1,9 @@
 """`speechllm evaluate` from rows to report, with tiny models: what is written, resumed, refused, set aside."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -370,3 +373,32 @@ def test_the_embedded_model_is_scored_by_the_command(tmp_path, capsys):
     assert result["overall"]["speech"]["exact"]["value"] == 100  # as `speechllm demo` shows
     assert result["overall"]["cascade"]["heard_wer"]["value"] < 30
     assert "Exact, letter by letter by language" in capsys.readouterr().out
+
+
+def test_two_processes_answer_what_one_does(tmp_path, models):
+    one = config(tmp_path / "one", models, text_bound=True)
+    evaluation.evaluate(one)
+    options = {"dataset": one.dataset[0], "model": models["one"], "task": "transcribe", "max_new_tokens": "6"}
+    options |= {"batch_size": "3", "bootstrap_samples": "50", "max_bad_share": "0.5"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "speechllm_cli.main", "evaluate", *words, "--text_bound"]
+    root = str(Path(__file__).parent.parent)
+    settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    done = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "two" / "out")],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers = [lines_of(tmp_path / name) for name in ("one", "two")]
+    for rows in answers:
+        for row in rows:
+            row.pop("seconds")
+    assert answers[0] == answers[1]
+    results = [json.loads((tmp_path / name / "out" / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["overall"] == results[1]["overall"]
+    assert [result["hardware"]["processes"] for result in results] == [1, 2]
+    assert done.stdout.count("All figures") == 1
