@@ -25,9 +25,16 @@ def make_answerer(seed: int, **changes) -> Answerer:
 
 
 def prompts(answerer: Answerer, count: int = 4) -> dict:
+    """Encoded prompts of one or two audios in turn, with the features beside the embeddings, for brute force."""
     chats = [instruction_chat([None] * (1 + place % 2), f"what is said {place}") for place in range(count)]
     audio = [(tone(place, 0.3 + 0.1 * place), RATE) for place in range(count + count // 2)]
-    return answerer.encode(chats, audio)
+    features = answerer.processor(text=answerer.processor.audio_token * len(audio), audio=audio)
+    names = ("input_features", "input_features_mask")
+    return answerer.encode(chats, audio) | {f"raw_{name}": features[name] for name in names}
+
+
+def asked(encoded: dict) -> dict:
+    return {name: value for name, value in encoded.items() if not name.startswith("raw_")}
 
 
 def brute_force(answerer: Answerer, encoded: dict, row: int, audios: slice, tokens: list[int]) -> list[float]:
@@ -36,8 +43,8 @@ def brute_force(answerer: Answerer, encoded: dict, row: int, audios: slice, toke
     ids = torch.cat([prompt, torch.tensor(tokens)])[None]
     logits = answerer.model(
         input_ids=ids,
-        input_features=encoded["input_features"][audios],
-        input_features_mask=encoded["input_features_mask"][audios],
+        input_features=encoded["raw_input_features"][audios],
+        input_features_mask=encoded["raw_input_features_mask"][audios],
     ).logits[0]
     scores = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     return [float(scores[place, token]) for place, token in enumerate(tokens)]
@@ -68,8 +75,8 @@ def test_greedy_and_beams_choose_what_brute_force_does(seed):
     encoded = prompts(answerer)
     spelled = {label: [*label_tokens(answerer.tokenizer, label), answerer.end] for label in LABELS}
     wide = make_answerer(seed, num_beams=len(LABELS))
-    greedy = answerer.answer(encoded, [LABELS] * 4)
-    beams = wide.answer(encoded, [LABELS] * 4)
+    greedy = answerer.answer(asked(encoded), [LABELS] * 4)
+    beams = wide.answer(asked(encoded), [LABELS] * 4)
     for row, audios in enumerate(slices(4)):
 
         def score(tokens, row=row, audios=audios):
@@ -87,9 +94,9 @@ def test_each_prompt_has_its_own_labels():
     answerer = make_answerer(0)
     encoded = prompts(answerer)
     labels = [["hello"], ["hello world", "hello"], ["what"], ["said here", "the audio"]]
-    for reply, options in zip(answerer.answer(encoded, labels), labels, strict=True):
+    for reply, options in zip(answerer.answer(asked(encoded), labels), labels, strict=True):
         assert reply.text in options
-    wide = make_answerer(0, num_beams=5).answer(encoded, labels)
+    wide = make_answerer(0, num_beams=5).answer(asked(encoded), labels)
     assert [reply.text for reply in wide][::2] == ["hello", "what"]
 
 
@@ -101,7 +108,7 @@ def test_a_label_that_begins_another_can_win_and_lose():
         bias = torch.zeros(answerer.model.lm_head.out_features)
         bias[answerer.end] = push
         handle = answerer.model.lm_head.register_forward_hook(lambda module, inputs, output, bias=bias: output + bias)
-        chosen |= {reply.text for reply in answerer.answer(encoded, [["hello", "hello world"]] * 2)}
+        chosen |= {reply.text for reply in answerer.answer(asked(encoded), [["hello", "hello world"]] * 2)}
         handle.remove()
     assert chosen == {"hello", "hello world"}
 

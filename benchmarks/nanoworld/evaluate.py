@@ -96,7 +96,7 @@ def meets_bar(tasks: dict, languages: dict) -> bool:
 def measured_section(scores: dict) -> str:
     """The section "Measured" of the model card, from `evaluation.json`."""
     tables = {key: format_table(title, scores[key]) for key, title in TITLES.items()}
-    return MEASURED.format(**scores, **tables)
+    return MEASURED.format(**{**scores, **tables})
 
 
 def update_card(card: Path, scores: dict) -> None:

@@ -77,7 +77,8 @@ class Answerer:
 
     def encode(self, chats: Sequence[list[dict]], audio: Sequence[Any] = ()) -> dict[str, torch.Tensor]:
         """
-        Prompts padded to the left, on the model's device.
+        Prompts padded to the left, on the model's device: `input_ids`, `attention_mask` and, where there is audio,
+        `inputs_embeds` with it.
 
         Args:
             chats: messages with a bare audio block per audio.
@@ -101,7 +102,16 @@ class Answerer:
                 f"the prompt has {longest} tokens and up to {self.max_new_tokens} are to follow, but the LLM has "
                 f"{self.positions} positions; lower max_new_tokens, or leave the row out"
             )
-        return dict(encoded.to(self.model.device, dtype=self.model.dtype))
+        return self._heard(dict(encoded.to(self.model.device, dtype=self.model.dtype)))
+
+    @torch.inference_mode()
+    def _heard(self, encoded: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Prompts with their audio merged into `inputs_embeds`, so that it is encoded once for all uses."""
+        if "input_features" not in encoded:
+            return encoded
+        features, mask = (encoded.pop(name) for name in ("input_features", "input_features_mask"))
+        embeds, _ = self.model.model.get_inputs_embeds(encoded["input_ids"], None, features, mask)
+        return encoded | {"inputs_embeds": embeds}
 
     @torch.inference_mode()
     def answer(self, encoded: dict[str, torch.Tensor], labels: Sequence[Sequence[str]] | None = None) -> list[Reply]:
@@ -144,13 +154,10 @@ class Answerer:
 
     @torch.inference_mode()
     def embeddings(self, encoded: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Prompts of `encode` as embeddings (tokens, dim) without padding, audio merged; of a SpeechLLM only."""
-        embeds, _ = self.model.model.get_inputs_embeds(
-            encoded["input_ids"],
-            None,
-            encoded.get("input_features"),
-            encoded.get("input_features_mask"),
-        )
+        """Prompts of `encode` as embeddings (tokens, dim) without padding; of a SpeechLLM."""
+        embeds = encoded.get("inputs_embeds")
+        if embeds is None:
+            embeds = self.model.model.embed_text(encoded["input_ids"])
         return [row[mask.bool()] for row, mask in zip(embeds, encoded["attention_mask"], strict=True)]
 
     @torch.inference_mode()

@@ -30,6 +30,7 @@ class Metric:
         statistics (`np.ndarray` of shape `(rows, k)`): what each row adds.
         value: summed statistics (..., k) -> metric (...); NaN where there is nothing to score.
         note: what a reader must know, such as sacreBLEU's signature.
+        is_share: whether it is a share of rows, for the interval where all rows are alike.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     statistics: np.ndarray
     value: Value
     note: str = ""
+    is_share: bool = False
 
 
 def ratio(scale: float = 100.0) -> Value:
@@ -62,7 +64,8 @@ def share(
 ) -> Metric:
     """The mean of flags or scores over the rows that have one; in per cent where that is the unit."""
     statistics = np.array([(0.0, 0.0) if flag is None else (float(flag), 1.0) for flag in flags]).reshape(-1, 2)
-    return Metric(name, title, unit, higher_is_better, statistics, ratio(100.0 if unit == "%" else 1.0), note)
+    value = ratio(100.0 if unit == "%" else 1.0)
+    return Metric(name, title, unit, higher_is_better, statistics, value, note, is_share=unit == "%")
 
 
 # Transcribing
