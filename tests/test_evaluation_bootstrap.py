@@ -55,6 +55,14 @@ def test_the_seed_gives_the_interval():
     assert (first.low, first.high) != (other.low, other.high) or first.value == other.value
 
 
+def test_rows_that_are_all_alike_have_the_exact_binomial_interval():
+    # Clopper and Pearson: with 20 of 20 right the low end p solves p ** 20 = 0.025.
+    found = estimate(flags(20, 20), ratio(), Resamples(map_names(20), 50), is_share=True)
+    assert (found.value, found.high) == (100, 100) and (found.low / 100) ** 20 == pytest.approx(0.025)
+    none = estimate(flags(0, 20), ratio(), Resamples(map_names(20, 2), 50), is_share=True)  # ten recordings
+    assert (none.value, none.low) == (0, 0) and (1 - none.high / 100) ** 10 == pytest.approx(0.025)
+
+
 def test_a_mask_scores_its_rows_alone():
     statistics = flags(30, 100)
     mask = np.arange(100) < 60

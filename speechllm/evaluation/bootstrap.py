@@ -69,13 +69,29 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def estimate(statistics: np.ndarray, value: Value, resamples: Resamples, rows: np.ndarray | None = None) -> Estimate:
-    """A metric over the rows of a mask (rows,), by default all, with its interval."""
+def estimate(
+    statistics: np.ndarray,
+    value: Value,
+    resamples: Resamples,
+    rows: np.ndarray | None = None,
+    is_share: bool = False,
+) -> Estimate:
+    """
+    A metric over the rows of a mask (rows,), by default all, with its interval.
+
+    Resamples of rows that are all alike are alike, too, which is no certainty: for shares of 0 or 100 per cent the
+    interval is the exact binomial one over recordings (Clopper and Pearson 1934).
+    """
     kept = statistics if rows is None else statistics[rows]
     if not len(kept):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    found = float(value(kept.sum(0)))
     low, high = interval(resamples.values(statistics, value, rows))
-    return Estimate(float(value(kept.sum(0))), low, high, len(kept))
+    if is_share and low == high == found and found in (0.0, 100.0):
+        counted = statistics[:, 1] > 0 if rows is None else rows & (statistics[:, 1] > 0)
+        reach = 100 * (1 - 0.025 ** (1 / len(np.unique(resamples.unit[counted]))))
+        low, high = (0.0, reach) if found == 0 else (100 - reach, 100.0)
+    return Estimate(found, low, high, len(kept))
 
 
 def difference(statistics: np.ndarray, others: np.ndarray, value: Value, resamples: Resamples) -> Difference:

@@ -201,7 +201,7 @@ def score(items: Sequence[Item], answers: Mapping[str, Answers], config: Evaluat
     headline = choose_headline(config, kinds)
     resamples = Resamples([item.recording for item in items], config.bootstrap_samples, config.seed)
     overall = {
-        system: {name: estimate(m.statistics, m.value, resamples) for name, m in found.items()}
+        system: {name: estimate(m.statistics, m.value, resamples, is_share=m.is_share) for name, m in found.items()}
         for system, found in metrics.items()
     }
     groups, means = group_estimates(items, metrics, headline, resamples)
@@ -252,7 +252,9 @@ def group_estimates(
             continue
         groups[grouping] = {
             value: {
-                system: {name: estimate(m.statistics, m.value, resamples, mask) for name, m in found.items()}
+                system: {
+                    name: estimate(m.statistics, m.value, resamples, mask, m.is_share) for name, m in found.items()
+                }
                 for system, found in metrics.items()
             }
             for value, mask in masks.items()
