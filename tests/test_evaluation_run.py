@@ -372,7 +372,7 @@ def test_the_embedded_model_is_scored_by_the_command(tmp_path, capsys):
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["overall"]["speech"]["exact"]["value"] == 100  # as `speechllm demo` shows
     assert result["overall"]["cascade"]["heard_wer"]["value"] < 30
-    assert "Exact, letter by letter by language" in capsys.readouterr().out
+    assert "Exact answers by language" in capsys.readouterr().out
 
 
 def test_two_processes_answer_what_one_does(tmp_path, models):

@@ -137,6 +137,10 @@ def test_test_questions_are_those_of_the_world_whatever_else_is_asked():
     assert {row["id"] for row in seen} == {f"00007-{row['task']}" for row in seen}
     transcribe = next(row for row in seen if row["task"] == "transcribe")
     assert transcribe["reference"] == transcribe["text"] == utterance.text
+    assert {row["target_language"] for row in seen if row["task"] in ("intent", "language")} == {"en"}
+    assert transcribe["target_language"] == utterance.language
+    translate = next(row for row in seen if row["task"] == "translate")
+    assert translate["reference"] == request.text(translate["target_language"]) != utterance.text
     assert seen == questions_about(7, utterance, request, False)
 
 

@@ -11,12 +11,13 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import soundfile
 from tqdm import tqdm
 
 from benchmarks.nanoworld import speech
 from benchmarks.nanoworld.recordings import write_recording
 from benchmarks.nanoworld.tasks import draw, tasks_for
-from benchmarks.nanoworld.world import Frame, frames
+from benchmarks.nanoworld.world import LANGUAGES, Frame, frames
 
 SEED = 4
 KINDS = {"seen": "seen", "unseen": "unseen_prompt"}  # folder: the row's prompt_kind
@@ -35,11 +36,27 @@ def questions_about(number: int, utterance: speech.Utterance, request: Frame, he
                 "reference": example.answer,
                 "text": utterance.text,
                 "language": utterance.language,
+                "target_language": answer_language(task, example.answer, request, utterance.language),
                 "task": task,
                 "prompt_kind": KINDS["unseen" if held_out else "seen"],
             }
         )
     return rows
+
+
+def answer_language(task: str, answer: str, request: Frame, language: str) -> str | None:
+    """The language that an answer is in; None for digits."""
+    if task == "translate":
+        return next(code for code in LANGUAGES if code != language and request.text(code) == answer)
+    if task in ("intent", "language"):
+        return "en"
+    return None if task in ("number", "sum", "count_words") else language
+
+
+def _record(job: tuple[Path, speech.Utterance]) -> float | None:
+    """Seconds of a recording, which is made unless an earlier run has."""
+    path, _ = job
+    return soundfile.info(path).duration if path.exists() else write_recording(job)
 
 
 def write_questions(out: Path, workers: int = 2) -> Path:
@@ -54,7 +71,7 @@ def write_questions(out: Path, workers: int = 2) -> Path:
     utterances = speech.utterances("test")
     paths = [folder / "audio" / f"{place:05d}.wav" for place in range(len(utterances))]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        seconds = pool.map(write_recording, zip(paths, utterances, strict=True), chunksize=8)
+        seconds = pool.map(_record, zip(paths, utterances, strict=True), chunksize=8)
         lengths = list(tqdm(seconds, total=len(paths), desc="test recordings", mininterval=5))
     rows: dict[str, list[dict]] = {name: [] for name in KINDS}
     kept = [place for place, length in enumerate(lengths) if length is not None]

@@ -52,7 +52,9 @@ def write_recording(job: tuple[Path, speech.Utterance]) -> float | None:
         samples = speech.record(utterance)
     except RuntimeError:
         return None
-    soundfile.write(path, np.clip(samples, -1, 1), speech.SAMPLING_RATE, subtype="PCM_16")
+    partial = path.with_suffix(".partial")
+    soundfile.write(partial, np.clip(samples, -1, 1), speech.SAMPLING_RATE, subtype="PCM_16", format="WAV")
+    partial.replace(path)
     return len(samples) / speech.SAMPLING_RATE
 
 

@@ -13,7 +13,7 @@ Value = Callable[[np.ndarray], np.ndarray]  # summed statistics (..., k) -> valu
 
 
 class Estimate(NamedTuple):
-    """A value, the ends of its 95 % interval, and how many rows it is from. NaN where there is nothing to score."""
+    """A value, the ends of its 95 % interval, and how many rows it is from; NaN where there is nothing to score."""
 
     value: float
     low: float
@@ -88,10 +88,11 @@ def estimate(
     found = float(value(kept.sum(0)))
     low, high = interval(resamples.values(statistics, value, rows))
     if is_share and low == high == found and found in (0.0, 100.0):
-        counted = statistics[:, 1] > 0 if rows is None else rows & (statistics[:, 1] > 0)
-        reach = 100 * (1 - 0.025 ** (1 / len(np.unique(resamples.unit[counted]))))
+        units = resamples.unit if rows is None else resamples.unit[rows]
+        reach = 100 * (1 - 0.025 ** (1 / len(np.unique(units[kept[:, 1] > 0]))))
         low, high = (0.0, reach) if found == 0 else (100 - reach, 100.0)
-    return Estimate(found, low, high, len(kept))
+    counted = kept[:, 1] > 0 if statistics.shape[1] == 2 else np.ones(len(kept), dtype=bool)
+    return Estimate(found, low, high, int(counted.sum()))
 
 
 def difference(statistics: np.ndarray, others: np.ndarray, value: Value, resamples: Resamples) -> Difference:

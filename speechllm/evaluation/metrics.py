@@ -16,6 +16,8 @@ from .bootstrap import Value
 from .normalise import answer_normalised, answer_tokens, base_code, by_character, loose, plain, whisper_normalised
 from .packages import need
 
+LETTER_BY_LETTER = "letter by letter, but for white space"
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -179,7 +181,7 @@ def squad_scores(
     return [
         share("f1", "F1", f1, True, "SQuAD's, with MLQA's normalisation"),
         share("exact_match", "exact match", match, True, "SQuAD's, with MLQA's normalisation"),
-        share("exact", "exact, letter by letter", equal, True),
+        share("exact", "exact answers", equal, True, LETTER_BY_LETTER),
     ]
 
 
@@ -198,7 +200,7 @@ def exact(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Metric
         any(plain(reference) == plain(answer) for reference in options) if options else None
         for options, answer in zip(references, answers, strict=True)
     ]
-    return share("exact", "exact, letter by letter", flags, True)
+    return share("exact", "exact answers", flags, True, LETTER_BY_LETTER)
 
 
 # Classes

@@ -25,14 +25,17 @@ def build_tables(scores: Scores) -> list[Table]:
     """The tables of a run, those without a figure left out."""
     columns = tuple(TITLES[system] for system in scores.metrics)
     tables = [
-        Table("scores", "Scores", columns, _metric_rows(scores, ("task", "form", "recogniser"))),
+        Table(
+            "scores", "Scores", columns, _metric_rows(scores, ("task", "form", "recogniser")), rows_of_run=scores.rows
+        ),
         *(_group_table(scores, grouping, columns) for grouping in scores.groups if scores.headline),
         Table(
             "behaviour",
             KIND_TITLES["behaviour"],
             columns,
             _metric_rows(scores, ("behaviour",)),
-            "Share of the answers of which it can be told. Short answers have no language that could be told.",
+            "Share of the answers of which it can be told; short answers have no language that could be told.",
+            scores.rows,
         ),
         _agreement_table(scores),
         *_difference_tables(scores),

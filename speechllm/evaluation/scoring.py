@@ -160,6 +160,7 @@ class Scores:
         differences: by pair ("a - b") and metric of the task.
         headline: name of the metric of the tables by group.
         notes: what a reader must know.
+        rows: how many were scored.
     """
 
     metrics: dict[str, dict[str, Metric]]
@@ -170,6 +171,7 @@ class Scores:
     differences: dict[str, dict[str, Difference]]
     headline: str | None
     notes: list[str]
+    rows: int
 
 
 def score(items: Sequence[Item], answers: Mapping[str, Answers], config: EvaluationConfig) -> Scores:
@@ -215,7 +217,7 @@ def score(items: Sequence[Item], answers: Mapping[str, Answers], config: Evaluat
         if left in metrics and right in metrics
     }
     notes = [*notes_on(items, config), *notes_on_judgements(answers)]
-    return Scores(metrics, kinds, overall, groups, means, differences, headline, notes)
+    return Scores(metrics, kinds, overall, groups, means, differences, headline, notes, len(items))
 
 
 def choose_headline(config: EvaluationConfig, kinds: Mapping[str, str]) -> str | None:

@@ -32,6 +32,7 @@ class Table:
         columns: names of the cells.
         rows: the lines.
         explanation: what the reader must know.
+        rows_of_run: how many were scored; cells from fewer say so in Markdown. None where cells are of other rows.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     explanation: str = ""
+    rows_of_run: int | None = None
 
 
 def number(value: float, unit: str) -> str:
@@ -67,11 +69,17 @@ def cell_in_short(cell: Cell, unit: str) -> str:
 def markdown(table: Table) -> str:
     """The table in Markdown, intervals in brackets."""
     head = ["| |" + "|".join(f" {name} " for name in table.columns) + "|", "|---|" + "---:|" * len(table.columns)]
-    lines = [
-        f"| {_bold(_named(row, table), row)} |" + "".join(f" {cell_in_full(cell, row.unit)} |" for cell in row.cells)
-        for row in table.rows
-    ]
+    lines = []
+    for row in table.rows:
+        cells = "".join(f" {cell_in_full(cell, row.unit)}{_fewer(cell, table)} |" for cell in row.cells)
+        lines.append(f"| {_bold(_named(row, table), row)} |{cells}")
     return "\n".join(head + lines)
+
+
+def _fewer(cell: Cell, table: Table) -> str:
+    """How many rows a cell is from, where these are not all."""
+    known = isinstance(cell, Estimate) and table.rows_of_run is not None and cell.rows
+    return f" of {cell.rows}" if known and cell.rows < table.rows_of_run else ""
 
 
 def _bold(text: str, row: Row) -> str:
