@@ -120,7 +120,7 @@ def test_options_win_over_the_recipe_and_mappings_may_be_json(recipe):
     assert script.connector == {"type": "granite"} and script.dataset == ["x", "y"]
 
 
-@pytest.mark.parametrize("command", commands.CLASSES)
+@pytest.mark.parametrize("command", CLASSES)
 def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys):
     name = "output_dirr"
     (tmp_path / "recipe.yaml").write_text(f"{name}: x\n")
@@ -157,7 +157,7 @@ def test_a_recipe_that_is_not_there_names_those_that_are(capsys):
     assert status == 2 and "nano-imitate.yaml" in errors
 
 
-@pytest.mark.parametrize("command", commands.CLASSES)
+@pytest.mark.parametrize("command", CLASSES)
 def test_help_lists_settings_and_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -373,7 +373,7 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
     assert load_speech_model(script, ["encoder", "connector", "llm"])[0].config.parents is not None
 
 
-@pytest.mark.parametrize("command", commands.CLASSES)
+@pytest.mark.parametrize("command", CLASSES)
 def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     found = []
     for name in ("train", "encode", "write_targets"):

@@ -78,7 +78,7 @@ class EvaluationConfig:
     timeout: float = described("Seconds to wait for the endpoint.", 300.0)
 
     # scores
-    bootstrap_samples: int = described("Resamples of the 95 % intervals.", 1000)
+    bootstrap_samples: int = described("Resamples of the 95 per cent intervals.", 1000)
     headline: str | None = described("Metric of the tables by language and prompt kind. Default: the task's first.")
 
     def __post_init__(self):
