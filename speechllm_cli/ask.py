@@ -157,7 +157,7 @@ def _streamer(pipe: Any) -> Any:
 def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> str:
     """The answer about the recordings `names` in one prompt; warnings about them go to standard error."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         text = ask_pipeline(pipe, [_source(name) for name in names], instruction, **options)
     for warning in caught:
         if warning.category is UserWarning:

@@ -1,6 +1,7 @@
 """The house that DESIGN.md draws: which room may import from which, and that pages name what is there."""
 
 import ast
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -27,7 +28,8 @@ ROOMS = {  # room: what it may import from, beside itself
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
 }
 TRAINERS = ["alignment", "distillation", "imitation", "speech"]
-FILES = [file for package in {room.split(".")[0] for room in ROOMS} for file in sorted((ROOT / package).rglob("*.py"))]
+PACKAGES = sorted({room.split(".")[0] for room in ROOMS})
+FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 
 
 def room_of(module: str) -> str | None:
@@ -90,9 +92,19 @@ def pages() -> list[Path]:
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_pages_name_modules_and_files_that_are_there(page):
     text = page.read_text(encoding="utf-8")
-    packages = "|".join(sorted({room.split(".")[0] for room in ROOMS} | {"tests", "docs"}))
+    packages = "|".join([*PACKAGES, "tests", "docs"])
     for module in set(re.findall(rf"(?:from|import|python -m) ((?:{packages})(?:\.\w+)+)", text)):
         path = ROOT / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").is_file(), f"{page.name} names the module {module}"
     for name in set(re.findall(rf"(?<![\w/.-])((?:{packages})/[\w./*-]*\w)", text)):
         assert list(ROOT.glob(name)), f"{page.name} names the file {name}"
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_pages_import_names_that_are_there(page):
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{page.name} imports {', '.join(missing)} from {node.module}"

@@ -33,7 +33,7 @@ def test_readme_has_two_commands_of_one_line_each():
     commands = readme_commands()
     assert set(commands) == {"answer", "tests"}
     assert commands["answer"].startswith("pip install . && speechllm ask ")
-    assert commands["tests"] == 'pip install -e ".[dev]" && python -m pytest -q'
+    assert commands["tests"] == 'pip install -e ".[dev]" && python -m pytest -q -n 2'
     assert README.count("pip install") == 2
 
 

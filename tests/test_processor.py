@@ -486,6 +486,7 @@ print(processor.apply_chat_template(chat, tokenize=True)[0].tolist())
 """
 
 
+@pytest.mark.slow
 def test_the_copied_files_load_as_remote_code_without_the_package(tmp_path):
     processor = make_processor()
     folder = tmp_path / "model"

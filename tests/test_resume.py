@@ -20,6 +20,8 @@ from modeling_speechllm import SpeechLLMForConditionalGeneration
 from trainers.checkpoints.averaging import average_checkpoints, best_checkpoints
 from trainers.checkpoints.folders import MARKER, checkpoint_folders, is_whole, last_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 2}
 RUNS = {
     "alignment": {},

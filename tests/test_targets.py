@@ -222,6 +222,7 @@ def start_processes(folder, pause):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_killed_one_lose_and_double_no_row(tmp_path):
     """Of seven shards the first process has four and the second, killed after its first, one or two. Another run does
     the rest alone; a run of one process says what must come out."""

@@ -25,7 +25,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from modeling_speechllm.audio_towers import AudioTower
-from modeling_speechllm.modeling_speechllm import GROUPS, scale_logits
+from modeling_speechllm.modeling_speechllm import scale_logits
+from modeling_speechllm.pretrained_speechllm import GROUPS
 
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
