@@ -37,6 +37,7 @@ def asked(encoded: dict) -> dict:
     return {name: value for name, value in encoded.items() if not name.startswith("raw_")}
 
 
+@torch.no_grad()
 def brute_force(answerer: Answerer, encoded: dict, row: int, audios: slice, tokens: list[int]) -> list[float]:
     """Log-probability of each token after the prompt of one row, by forward passes of the whole model."""
     prompt = encoded["input_ids"][row][encoded["attention_mask"][row].bool()]

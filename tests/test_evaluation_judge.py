@@ -79,7 +79,8 @@ def test_judgements_are_kept_as_they_came_and_not_asked_for_twice(tmp_path):
 
 
 @pytest.fixture
-def settings(tmp_path) -> EvaluationConfig:
+def settings(tmp_path, monkeypatch) -> EvaluationConfig:
+    monkeypatch.setattr("speechllm.evaluation.report.draw", lambda table, folder: [])
     model, processor = tiny_parts()
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
