@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         from trainers.commands.arguments import LaunchArguments
         from trainers.commands.parsing import parse
         from trainers.commands.run import LAUNCHED, start_through_accelerate
-        from trainers.targets.backends import BackendError
+        from trainers.targets.endpoints import BackendError
     except (ImportError, OSError, RuntimeError) as error:
         report(f"a package is missing or broken ({error}). Run: speechllm doctor")
         return 2

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import ask, demo, doctor, evaluate, training
+from . import ask, benchmark, demo, doctor, evaluate, training
 
 EXAMPLE = """\
 60 seconds with it:
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (ask, demo, doctor):
+    for command in (ask, demo, doctor, benchmark):
         command.add_parser(commands)
     training.add_parsers(commands)
     evaluate.add_parser(commands)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return training.run(argv[0], argv[1:])
     if argv and argv[0] == evaluate.NAME:
         return evaluate.run(argv[1:])
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv, argparse.Namespace(command_line=argv))
     sys.stdout.reconfigure(errors="replace")  # an answer in Chinese must not end a program whose terminal is Latin-1
     try:
         status = arguments.run(arguments)

@@ -13,7 +13,8 @@ from speechllm.evaluation.judge import judge_answers, judge_question, parse_judg
 from speechllm.evaluation.rows import make_items
 from speechllm.evaluation.run import evaluate
 from speechllm.evaluation.store import Lines
-from trainers.targets.backends import Answer, BackendError
+from trainers.targets.backends import Answer
+from trainers.targets.endpoints import BackendError
 
 
 def make_item(**columns):
