@@ -156,7 +156,7 @@ def test_figures_come_into_the_card_in_place_of_those_there(tmp_path):
     update_card(card, measured())
     text = card.read_text(encoding="utf-8")
     assert "old" not in text and text.endswith("\n\n## Training\n\nlong\n") and text.startswith("# A\n\n## Measured\n")
-    assert "| first word | 3 | 50.0 ± 10.5 | 50.0 ± 10.5 | 50.0 ± 10.5 | 100.0 |" in text and "rate 4.2 %" in text
+    assert "| first word | 3 | 50.0 ±10.5 | 50.0 ±10.5 | 50.0 ±10.5 | 100.0 |" in text and "rate 4.2 %" in text
     update_card(card, measured())
     assert card.read_text(encoding="utf-8") == text
     card.write_text("# A\n", encoding="utf-8")

@@ -30,7 +30,8 @@ MEASURED = """\
 ## Measured
 
 {recordings} recordings of sentences and voices that no training saw, {questions} questions, exact matches in
-per cent, with half the width of the 95 % interval over recordings. Text bound: the LLM reads the true transcript.
+per cent, with half the width of the 95 % interval over recordings, or its reach to one side. Text bound: the LLM reads
+the true transcript.
 Cascade: it reads the encoder's greedy CTC transcript (word error rate {heard_wer:.1f} %, in Chinese by character).
 Speech: the SpeechLLM hears the recording. `python -m benchmarks.nanoworld.evaluate` repeats it.
 
@@ -76,10 +77,13 @@ def table(results: dict, grouping: str) -> dict[str, dict]:
 
 def format_table(title: str, scores: dict[str, dict]) -> str:
     """A Markdown table of `table`'s result, with speech as per cent of the text bound."""
+    from speechllm.evaluation.bootstrap import Estimate
+    from speechllm.evaluation.tables import cell_in_short
+
     lines = [f"| {title} | n | {' | '.join(WAYS.values())} | speech / bound |", "|---|---:|---:|---:|---:|---:|"]
     for name, line in scores.items():
         share = 100 * line["speech"]["value"] / line["text_bound"]["value"] if line["text_bound"]["value"] else 0.0
-        cells = [f"{line[way]['value']:.1f} ± {(line[way]['high'] - line[way]['low']) / 2:.1f}" for way in WAYS]
+        cells = [cell_in_short(Estimate(**line[way]), "%") for way in WAYS]
         name = name.replace("_", " ")
         lines.append(f"| {name} | {line['speech']['rows']} | {' | '.join(cells)} | {share:.1f} |")
     return "\n".join(lines)
