@@ -14,7 +14,7 @@ from processing_speechllm import SpeechLLMProcessor
 
 WHISPER_SECONDS = 30
 CTC_HEAD = "ctc_head"
-CTC_HEAD_FILE = "ctc_head.safetensors"
+CTC_HEAD_FILE = "helpers/ctc_head.safetensors"  # not at the top: serving engines load all that lie there
 
 
 class Recogniser(Protocol):
