@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories_training import tiny_parts, tone
 
-from processing_speechllm.chat_format import instruction_chat
+from processing_speechllm.chat_messages import instruction_chat
 from speechllm.evaluation.answering import Answerer, TooLong, agreement
 from speechllm.evaluation.constrained import build_trie, label_tokens
 

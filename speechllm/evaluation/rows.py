@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from processing_speechllm.chat_format import instruction_chat
+from processing_speechllm.chat_messages import instruction_chat
 from trainers.data.bad_rows import BadRows
 from trainers.data.chats import read_chat
 from trainers.data.loading import load_rows, source_name, with_durations
