@@ -43,6 +43,7 @@ SHORT = {
     **{"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 2},
     **{"eval_steps": 1, "save_steps": 1, "logging_steps": 1, "dataloader_num_workers": 0},
 }
+TRAININGS = ("align", "imitate", "distill")
 TARGETS = {"max_new_tokens": 4, "batch_size": 4}
 
 
@@ -119,7 +120,7 @@ def swapped(name: str, place: Path, output: Path) -> Path:
         settings["eval_dataset"] = [str(place / f"{rows}.parquet")]
     if "task_folder" in settings:
         settings["task_folder"] = str(place / "pool")
-    if command in ("align", "imitate", "distill"):
+    if command in TRAININGS:
         settings |= {key: value for key, value in SHORT.items() if key in settings or "steps" not in key}
         settings |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1}
     elif command == "targets":
@@ -150,7 +151,7 @@ def train(capsys, name: str, place: Path) -> Path:
     return output
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command not in ("targets", "encode")])
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command in TRAININGS])
 def test_a_training_recipe_trains_saves_resumes_and_answers(name, place, capsys, monkeypatch):
     monkeypatch.setenv(LAUNCHED, "1")
     if name == "bloomzmms-2":
@@ -179,3 +180,15 @@ def test_a_recipe_of_a_cache_writes_it(name, place, tmp_path, capsys, monkeypatc
     monkeypatch.setenv(LAUNCHED, "1")
     recipe = swapped(name, place, tmp_path / "cache")
     assert "Train from it" in run(capsys, "encode", "--config", str(recipe))
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command == "evaluate"])
+def test_a_recipe_of_an_evaluation_scores(name, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(LAUNCHED, "1")
+    recipe = swapped(name, place, tmp_path / "scores")
+    run(capsys, "evaluate", "--config", str(recipe), "--limit", "2")
+    assert any((tmp_path / "scores").iterdir())
+
+
+def test_every_recipe_is_run():
+    assert set(COMMANDS.values()) <= {*TRAININGS, "targets", "encode", "evaluate"}

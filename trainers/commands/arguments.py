@@ -158,7 +158,7 @@ def check_model_names(arguments: Any) -> None:
     if arguments.model is not None and arguments.gguf_file is not None:
         raise ValueError("gguf_file is a file of `text`; a `model` knows its own. Leave it out.")
     if arguments.gguf_file is not None and getattr(arguments, "quantization", None) is not None:
-        raise ValueError("gguf_file is dequantised as it is read. Leave quantization out, or take the LLM's own files.")
+        raise ValueError("gguf_file is dequantised as it is read. Leave quantization out, or give no gguf_file.")
     if arguments.model is not None and arguments.pad_to_window:
         raise ValueError("pad_to_window is for `audio` and `text`; a `model` has its own. Leave it out.")
 
