@@ -694,6 +694,7 @@ def test_saving_with_an_auto_class_copies_every_file_needed(tmp_path, monkeypatc
         "chat_messages.py",
         "control_tokens.py",
         "feature_kinds.py",
+        "gguf_tokenizer.py",
         "mp3_frames.py",
         "processing_speechllm.py",
         "stages.py",

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTTrainer
 
 from modeling_speechllm.audio_towers import AudioTower
-from modeling_speechllm.modeling_speechllm import scale_logits
+from modeling_speechllm.llm_head import scale_logits
 
 from .checkpoints.card import CardFacts
 from .checkpoints.trained_parts import beside_adapters, has_tied_head, tie_head, train_groups

@@ -94,6 +94,8 @@ class ScriptArguments(DataArguments):
             LLM get a new connector.
         audio (`str`, *optional*), text (`str`, *optional*):
             Speech encoder and LLM to join, in place of `model`.
+        gguf_file (`str`, *optional*):
+            GGUF file in `text` that holds the LLM's weights.
         connector (`dict` or `str`, *optional*):
             Connector between them: a preset or `{"type": ..., settings}`.
         pad_to_window (`bool`, *optional*, defaults to `False`):
@@ -115,6 +117,7 @@ class ScriptArguments(DataArguments):
     model: str | None = described("SpeechLLM to go on from: a folder or Hub id, or nano.")
     audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
     text: str | None = described("LLM to join with audio, a folder or Hub id.")
+    gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
     connector: dict | str | None = described("New connector: a preset, or settings with a type.")
     pad_to_window: bool = described("Pad audio to the encoder's window.", False)
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
@@ -146,6 +149,8 @@ def check_model_names(arguments: Any) -> None:
         raise ValueError("Name a model: `model`, or both `audio` (speech encoder) and `text` (LLM).")
     if arguments.model is not None and (arguments.audio is not None or arguments.text is not None):
         raise ValueError("Give either `model`, or `audio` and `text`, not both.")
+    if arguments.model is not None and arguments.gguf_file is not None:
+        raise ValueError("gguf_file is a file of `text`; a `model` knows its own. Leave it out.")
     if arguments.model is not None and arguments.pad_to_window:
         raise ValueError("pad_to_window is for `audio` and `text`; a `model` has its own. Leave it out.")
 

@@ -31,7 +31,7 @@ def load_speech_model(
     The model and processor that settings name.
 
     Args:
-        arguments: settings with `model`, `audio`, `text`, `connector`, `pad_to_window` and `dtype`, as
+        arguments: settings with `model`, `audio`, `text`, `gguf_file`, `connector`, `pad_to_window` and `dtype`, as
             [`ScriptArguments`] and [`EncodeConfig`] have.
         trained_groups: groups that will be trained. A checkpoint whose other groups were trained before is no longer
             its parents and a connector, so these are forgotten and it is saved whole.
@@ -46,10 +46,13 @@ def load_speech_model(
             arguments.audio,
             arguments.text,
             arguments.connector,
+            gguf_file=arguments.gguf_file,
             pad_to_window=arguments.pad_to_window,
             dtype=arguments.dtype,
         )
-        return model, SpeechLLMProcessor.from_parts(arguments.audio, arguments.text, model.config)
+        return model, SpeechLLMProcessor.from_parts(
+            arguments.audio, arguments.text, model.config, gguf_file=arguments.gguf_file
+        )
     settings, _ = PreTrainedConfig.get_config_dict(arguments.model)
     if settings.get("model_type") != "speechllm":
         raise ValueError(

@@ -67,8 +67,8 @@ def load_rows(
             (`KNOWN_NAMES` of `columns`) are found without, which is said.
         revision (`str`, *optional*): branch, tag or commit of a Hub dataset.
         language (`str`, *optional*): of the rows that do not tell theirs.
-        transcribed (`bool`, *optional*, defaults to `True`): refuse data without transcripts; otherwise their `text` is
-            None.
+        transcribed (`bool`, *optional*, defaults to `True`): whether data without transcripts are an error; otherwise
+            rows may lack `text`.
         say (`Callable`, *optional*): told in one line what the source was taken for; by default the log.
 
     Returns:
@@ -94,7 +94,7 @@ def load_rows(
             f"{_name(source)}: no column {missing[0]!r}; found {', '.join(found)}. Say which column it is with "
             f'columns={{"its name": "{missing[0]}"}}.'
         )
-    if "text" not in found:
+    if transcribed and "text" not in found:
         rows = _with_constant(rows, "text", None)
     if language is not None:
         rows = _in_language(rows, language)

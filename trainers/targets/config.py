@@ -55,6 +55,7 @@ class TargetsConfig:
         "Hub id or folder of a causal LM or a SpeechLLM, or the endpoint's name of it. Not needed for T.", None
     )
     revision: str | None = described("Branch, tag or commit of a Hub model; for an endpoint only noted.", None)
+    gguf_file: str | None = described("GGUF file in the model's folder that holds its weights.", None)
     base_url: str | None = described("OpenAI-compatible endpoint, as http://localhost:8000/v1. Default: local.", None)
     dtype: str = described("Number format of a local model: auto, float32, bfloat16 or float16.", "auto")
     chat_template_kwargs: dict[str, Any] | str | None = described(
