@@ -54,6 +54,12 @@ def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
+def _of_a_checkpoint(model: str, dtype: str) -> SimpleNamespace:
+    """What `load_speech_model` is told to load a SpeechLLM as it stands."""
+    unused = dict.fromkeys(("audio", "text", "connector", "gguf_file"))
+    return SimpleNamespace(model=model, dtype=dtype, pad_to_window=False, **unused)
+
+
 def row_facts(item: Item) -> dict[str, Any]:
     """What a reader of the answers wants to see of their row."""
     facts = {
@@ -119,8 +125,7 @@ class Runner:
         return any("finding" in self.store.lines.get((system, item.id), ()) for system in TITLES)
 
     def _load_speech(self, name: str) -> Answerer:
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
-        model, processor = load_speech_model(SimpleNamespace(model=name, **settings))
+        model, processor = load_speech_model(_of_a_checkpoint(name, self.config.dtype))
         return self._answerer(model.to(self.device), processor)
 
     def _answerer(self, model: Any, processor: Any) -> Answerer:
@@ -129,8 +134,7 @@ class Runner:
 
     def _load_text_before(self) -> Answerer:
         """The LLM before training, asked with the template and the tokens of the one after."""
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
-        _, processor = load_speech_model(SimpleNamespace(model=self.config.model, **settings))
+        _, processor = load_speech_model(_of_a_checkpoint(self.config.model, self.config.dtype))
         model, tokenizer = load_llm(self.config.text_before, dtype=self.config.dtype)
         before = getattr(tokenizer, "tokenizer", tokenizer).get_vocab()
         after = processor.tokenizer.get_vocab()
