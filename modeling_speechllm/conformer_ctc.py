@@ -11,6 +11,7 @@ Unusual here:
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -216,10 +217,8 @@ class Subsampling(nn.Module):
 class ConformerCTC(Connector):
     """The adaptor of BLOOMZMMS, see the module; for its stage 1, [`ctc_logits`] of the output."""
 
-    def __init__(
-        self, config: ConformerCTCConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0
-    ):
-        super().__init__(config, audio_size, text_size, window, audio_layers)
+    def __init__(self, config: ConformerCTCConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
         size = config.hidden_size
         self.reduce = nn.Linear(audio_size, config.reduced_size)
         self.subsampling = Subsampling(config, self.stages[:2])

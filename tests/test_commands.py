@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import text_config, tiny_speechllm, whisper_config
+from conftest import name_parents, text_config, tiny_speechllm, whisper_config
 from datasets import Dataset
 from factories_processing import CHATML_MARKED, RATE, make_extractor, make_tokenizer
 from factories_training import TEXTS, tone
@@ -20,11 +20,12 @@ import speechllm
 from benchmarks.nanoworld.recordings import choose, write_tasks
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
+from speechllm.evaluation.config import EvaluationConfig
 from speechllm_cli.loading import ask_pipeline, load_pipeline
 from speechllm_cli.main import main
 from trainers.commands import run as commands
-from trainers.commands.arguments import ScriptArguments
-from trainers.commands.inputs import load_speech_model, weigh_targets
+from trainers.commands.arguments import LaunchArguments, ScriptArguments
+from trainers.commands.inputs import evaluation_split, load_speech_model, weigh_targets
 from trainers.commands.parsing import RECIPES, parse
 from trainers.targets.prompts import load_tasks
 
@@ -32,6 +33,7 @@ QUICK = {
     **{"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no", "use_cpu": True},
     **{"disable_tqdm": True, "activation_checkpointing": False, "learning_rate": 1e-3},
 }
+CLASSES = {**commands.CLASSES, "evaluate": (EvaluationConfig, LaunchArguments)}
 CONV = {"type": "conv", "convolutions": 1, "bottleneck_size": 8}
 
 
@@ -94,7 +96,7 @@ def test_every_recipe_says_what_it_is_and_parses(path):
         assert any(line.startswith(f"# {word}") for line in comments), word
     words = next(line for line in reversed(comments) if f"--config {path.stem}" in line).split()
     command = words[words.index("--config") - 1]
-    filled = parse(commands.CLASSES[command], ["--config", path.stem], "test")
+    filled = parse(CLASSES[command], ["--config", path.stem], "test")
     assert filled[0].output_dir == yaml.safe_load(path.read_text(encoding="utf-8"))["output_dir"]
 
 
@@ -118,7 +120,7 @@ def test_options_win_over_the_recipe_and_mappings_may_be_json(recipe):
     assert script.connector == {"type": "granite"} and script.dataset == ["x", "y"]
 
 
-@pytest.mark.parametrize("command", commands.CLASSES)
+@pytest.mark.parametrize("command", CLASSES)
 def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys):
     name = "output_dirr"
     (tmp_path / "recipe.yaml").write_text(f"{name}: x\n")
@@ -132,7 +134,7 @@ def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys
     ("text", "finding"),
     [
         ("max_steps: many", "invalid int value: 'many'"),
-        ("dataset: folder", "dataset is a list"),
+        ("dataset: {a: b}", "dataset is a list"),
         ("max_steps: [1, 2]", "max_steps takes one value"),
         ("max_steps: 1\nmax_steps: 2", "max_steps stands twice (line 2)"),
         ("- max_steps", "holds no settings"),
@@ -150,12 +152,47 @@ def test_settings_that_do_not_fit_are_one_message(text, finding, tmp_path, capsy
     assert errors.startswith("speechllm: ") and finding in errors and "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("group_by_length", "train_sampling_strategy: group_by_length"),
+        ("evaluation_strategy", "eval_strategy"),
+        ("text_column", 'columns: {"its name": "text"}'),
+    ],
+)
+def test_a_setting_of_another_name_is_named(name, setting, capsys):
+    status, _, errors = run("align", f"--{name}", "true", capsys=capsys)
+    assert status == 2 and f"{name} (did you mean {setting}?)" in errors
+
+
+def test_what_comes_next_is_said(recipe, tmp_path, capsys):
+    for command, words in (("align", "speechllm imitate --model"), ("imitate", "Ask it: speechllm ask")):
+        status, output, _ = run(command, "--config", recipe(output_dir=str(tmp_path / command)), capsys=capsys)
+        assert status == 0 and words in output.splitlines()[-1]
+
+
+def test_a_single_path_is_a_list_of_one(recipe, data, capsys):
+    path = recipe(dataset=str(data), max_seconds=2)
+    status, output, _ = run("align", "--config", path, capsys=capsys)
+    assert status == 0 and f"{data}: manifest, split train, 6 clips\nTraining data: 5 of 6 rows kept" in output
+    assert ScriptArguments(model="m", dataset="d", eval_dataset="e").eval_dataset == ["e"]
+
+
+def test_evaluation_takes_the_validation_split_of_folders_that_have_one(data, tmp_path):
+    assert evaluation_split(str(data), None) == "train"
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_bytes((data / "manifest.jsonl").read_bytes())
+    assert evaluation_split(str(tmp_path), None) == "validation"
+    assert evaluation_split("owner/name", None) == "validation"
+    assert evaluation_split(str(tmp_path), "train") == "train"
+
+
 def test_a_recipe_that_is_not_there_names_those_that_are(capsys):
     status, _, errors = run("imitate", "--config", "nano-imitat", capsys=capsys)
     assert status == 2 and "nano-imitate.yaml" in errors
 
 
-@pytest.mark.parametrize("command", commands.CLASSES)
+@pytest.mark.parametrize("command", CLASSES)
 def test_help_lists_settings_and_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -363,7 +400,7 @@ def test_a_new_connector_takes_the_place_of_the_old_one_alone(folder):
 
 def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path):
     model = SpeechLLMForConditionalGeneration.from_pretrained(folder)
-    model.config.parents = {"audio": {"id": "a", "revision": None}, "text": {"id": "b", "revision": None}}
+    name_parents(model)
     model.save_pretrained(tmp_path)
     SpeechLLMProcessor.from_pretrained(folder).save_pretrained(tmp_path)
     script = ScriptArguments(model=str(tmp_path), dataset=["x"])
@@ -374,7 +411,7 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
 @pytest.mark.parametrize("command", commands.CLASSES)
 def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     found = []
-    for name in ("train", "encode", "write_targets"):
+    for name in ("train", "encode", "targets"):
         monkeypatch.setattr(commands, name, lambda *settings: found.extend(settings))
     data = ["--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
     assert main([command, "--model", "nano", *data]) == 0
