@@ -119,8 +119,7 @@ class Runner:
         return any("finding" in self.store.lines.get((system, item.id), ()) for system in TITLES)
 
     def _load_speech(self, name: str) -> Answerer:
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
-        model, processor = load_speech_model(SimpleNamespace(model=name, **settings))
+        model, processor = load_checkpoint(name, self.config.dtype)
         return self._answerer(model.to(self.device), processor)
 
     def _answerer(self, model: Any, processor: Any) -> Answerer:
@@ -129,8 +128,7 @@ class Runner:
 
     def _load_text_before(self) -> Answerer:
         """The LLM before training, asked with the template and the tokens of the one after."""
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
-        _, processor = load_speech_model(SimpleNamespace(model=self.config.model, **settings))
+        _, processor = load_checkpoint(self.config.model, self.config.dtype)
         model, tokenizer = load_llm(self.config.text_before, dtype=self.config.dtype)
         before = getattr(tokenizer, "tokenizer", tokenizer).get_vocab()
         after = processor.tokenizer.get_vocab()
@@ -251,6 +249,12 @@ class Runner:
     def _finding(self, system: str, item: Item, finding: str) -> dict[str, Any]:
         source = source_name(self.rows.data[item.row]["audio"])
         return {"id": item.id, "system": system, "finding": finding, "source": source}
+
+
+def load_checkpoint(name: str, dtype: str) -> tuple[Any, Any]:
+    """Model and processor of a whole SpeechLLM checkpoint, as training loads them."""
+    unused = dict.fromkeys(("audio", "text", "gguf_file", "connector"))
+    return load_speech_model(SimpleNamespace(model=name, dtype=dtype, pad_to_window=False, **unused))
 
 
 def _load(processor: Any, source: Any, rate: int | None) -> np.ndarray:
