@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, concatenate_datasets
 
-from processing_speechllm.chat_messages import instruction_chat
+from processing_speechllm.chat_messages import AUDIO_KINDS, block_source, instruction_chat, normalize_chats
 from trainers.data.bad_rows import BadRows
 from trainers.data.chats import read_chat
 from trainers.data.loading import load_rows, source_name, with_durations
@@ -28,6 +28,9 @@ OWN_TASKS = {
 }
 CONTEXT = "{context}"
 KINDS = ("seen", "unseen_prompt", "unseen_task")
+TEXTS = ("instruction", "context", "reference", "label", "target_language", "prompt_kind", "task", "recording")
+TEXTS_OR_LISTS = ("text", "language")
+LISTS = ("references", "labels")
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
             f"The datasets {', '.join(config.dataset)} do not fit together: {error}. Evaluate them one by one."
         ) from error
     check_columns(data, config)
+    data = with_class_names(data)
     total = len(data)
     if config.limit is not None and config.limit < total:
         data = data.select([place * total // config.limit for place in range(config.limit)])
@@ -165,35 +169,45 @@ def check_columns(data: Dataset, config: EvaluationConfig) -> None:
     """
     found = set(data.column_names)
     needs = {
-        "transcribe": [{"reference", "references", "text", "messages"}],
-        "translate": [{"reference", "references", "messages"}],
-        "question": [{"reference", "references", "messages"}],
-        "classify": [{"label"}],
-        "instruct": [{"instruction", "messages"}],
+        "transcribe": [("text", "reference", "references", "messages")],
+        "translate": [("reference", "references", "messages")],
+        "question": [("reference", "references", "messages")],
+        "classify": [("label",)],
+        "instruct": [("instruction", "messages")],
     }[config.task]
     if config.task == "instruct" and config.instruction is not None:
         needs = []
     if config.text_bound:
-        needs = [*needs, {"text"}]
+        needs = [*needs, ("text",)]
     for options in needs:
-        if not options & found:
-            reason = "the text bound" if options == {"text"} else f"task {config.task!r}"
-            wanted = " or ".join(repr(name) for name in sorted(options))
-            name = sorted(options)[0]
+        if not found.intersection(options):
+            reason = "the text bound" if options == ("text",) else f"task {config.task!r}"
+            wanted = " or ".join(map(repr, options))
             raise ValueError(
                 f"{reason[0].upper()}{reason[1:]} needs the column {wanted}; the data have "
                 f"{', '.join(data.column_names)}. If it has another name, say so: "
-                f'--columns \'{{"its name": "{name}"}}\'.'
+                f'--columns \'{{"its name": "{options[0]}"}}\'.'
             )
+
+
+def with_class_names(data: Dataset) -> Dataset:
+    """The data with the names of classes (`ClassLabel` of `datasets`) in place of their numbers; -1 is none."""
+    for column, feature in data.features.items():
+        if isinstance(feature, ClassLabel):
+            names = [feature.names[n] if n is not None and n >= 0 else None for n in data[column][:]]
+            data = data.remove_columns(column).add_column(column, names)
+    return data
 
 
 def make_items(data: Dataset, config: EvaluationConfig) -> Rows:
     """Questions of all rows; rows that lack what their task needs are set aside with the finding."""
     pool = _pool(config)
-    labels = sorted({label for label in data["label"][:] if label}) if "label" in data.column_names else []
+    labels = sorted({label for label in data["label"][:] if label and isinstance(label, str)}) if "label" in data.column_names else []
     items, bad, used = [], [], set()
     for number, row in enumerate(data):
         try:
+            if not row["id"]:
+                raise ValueError("its id is empty; give every row its own, or leave the column out")
             if row["id"] in used:
                 raise ValueError("its id stands twice in the data; give every row its own")
             used.add(row["id"])
@@ -217,7 +231,10 @@ def make_item(number: int, row: dict[str, Any], config: EvaluationConfig, pool: 
     Raises:
         ValueError: what the row lacks, in a half-sentence.
     """
+    _check_kinds(row)
     audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
+    if not audio or None in audio:
+        raise ValueError("it has no audio")
     texts = row.get("text")
     texts = texts if isinstance(texts, list) else None if texts is None else [texts]
     if config.text_bound and (texts is None or not all(text and text.strip() for text in texts)):
@@ -225,7 +242,7 @@ def make_item(number: int, row: dict[str, Any], config: EvaluationConfig, pool: 
     if texts is not None and not all(texts):
         texts = None
     language = row.get("language")
-    language = language[0] if isinstance(language, list) else language
+    language = (language[0] if isinstance(language, list) and language else language) or None
     target = row.get("target_language") or config.target_language
     own_labels = list(row.get("labels") or labels) if config.task == "classify" else []
     chat, kind, name, answer = _chat(row, len(audio), config, pool, own_labels, target)
@@ -253,6 +270,19 @@ def make_item(number: int, row: dict[str, Any], config: EvaluationConfig, pool: 
         recording=row.get("recording") or _recording(audio) or row["id"],
         seconds=row["duration"],
     )
+
+
+def _check_kinds(row: dict[str, Any]) -> None:
+    """Refuses values that are not of the kind of their column, as numbers in place of labels."""
+    for name, value in row.items():
+        if value is None or name not in (*TEXTS, *TEXTS_OR_LISTS, *LISTS):
+            continue
+        if name in LISTS and not isinstance(value, list):
+            raise ValueError(f"{name} must be a list of texts, not {value!r}")
+        parts = value if isinstance(value, list) and name not in TEXTS else [value]
+        wrong = [part for part in parts if not isinstance(part, str) and (part is not None or name in LISTS)]
+        if wrong:
+            raise ValueError(f"{name} must be text, not {wrong[0]!r}")
 
 
 def _check_audio_blocks(chat: list[dict], audios: int, texts: list[str] | None) -> None:
@@ -294,8 +324,6 @@ def _check_references(references: list[str], language: str | None, config: Evalu
         return
     if not references:
         raise ValueError("no reference")
-    if not all(isinstance(reference, str) for reference in references):
-        raise ValueError(f"the reference must be text, not {references[0]!r}")
     if not all(reference.strip() for reference in references):
         raise ValueError("an empty reference")
     if config.task == "transcribe" and not all(whisper_normalised(r, language) for r in references):
@@ -351,20 +379,32 @@ def with_context(instruction: str, context: str | None) -> str:
 
 def _without_answer(messages: list[dict]) -> tuple[list[dict], str | None]:
     """A chat up to where the assistant's last turn begins, bare of what `datasets` adds, and that turn in words."""
+    (messages,), _ = normalize_chats(messages)
     chat = []
     for message in messages:
-        content = message["content"]
-        if isinstance(content, list):
-            content = [
-                {"type": "audio"} if block["type"] == "audio" else {"type": "text", "text": block.get("text") or ""}
-                for block in content
-            ]
+        content = message.get("content", "")
+        content = content if isinstance(content, str) else list(map(_bare_block, content))
         chat.append({"role": message["role"], "content": content})
     if chat[-1]["role"] != "assistant":
         return chat, None
     if len(chat) == 1:
         raise ValueError("its messages are an answer alone")
     return chat[:-1], _content_in_words(chat[-1]["content"])
+
+
+def _bare_block(block: dict) -> dict:
+    """A block of text or audio without anything else; what would be lost with it is refused."""
+    kind = block.get("type")
+    if kind == "text" and isinstance(block.get("text"), str):
+        return {"type": "text", "text": block["text"]}
+    if kind not in AUDIO_KINDS:
+        raise ValueError(f"a block of kind {kind!r} in its messages, where only text and audio can be asked about")
+    if kind != "audio" or block_source(block) is not None:
+        raise ValueError(
+            f"a block of kind {kind!r} in its messages holds the audio itself; put the audio into the column 'audio' "
+            'and {"type": "audio"} in its place'
+        )
+    return {"type": "audio"}
 
 
 def _pool(config: EvaluationConfig) -> list[Task]:
@@ -406,5 +446,6 @@ __all__ = [
     "load_evaluation_rows",
     "make_item",
     "make_items",
+    "with_class_names",
     "with_context",
 ]
