@@ -270,8 +270,10 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         placeholders = self.get_placeholder_mask(input_ids)
         torch_compilable_check(
             ~placeholders.any(),
-            lambda: f"The prompt has {int(placeholders.sum())} audio placeholders but no input_features were given. "
-            "Pass the audio to the processor, or take the placeholders out of the prompt.",
+            lambda: (
+                f"The prompt has {int(placeholders.sum())} audio placeholders but no input_features were given. "
+                "Pass the audio to the processor, or take the placeholders out of the prompt."
+            ),
         )
 
     def check_audio_count(
@@ -281,9 +283,11 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         audios = "the given audio_embeds are" if input_features is None else f"{len(input_features)} audio(s) give"
         torch_compilable_check(
             placeholders.sum() == len(audio),
-            lambda: f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
-            f"placeholders, {audios} {len(audio)} audio tokens. Prepare both with one processor call, without "
-            "truncation, and with the processor saved beside this model.",
+            lambda: (
+                f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
+                f"placeholders, {audios} {len(audio)} audio tokens. Prepare both with one processor call, without "
+                "truncation, and with the processor saved beside this model."
+            ),
         )
 
     @can_return_tuple
@@ -316,6 +320,13 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         """
         cache = past_key_values if cache is None else cache
         no_audio = input_features is None and audio_embeds is None
+        if no_audio and inputs_embeds is None and cache is None and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "A SpeechLLM in training got no audio: input_features is None. A trainer that knows no audio has left "
+                "it out; give it data_collator=SpeechChatCollator(processor) of speechllm's trainers and "
+                "remove_unused_columns=False. For a batch that is text alone on purpose pass empty input_features, "
+                "torch.zeros(0)."
+            )
         if no_audio and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
             if not may_hold_tokens(cache):  # else they may be candidates, which can be any token
                 self.check_no_placeholders(input_ids)

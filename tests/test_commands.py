@@ -25,7 +25,7 @@ from speechllm_cli.loading import ask_pipeline, load_pipeline
 from speechllm_cli.main import main
 from trainers.commands import run as commands
 from trainers.commands.arguments import LaunchArguments, ScriptArguments
-from trainers.commands.inputs import load_speech_model, weigh_targets
+from trainers.commands.inputs import evaluation_split, load_speech_model, weigh_targets
 from trainers.commands.parsing import RECIPES, parse
 from trainers.targets.prompts import load_tasks
 
@@ -134,7 +134,7 @@ def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys
     ("text", "finding"),
     [
         ("max_steps: many", "invalid int value: 'many'"),
-        ("dataset: folder", "dataset is a list"),
+        ("dataset: {a: b}", "dataset is a list"),
         ("max_steps: [1, 2]", "max_steps takes one value"),
         ("max_steps: 1\nmax_steps: 2", "max_steps stands twice (line 2)"),
         ("- max_steps", "holds no settings"),
@@ -150,6 +150,41 @@ def test_settings_that_do_not_fit_are_one_message(text, finding, tmp_path, capsy
     status, output, errors = run("imitate", "--config", str(tmp_path / "recipe.yaml"), capsys=capsys)
     assert (status, output) == (2, "")
     assert errors.startswith("speechllm: ") and finding in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("group_by_length", "train_sampling_strategy: group_by_length"),
+        ("evaluation_strategy", "eval_strategy"),
+        ("text_column", 'columns: {"its name": "text"}'),
+    ],
+)
+def test_a_setting_of_another_name_is_named(name, setting, capsys):
+    status, _, errors = run("align", f"--{name}", "true", capsys=capsys)
+    assert status == 2 and f"{name} (did you mean {setting}?)" in errors
+
+
+def test_what_comes_next_is_said(recipe, tmp_path, capsys):
+    for command, words in (("align", "speechllm imitate --model"), ("imitate", "Ask it: speechllm ask")):
+        status, output, _ = run(command, "--config", recipe(output_dir=str(tmp_path / command)), capsys=capsys)
+        assert status == 0 and words in output.splitlines()[-1]
+
+
+def test_a_single_path_is_a_list_of_one(recipe, data, capsys):
+    path = recipe(dataset=str(data), max_seconds=2)
+    status, output, _ = run("align", "--config", path, capsys=capsys)
+    assert status == 0 and f"{data}: manifest, split train, 6 clips\nTraining data: 5 of 6 rows kept" in output
+    assert ScriptArguments(model="m", dataset="d", eval_dataset="e").eval_dataset == ["e"]
+
+
+def test_evaluation_takes_the_validation_split_of_folders_that_have_one(data, tmp_path):
+    assert evaluation_split(str(data), None) == "train"
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_bytes((data / "manifest.jsonl").read_bytes())
+    assert evaluation_split(str(tmp_path), None) == "validation"
+    assert evaluation_split("owner/name", None) == "validation"
+    assert evaluation_split(str(tmp_path), "train") == "train"
 
 
 def test_a_recipe_that_is_not_there_names_those_that_are(capsys):
@@ -376,7 +411,7 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
 @pytest.mark.parametrize("command", commands.CLASSES)
 def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     found = []
-    for name in ("train", "encode", "write_targets"):
+    for name in ("train", "encode", "targets"):
         monkeypatch.setattr(commands, name, lambda *settings: found.extend(settings))
     data = ["--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
     assert main([command, "--model", "nano", *data]) == 0

@@ -143,8 +143,8 @@ def test_a_column_of_a_dataset_alone_gives_its_features():
     assert set(out) == {"input_features", "input_features_mask"}
     for key in out:
         np.testing.assert_array_equal(out[key], expected[key])
-    with_text = processor(text=["<|audio|>", "<|audio|>"], audio=rows["audio"])
-    assert with_text["input_ids"].tolist() == expected["input_ids"].tolist()
+    transcribed = processor(text=["<|audio|>", "<|audio|>"], audio=rows["audio"])
+    assert transcribed["input_ids"].tolist() == expected["input_ids"].tolist()
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "w2v-bert"])

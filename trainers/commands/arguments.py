@@ -33,9 +33,13 @@ class DataArguments:
 
     Args:
         dataset (`list[str]`):
-            Hub ids, folders or manifests, joined in this order. See docs/data.md.
-        dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
-            Configuration and split of Hub datasets and folders with splits.
+            Hub ids, folders or files, joined in this order. What each is taken for is said; see docs/data.md.
+        dataset_config (`str`, *optional*), dataset_revision (`str`, *optional*):
+            Configuration, and branch, tag or commit, of Hub datasets.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split of Hub datasets and folders, or a slice of it, `train[:1000]`.
+        dataset_language (`str`, *optional*):
+            Language of the rows that do not tell theirs, such as `de`.
         streaming (`bool`, *optional*, defaults to `False`):
             Read the data as it comes, without a copy on disk. A training needs `max_steps` then.
         columns (`dict`, *optional*):
@@ -44,9 +48,11 @@ class DataArguments:
             Limits on the rows, see [`FilterSettings`]; what they remove is counted and printed.
     """
 
-    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or manifests."})
-    dataset_name: str | None = described("Configuration of Hub datasets.")
-    dataset_split: str = described("Split of Hub datasets.", "train")
+    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or files of any layout."})
+    dataset_config: str | None = described("Configuration of Hub datasets.")
+    dataset_revision: str | None = described("Branch, tag or commit of Hub datasets.")
+    dataset_split: str = described("Split of Hub datasets and folders, or a slice, train[:1000].", "train")
+    dataset_language: str | None = described("Language of rows that do not tell theirs.")
     streaming: bool = described("Read the data as it comes. A training needs max_steps then.", False)
     columns: dict | str | None = described('Other names of columns, {"sentence": "text"}.')
     min_seconds: float | None = described("Shorter rows are left out.")
@@ -57,6 +63,7 @@ class DataArguments:
     max_hours_per_language: float | None = described("Cap per language.")
 
     def __post_init__(self):
+        self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
         self.columns = read_mapping(self.columns, "columns")
         if self.columns is not None and not isinstance(self.columns, dict):
             raise ValueError(f'columns={self.columns!r} must be a mapping, such as {{"sentence": "text"}}.')
@@ -101,7 +108,7 @@ class ScriptArguments(DataArguments):
             Settings of the adapters.
         eval_dataset (`list[str]`, *optional*), eval_split (`str`, *optional*):
             Data of the evaluation loss, within the same limits, and their split: by default `validation` of Hub
-            datasets, `train` of folders and manifests.
+            datasets and of folders that have one, else `train`.
         target_weights (`dict`, *optional*):
             Target sets and how often each is drawn, `{"T": 1, "MI": 2}`; 0 leaves a set out. By default rows are taken
             as they are.
@@ -119,11 +126,12 @@ class ScriptArguments(DataArguments):
     lora_alpha: int = described("Scale of the adapters, over the rank.", 32)
     lora_dropout: float = described("Dropout of the adapters.", 0.0)
     eval_dataset: list[str] | None = described("Data of the evaluation loss.")
-    eval_split: str | None = described("Split for evaluation; by default validation, of local data train.")
+    eval_split: str | None = described("Split for evaluation; by default validation, of data without one train.")
     target_weights: dict | str | None = described('Target sets and their weights, {"T": 1, "MI": 2}.')
 
     def __post_init__(self):
         super().__post_init__()
+        self.eval_dataset = [self.eval_dataset] if isinstance(self.eval_dataset, str) else self.eval_dataset
         self.connector = read_mapping(self.connector, "connector")
         self.target_weights = read_mapping(self.target_weights, "target_weights")
         if self.target_weights is not None:

@@ -1,7 +1,8 @@
 """Model and rows of a command, from its settings."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from processing_speechllm import SpeechLLMProcessor
 
 from ..data.bad_rows import BadRows
 from ..data.filters import FilterReport, filter_rows
+from ..data.layouts.layout import SPLIT_NAMES
+from ..data.layouts.recognition import local_splits
 from ..data.loading import load_rows, with_durations
 from .arguments import DataArguments, check_model_names
+
+logger = logging.getLogger(__name__)
 
 
 def load_speech_model(
@@ -71,6 +76,7 @@ def load_training_rows(
     seed: int = 0,
     split: str | None = None,
     streaming: bool = False,
+    say: Callable[[str], None] = logger.info,
 ) -> tuple[Dataset | Stream, FilterReport]:
     """
     The rows of all sources one after the other, with `duration`, within the limits of the settings.
@@ -82,6 +88,7 @@ def load_training_rows(
         seed: of the choice that `max_hours_per_language` makes.
         split: of every source, by default that of the settings.
         streaming: read rows as they are needed.
+        say: told what each source was taken for.
 
     Returns:
         the rows, and what the limits removed; of a stream the counts grow as it is read.
@@ -93,7 +100,14 @@ def load_training_rows(
     parts = []
     for source in sources:
         part = load_rows(
-            source, split or arguments.dataset_split, streaming, arguments.dataset_name, arguments.columns
+            source,
+            split or arguments.dataset_split,
+            streaming,
+            arguments.dataset_config,
+            arguments.columns,
+            arguments.dataset_revision,
+            arguments.dataset_language,
+            say=say,
         )
         parts.append(with_durations(part, bad_rows))
     rows = parts[0]
@@ -109,11 +123,14 @@ def load_training_rows(
 
 
 def evaluation_split(source: str, wanted: str | None) -> str:
-    """The split to evaluate on: the one wanted, else `train` of local data, which has a place of its own, and
-    `validation` of Hub datasets."""
+    """The split to evaluate on: the one wanted, else `validation` of Hub datasets and of folders that have one, else
+    `train`: data with a place of their own."""
     if wanted is not None:
         return wanted
-    return "train" if Path(source).expanduser().exists() else "validation"
+    if not Path(source).expanduser().exists():
+        return "validation"
+    found = {SPLIT_NAMES.get(name.replace("_", "-").split("-")[0]) for name in local_splits(source)}
+    return "validation" if "validation" in found else "train"
 
 
 def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[Dataset, Counter]:

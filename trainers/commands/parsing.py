@@ -11,6 +11,25 @@ import yaml
 from transformers import HfArgumentParser
 
 RECIPES = Path(__file__).parent / "recipes"
+RENAMED = {  # names of transformers 4, of TRL and of earlier versions -> the setting today
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "warmup_ratio": "warmup_steps, which takes a share below 1",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "max_seq_length": "max_seconds, nothing is truncated",
+    "max_length": "max_seconds, nothing is truncated",
+    "use_peft": "lora_groups",
+    "lora_r": "lora_rank",
+    "lora_target_modules": "lora_groups",
+    "model_name_or_path": "model",
+    "tokenizer_name_or_path": "model",
+    "dataset_name": "dataset, and dataset_config for its configuration",
+    "dataset_train_split": "dataset_split",
+    "dataset_test_split": "eval_split",
+    "text_column": 'columns: {"its name": "text"}',
+    "audio_column": 'columns: {"its name": "audio"}',
+    "dataset_text_field": 'columns: {"its name": "text"}',
+}
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -64,8 +83,8 @@ def check_keys(names: Sequence[str], classes: Sequence[type], source: str) -> No
     unknown = []
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            unknown.append(f"{name} (did you mean {near[0]}?)")
+            near = RENAMED.get(name) or difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            unknown.append(f"{name} (did you mean {near}?)")
     if unknown:
         raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. `--help` lists all.")
 
@@ -141,6 +160,8 @@ class _Parser(HfArgumentParser):
         for name, value in settings.items():
             action = actions[name]
             in_words = isinstance(value, (str, int, float)) and action.nargs in (None, "?")
+            if action.nargs == "+" and isinstance(value, (str, int, float)):
+                value = [value]
             if isinstance(value, list) and value and action.nargs == "+":
                 words += [f"--{name}", *(_word(part) for part in value)]
             elif in_words:

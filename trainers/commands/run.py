@@ -23,6 +23,7 @@ from ..alignment_config import SpeechAlignmentConfig
 from ..alignment_trainer import SpeechAlignmentTrainer
 from ..cache.config import EncodeConfig
 from ..cache.encode import encode_dataset
+from ..cache.frame_cache import UNREADABLE_ROWS
 from ..checkpoints.folders import WEIGHTS, checkpoint_folders, is_whole
 from ..checkpoints.lora import lora_config
 from ..data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
@@ -35,6 +36,7 @@ from ..speech_config import SpeechTrainingConfig
 from ..speech_trainer import SpeechTrainer
 from ..targets.config import TargetsConfig
 from ..targets.generate import main as generate
+from ..targets.generate import process_state
 from .arguments import DataArguments, LaunchArguments, ScriptArguments
 from .card import card_facts
 from .inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
@@ -50,7 +52,7 @@ TRAINERS = {
 }
 CLASSES: dict[str, tuple[type, ...]] = {
     **{name: (config, ScriptArguments, LaunchArguments) for name, (_, config) in TRAINERS.items()},
-    "targets": (TargetsConfig, LaunchArguments),
+    "targets": (TargetsConfig, DataArguments, LaunchArguments),
     "encode": (EncodeConfig, DataArguments, LaunchArguments),
 }
 HOME = Path(__file__).parents[2]  # where the packages lie side by side
@@ -87,7 +89,7 @@ def main(
         if command in TRAINERS:
             train(TRAINERS[command][0], *settings)
         elif command == "targets":
-            write_targets(settings[0])
+            targets(*settings)
         else:
             encode(*settings)
         return 0
@@ -183,8 +185,19 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     if found:
         say(f"{len(found)} rows could not be used and were left out; they are listed in {trainer.bad_rows.folder}")
     say(f"Model and processor: {place}. Losses: {Path(args.output_dir) / 'trainer_state.json'}")
-    if trainer.is_world_process_zero() and place == Path(args.output_dir):
-        say(f'Ask it: speechllm ask RECORDING "INSTRUCTION" --model {place}')
+    if place == Path(args.output_dir):
+        say(what_next(trainer_class, place))
+
+
+def what_next(trainer_class: type[SpeechTrainer], place: Path) -> str:
+    """What to do with a trained model: an aligned one spells, it does not answer yet."""
+    if trainer_class is SpeechAlignmentTrainer:
+        return (
+            "It has learned to spell what it hears, not to answer. Next, teach it that: speechllm targets --model "
+            f"{place} --dataset DATA --output_dir TARGETS; then speechllm imitate --model {place} --dataset TARGETS "
+            "--output_dir NEW (a recipe: bloomzmms-2)"
+        )
+    return f'Ask it: speechllm ask RECORDING "INSTRUCTION" --model {place}'
 
 
 def _say(text: str) -> None:
@@ -204,7 +217,7 @@ def load_data(
 ) -> tuple[Any, Any, FilterReport]:
     """Rows to train on and to evaluate on (None without), and what the limits left out, which is said."""
     seed = args.data_seed if args.data_seed is not None else args.seed
-    rows, filtered = load_training_rows(script.dataset, script, bad_rows, seed, streaming=script.streaming)
+    rows, filtered = load_training_rows(script.dataset, script, bad_rows, seed, None, script.streaming, say)
     say("Training data: a stream" if script.streaming else f"Training data: {filtered}")
     if not script.streaming and len(rows) == 0:
         raise ValueError("No rows are left to train on. Loosen the limits, or check the data.")
@@ -216,7 +229,7 @@ def load_data(
     splits = {evaluation_split(source, script.eval_split) for source in script.eval_dataset}
     if len(splits) > 1:
         raise ValueError("eval_dataset: name the split of all by eval_split, they differ by default.")
-    evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, splits.pop())
+    evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, splits.pop(), say=say)
     say(f"Evaluation data: {report}")
     return rows, evaluation, filtered
 
@@ -284,10 +297,17 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
 # Targets and caching
 
 
-def write_targets(config: TargetsConfig) -> None:
-    """Writes the targets and, once all are there, their card."""
-    report = generate(config)
-    if report["complete"] and PartialState().is_main_process:
+def targets(config: TargetsConfig, data: DataArguments) -> None:
+    """Writes the LLM's answers about the rows and, once all are there, their card; says what came of it."""
+    if data.streaming:
+        raise ValueError("targets are numbered by their place in the data; a stream has none. Set streaming false.")
+    state = process_state()
+    bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
+    with state.main_process_first():
+        rows, report = load_training_rows(data.dataset, data, bad_rows, config.seed, say=state.print)
+    state.print(f"Data: {report}")
+    report = generate(config, rows)
+    if report["complete"] and state.is_main_process:
         write_dataset_card(config.output_dir)
 
 
@@ -302,9 +322,9 @@ def encode(config: EncodeConfig, data: DataArguments) -> None:
         model.model.language_model.to(device)
         model.lm_head.to(device)
     # Not the folder's `bad_rows`, which a new run empties.
-    bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
+    bad_rows = BadRows(Path(config.output_dir) / UNREADABLE_ROWS, config.max_bad_share, ROWS_BEFORE_JUDGING)
     with state.main_process_first():
-        rows, report = load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming)
+        rows, report = load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming, say=state.print)
     if not data.streaming:
         state.print(f"Data: {report}")
     teacher_inputs = None if config.teacher == "none" else make_teacher_inputs(processor, config)
@@ -323,6 +343,6 @@ __all__ = [
     "main",
     "save_final",
     "start_through_accelerate",
+    "targets",
     "train",
-    "write_targets",
 ]
