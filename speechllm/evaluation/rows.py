@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
-from processing_speechllm.chat_messages import AUDIO_KINDS, block_source, instruction_chat, normalize_chats
+from processing_speechllm.chat_messages import instruction_chat
 from trainers.data.bad_rows import BadRows
 from trainers.data.chats import read_chat
 from trainers.data.layouts.layout import SPLIT_NAMES
@@ -19,6 +19,7 @@ from trainers.data.layouts.recognition import local_splits
 from trainers.data.loading import load_rows, source_name, with_durations
 from trainers.targets.prompts import Prompt, Task, load_tasks, select_prompts, user_turn
 
+from .chats import check_audio_blocks, content_in_words, with_context, without_answer
 from .config import EvaluationConfig
 from .forms import read_form
 from .normalise import base_code, loose, whisper_normalised
@@ -30,7 +31,6 @@ OWN_TASKS = {
     "question": "spoken_question",
     "classify": "choose_label",
 }
-CONTEXT = "{context}"
 KINDS = ("seen", "unseen_prompt", "unseen_task")
 TEXTS = ("instruction", "context", "reference", "label", "target_language", "prompt_kind", "task", "recording")
 TEXTS_OR_LISTS = ("text", "language")
@@ -83,7 +83,7 @@ class Item:
     @property
     def asked(self) -> str:
         """The chat in words, audios as [audio]; for people."""
-        return "\n".join(map(_content_in_words, (message["content"] for message in self.chat)))
+        return "\n".join(map(content_in_words, (message["content"] for message in self.chat)))
 
 
 @dataclass
@@ -98,12 +98,6 @@ class Rows:
         """The item's undecoded audios."""
         audio = self.data[item.row]["audio"]
         return audio if isinstance(audio, list) else [audio]
-
-
-def _content_in_words(content: str | list[dict]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join("[audio]" if block["type"] == "audio" else block["text"] for block in content)
 
 
 def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
@@ -154,13 +148,19 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
 
 
 def default_split(source: str) -> str:
-    """`test`, but for local data without such a split `train`, which single files are."""
+    """`test`; of local data without it `train`, which single files are, or else the only split there is, which is
+    said."""
     if not Path(source).expanduser().exists():
         return "test"
     names = local_splits(source, transcribed=False)
-    return (
-        "test" if any(SPLIT_NAMES.get(name.replace("_", "-").split("-")[0]) == "test" for name in names) else "train"
-    )
+    known = [SPLIT_NAMES.get(name.replace("_", "-").split("-")[0]) for name in names]
+    for split in ("test", "train"):
+        if split in known:
+            return split
+    if len(names) == 1:
+        print(f"{source}: scored on {names[0]!r}, the only split there is", file=sys.stderr, flush=True)
+        return names[0]
+    return "train"
 
 
 def check_bad_share(bad: Sequence[dict[str, str]], rows: int, allowed: float) -> None:
@@ -220,7 +220,8 @@ def with_class_names(data: Dataset) -> Dataset:
 def make_items(data: Dataset, config: EvaluationConfig) -> Rows:
     """Questions of all rows; rows that lack what their task needs are set aside with the finding."""
     pool = _pool(config)
-    labels = sorted({label for label in data["label"][:] if label and isinstance(label, str)}) if "label" in data.column_names else []
+    given = data["label"][:] if "label" in data.column_names else []
+    labels = sorted({label for label in given if label and isinstance(label, str)})
     items, bad, used = [], [], set()
     for number, row in enumerate(data):
         try:
@@ -264,7 +265,7 @@ def make_item(number: int, row: dict[str, Any], config: EvaluationConfig, pool: 
     target = row.get("target_language") or config.target_language
     own_labels = list(row.get("labels") or labels) if config.task == "classify" else []
     chat, kind, name, answer = _chat(row, len(audio), config, pool, own_labels, target)
-    _check_audio_blocks(chat, len(audio), texts)
+    check_audio_blocks(chat, len(audio), texts)
     if target is None and config.task in ("transcribe", "question"):
         target = language
     references = _references(row, answer, texts, config)
@@ -301,21 +302,6 @@ def _check_kinds(row: dict[str, Any]) -> None:
         wrong = [part for part in parts if not isinstance(part, str) and (part is not None or name in LISTS)]
         if wrong:
             raise ValueError(f"{name} must be text, not {wrong[0]!r}")
-
-
-def _check_audio_blocks(chat: list[dict], audios: int, texts: list[str] | None) -> None:
-    blocks = sum(
-        block["type"] == "audio"
-        for message in chat
-        if isinstance(message["content"], list)
-        for block in message["content"]
-    )
-    if blocks != audios:
-        raise ValueError(
-            f"its messages have {blocks} audio blocks, the row has {audios} audios; give one block per audio"
-        )
-    if texts is not None and len(texts) != audios:
-        raise ValueError(f"it has {len(texts)} transcripts for {audios} audios; give a list with one per audio")
 
 
 def _recording(audio: list[Any]) -> str | None:
@@ -362,7 +348,7 @@ def _chat(
         raise ValueError(f"prompt_kind is {kind!r}, not one of {', '.join(KINDS)}")
     context = row.get("context")
     if row.get("messages"):
-        chat, answer = _without_answer(row["messages"])
+        chat, answer = without_answer(row["messages"])
         if context is not None:
             raise ValueError("it has messages and a context; put the context into a message")
         return chat, kind, name, answer
@@ -386,43 +372,6 @@ def _chat(
         wording = f"{wording}\n{', '.join(labels)}"
     chat = user_turn(with_context(wording, context), audios)
     return chat, "unseen_prompt" if prompt.held_out else "seen", name, None
-
-
-def with_context(instruction: str, context: str | None) -> str:
-    """The instruction with the text beside the speech: in its place `{context}`, else on lines before it."""
-    if context is None:
-        return instruction
-    return instruction.replace(CONTEXT, context) if CONTEXT in instruction else f"{context}\n\n{instruction}"
-
-
-def _without_answer(messages: list[dict]) -> tuple[list[dict], str | None]:
-    """A chat up to where the assistant's last turn begins, bare of what `datasets` adds, and that turn in words."""
-    (messages,), _ = normalize_chats(messages)
-    chat = []
-    for message in messages:
-        content = message.get("content", "")
-        content = content if isinstance(content, str) else list(map(_bare_block, content))
-        chat.append({"role": message["role"], "content": content})
-    if chat[-1]["role"] != "assistant":
-        return chat, None
-    if len(chat) == 1:
-        raise ValueError("its messages are an answer alone")
-    return chat[:-1], _content_in_words(chat[-1]["content"])
-
-
-def _bare_block(block: dict) -> dict:
-    """A block of text or audio without anything else; what would be lost with it is refused."""
-    kind = block.get("type")
-    if kind == "text" and isinstance(block.get("text"), str):
-        return {"type": "text", "text": block["text"]}
-    if kind not in AUDIO_KINDS:
-        raise ValueError(f"a block of kind {kind!r} in its messages, where only text and audio can be asked about")
-    if kind != "audio" or block_source(block) is not None:
-        raise ValueError(
-            f"a block of kind {kind!r} in its messages holds the audio itself; put the audio into the column 'audio' "
-            'and {"type": "audio"} in its place'
-        )
-    return {"type": "audio"}
 
 
 def _pool(config: EvaluationConfig) -> list[Task]:
@@ -465,5 +414,4 @@ __all__ = [
     "make_item",
     "make_items",
     "with_class_names",
-    "with_context",
 ]
