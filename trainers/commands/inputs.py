@@ -81,8 +81,8 @@ def load_checkpoint(
     settings, _ = PreTrainedConfig.get_config_dict(name)
     if settings.get("model_type") != "speechllm":
         raise ValueError(
-            f"{name} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint as `model`, "
-            "or join two models with `audio` and `text`."
+            f"{name} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint as "
+            "`model`, or join two models with `audio` and `text`."
         )
     options: dict[str, Any] = {"dtype": dtype}
     if quantization is not None:
