@@ -23,7 +23,8 @@ ROOMS = {  # room: what it may import from, beside itself
     "trainers": {*MODEL, "hub_cards", *(f"trainers.{room}" for room in BELOW_TRAINERS)},
     "trainers.commands": {*MODEL, "hub_cards", "trainers.*"},
     "speechllm": MODEL,
-    "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*"},
+    "speechllm.speech_synthesis": {*MODEL, "trainers.targets"},
+    "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*", "speechllm.speech_synthesis"},
     "speechllm_cli": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
 }

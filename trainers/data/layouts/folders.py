@@ -28,7 +28,10 @@ MOSTLY_CUT = 0.05  # share of answers at the limit from which a remedy is said
 
 
 def targets_splits(folder: Path) -> dict[str, list[Path]]:
-    return {"train": [folder]} if _targets_manifest(folder) is not None else {}
+    """The shards of each split behind their folder; one split without shards where there are none."""
+    if _targets_manifest(folder) is None:
+        return {}
+    return {split: [folder, *files] for split, files in parquet_splits(folder).items()} or {"train": [folder]}
 
 
 def _targets_manifest(folder: Path) -> dict | None:
@@ -44,18 +47,18 @@ def load_targets(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]
     Raises:
         ValueError: the run is not finished, or no row came of it.
     """
-    (folder,) = folders
-    files = sorted((folder / "data").glob("*.parquet"))
-    report = _targets_manifest(folder).get("report")
+    folder, *files = folders
+    manifest = _targets_manifest(folder)
+    command, report = manifest["run"].get("command", "targets"), manifest.get("report")
     if report is None:
         wanted = SHARD_OF.search(files[0].stem)[1].lstrip("0") if files else "several"
         raise ValueError(
-            f"{folder}: an unfinished run of `speechllm targets`: {len(files)} of {wanted} shards are written. Give "
+            f"{folder}: an unfinished run of `speechllm {command}`: {len(files)} of {wanted} shards are written. Give "
             "the same command again, it goes on; or name its folder data/ to take what is there."
         )
     if not files:
-        raise ValueError(f"{folder}: `speechllm targets` kept no row; see {folder / 'dropped.jsonl'}.")
-    notes = cut_notes(report["cut_at_limit"], report["rows"])
+        raise ValueError(f"{folder}: `speechllm {command}` kept no row; see {folder / 'dropped.jsonl'}.")
+    notes = cut_notes(report.get("cut_at_limit", 0), report["rows"])
     return _parquet(files, streaming), notes
 
 
