@@ -6,7 +6,9 @@ from collections import Counter
 import pytest
 
 from benchmarks.nanoworld.conversations import IGNORED, Conversation, Encoder, draw_conversation
+from benchmarks.nanoworld.evaluate import update_card
 from benchmarks.nanoworld.prompts import PROMPTS
+from benchmarks.nanoworld.questions import questions_about
 from benchmarks.nanoworld.speech import VARIANTS, utterances
 from benchmarks.nanoworld.tasks import TASKS, draw, join, tasks_for
 from benchmarks.nanoworld.tokenizer import build_tokenizer
@@ -120,3 +122,43 @@ def test_requests_survive_the_tokenizer(tokenizer):
     for frame in frames()[::7]:
         for language in LANGUAGES:
             assert tokenizer.decode(tokenizer(frame.text(language))["input_ids"]) == frame.text(language)
+
+
+def test_test_questions_are_those_of_the_world_whatever_else_is_asked():
+    (utterance, *_) = utterances("test")
+    (request,) = [
+        f for f in frames_of("test") if (f.key, f.text(utterance.language)) == (utterance.key, utterance.text)
+    ]
+    seen, unseen = (questions_about(7, utterance, request, held_out) for held_out in (False, True))
+    assert [row["task"] for row in seen] == [row["task"] for row in unseen] == tasks_for(request, utterance.language)
+    assert {row["prompt_kind"] for row in seen} == {"seen"} and {row["prompt_kind"] for row in unseen} == {
+        "unseen_prompt"
+    }
+    assert {row["id"] for row in seen} == {f"00007-{row['task']}" for row in seen}
+    transcribe = next(row for row in seen if row["task"] == "transcribe")
+    assert transcribe["reference"] == transcribe["text"] == utterance.text
+    assert {row["target_language"] for row in seen if row["task"] in ("intent", "language")} == {"en"}
+    assert transcribe["target_language"] == utterance.language
+    translate = next(row for row in seen if row["task"] == "translate")
+    assert translate["reference"] == request.text(translate["target_language"]) != utterance.text
+    assert seen == questions_about(7, utterance, request, False)
+
+
+def measured() -> dict:
+    line = {way: {"value": 50.0, "low": 40.0, "high": 61.0, "rows": 3} for way in ("text_bound", "cascade", "speech")}
+    tables = {name: {"first_word": line, "mean": line} for name in ("tasks", "languages", "unseen_prompts")}
+    return {"recordings": 2, "questions": 3, "heard_wer": 4.25, **tables}
+
+
+def test_figures_come_into_the_card_in_place_of_those_there(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# A\n\n## Measured\n\nold\n\n## Training\n\nlong\n", encoding="utf-8")
+    update_card(card, measured())
+    text = card.read_text(encoding="utf-8")
+    assert "old" not in text and text.endswith("\n\n## Training\n\nlong\n") and text.startswith("# A\n\n## Measured\n")
+    assert "| first word | 3 | 50.0 ± 10.5 | 50.0 ± 10.5 | 50.0 ± 10.5 | 100.0 |" in text and "rate 4.2 %" in text
+    update_card(card, measured())
+    assert card.read_text(encoding="utf-8") == text
+    card.write_text("# A\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no section"):
+        update_card(card, measured())

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.nanoworld import speech
-from benchmarks.nanoworld.evaluate import format_table
+from benchmarks.nanoworld.evaluate import measured_section
 from benchmarks.nanoworld.logbook import stage_seconds
 from benchmarks.nanoworld.tasks import Example, draw
 from benchmarks.nanoworld.world import LANGUAGES, Frame, frames_of
@@ -104,21 +104,7 @@ pipe("speechllm/nano/examples/en.wav", instruction="Translate into German.")
 `ctc_head.safetensors` is the encoder's CTC head over the LLM's tokens ({head:.2f} M parameters): the
 cascade's recogniser.
 
-## Measured
-
-{recordings} recordings of sentences and voices that no training saw, {questions} questions, exact matches in
-per cent. Text bound: the LLM reads the true transcript. Cascade: it reads the encoder's greedy CTC transcript (token
-error rate {token_error_rate:.1f} %, {exact_sentences:.1f} % of sentences exact). Speech: the SpeechLLM hears the
-recording.
-
-{tasks}
-
-{languages}
-
-Paraphrases of the instructions that no training saw:
-
-{held_out_prompts}
-
+{measured}
 ## Training
 
 Wall seconds on {cores} CPU cores, LLM and encoder side by side: {times}.
@@ -149,14 +135,11 @@ def write_card(out: Path, folder: Path, model, cores: int = 2) -> None:
         "connector": millions(model.model.multi_modal_projector),
         "llm": millions(model.model.language_model),
         "head": (head["weight"].numel() + head["bias"].numel()) / 1e6,
-        "recordings": scores["recordings"],
-        "questions": scores["tasks"]["mean"]["n"],
+        "measured": measured_section(scores),
         "cores": cores,
         "times": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in stage_seconds(out).items()),
     }
-    titles = {"tasks": "task", "languages": "language", "held_out_prompts": "task, unseen prompts"}
-    tables = {key: format_table(title, scores[key]) for key, title in titles.items()}
-    (folder / "README.md").write_text(CARD.format(**facts, **scores["recognition"], **tables), encoding="utf-8")
+    (folder / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
 
 
 def make_package(out: Path, folder: Path) -> None:
