@@ -408,7 +408,7 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
     assert load_speech_model(script, ["encoder", "connector", "llm"])[0].config.parents is not None
 
 
-@pytest.mark.parametrize("command", CLASSES)
+@pytest.mark.parametrize("command", commands.CLASSES)
 def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     found = []
     for name in ("train", "encode", "targets"):

@@ -74,6 +74,7 @@ def load_training_rows(
     split: str | None = None,
     streaming: bool = False,
     say: Callable[[str], None] = logger.info,
+    with_text: bool = True,
 ) -> tuple[Dataset | Stream, FilterReport]:
     """
     The rows of all sources one after the other, with `duration`, within the limits of the settings.
@@ -86,6 +87,7 @@ def load_training_rows(
         split: of every source, by default that of the settings.
         streaming: read rows as they are needed.
         say: told what each source was taken for.
+        with_text: refuse data without transcripts; otherwise their `text` is None.
 
     Returns:
         the rows, and what the limits removed; of a stream the counts grow as it is read.
@@ -104,6 +106,7 @@ def load_training_rows(
             arguments.columns,
             arguments.dataset_revision,
             arguments.dataset_language,
+            with_text=with_text,
             say=say,
         )
         parts.append(with_durations(part, bad_rows))

@@ -61,6 +61,8 @@ def main(
     description: str = "",
     example: str = "",
     known_models: Mapping[str, str] | None = None,
+    classes: Sequence[type] | None = None,
+    work: Callable[..., None] | None = None,
 ) -> int:
     """
     Runs a command and returns its exit status: 0, 1 (it broke off), 2 (wrong settings or data), 130 (Ctrl-C).
@@ -70,19 +72,23 @@ def main(
         arguments: the command line after it.
         description, example: of `--help`.
         known_models: names that stand for a model's folder, such as `nano`.
+        classes, work: of a command that lives in another package: its settings, the last of them
+            [`LaunchArguments`], and what is called with all others.
     """
     # SFTConfig sets this itself, so there is nothing that a user could do about it.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     output_dir = None
     try:
-        *settings, launch = parse(CLASSES[command], arguments, f"speechllm {command}", description, example)
+        *settings, launch = parse(classes or CLASSES[command], arguments, f"speechllm {command}", description, example)
         if launch.accelerate_config is not None and LAUNCHED not in os.environ:
             return start_through_accelerate(launch.accelerate_config, command, arguments)
         output_dir = settings[0].output_dir
         for group in settings:
             if isinstance(getattr(group, "model", None), str):
                 group.model = (known_models or {}).get(group.model, group.model)
-        if command in TRAINERS:
+        if work is not None:
+            work(*settings)
+        elif command in TRAINERS:
             train(TRAINERS[command][0], *settings)
         elif command == "targets":
             targets(*settings)
