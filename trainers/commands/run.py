@@ -1,4 +1,4 @@
-"""The commands `speechllm align`, `imitate`, `distill`, `targets` and `encode`.
+"""The commands `speechllm align`, `imitate`, `distill`, `targets`, `encode` and `inspect`.
 
 The same command goes on with what it left: a training from its last whole checkpoint, targets and caches from the
 shards that are written.
@@ -35,7 +35,9 @@ from ..targets.config import TargetsConfig
 from ..targets.generate import main as write_targets
 from ..targets.generate import process_state
 from .arguments import DataArguments, LaunchArguments, ScriptArguments
+from .estimate import TimeEstimate, training_line
 from .inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
+from .inspection import InspectConfig, inspect
 from .parsing import parse
 from .teacher_prompts import make_teacher_inputs
 
@@ -50,6 +52,7 @@ CLASSES: dict[str, tuple[type, ...]] = {
     **{name: (config, ScriptArguments, LaunchArguments) for name, (_, config) in TRAINERS.items()},
     "targets": (TargetsConfig, DataArguments, LaunchArguments),
     "encode": (EncodeConfig, DataArguments, LaunchArguments),
+    "inspect": (InspectConfig, DataArguments, LaunchArguments),
 }
 HOME = Path(__file__).parents[2]  # where the packages lie side by side
 OURS = ("trainers", "modeling_speechllm", "processing_speechllm", "speechllm", "speechllm_cli")
@@ -92,6 +95,8 @@ def main(
             train(TRAINERS[command][0], *settings)
         elif command == "targets":
             targets(*settings)
+        elif command == "inspect":
+            inspect(*settings, TRAINERS)
         else:
             encode(*settings)
         return 0
@@ -180,6 +185,9 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     )
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     say(f"Training {trained / 1e6:.2f} M parameters ({', '.join(_what_is_trained(args, script))})")
+    if not script.streaming and args.process_index == 0:
+        say(training_line(trainer, rows, processor))
+    trainer.add_callback(TimeEstimate(say))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     place = save_final(trainer, processor)
     found = trainer.bad_rows.read()
