@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .loading import report
+from .pages import page
 
 HELP = {
     "inspect": "look at data before training: lengths, findings, memory, time, settings",
@@ -16,13 +17,13 @@ HELP = {
     "distill": "train a connector to move the LLM to where the transcript moves it",
 }
 DESCRIPTIONS = {
-    "inspect": "Says what is in a data set and, with a model, what a training on it takes; see docs/data.md.",
-    "transcribe": "Writes the rows with text where it is missing and wer where it is not; see docs/data.md.",
-    "targets": "Writes the LLM's answers about the transcripts of a dataset; see docs/targets.md.",
-    "encode": "Writes what the frozen encoder makes of a dataset; see docs/caching.md.",
-    "align": "Stage 1 of BLOOMZMMS: CTC over the LLM's embeddings; see docs/training.md.",
-    "imitate": "Cross-entropy on answers, divergence from the LLM that reads, or both; see docs/training.md.",
-    "distill": "DiVA, LAD and response distillation; see docs/training.md.",
+    "inspect": "Says what is in a data set and, with a model, what a training on it takes; see {data}.",
+    "transcribe": "Writes the rows with text where it is missing and wer where it is not; see {data}.",
+    "targets": "Writes the LLM's answers about the transcripts of a dataset; see {targets}.",
+    "encode": "Writes what the frozen encoder makes of a dataset; see {caching}.",
+    "align": "Stage 1 of BLOOMZMMS: CTC over the LLM's embeddings; see {training}.",
+    "imitate": "Cross-entropy on answers, divergence from the LLM that reads, or both; see {training}.",
+    "distill": "DiVA, LAD and response distillation; see {training}.",
 }
 SETTINGS = """\
 
@@ -64,7 +65,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
         return 2
     lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
     example = f"60 seconds with it, on a CPU:\n{DATA}\n{lines}\n"
-    description = f"{DESCRIPTIONS[command]}\n{SETTINGS}"
+    known = {name: page(name) for name in ("data", "targets", "caching", "training")}
+    description = f"{DESCRIPTIONS[command].format(**known)}\n{SETTINGS}"
     elsewhere = {}
     if command == "transcribe":
         from speechllm.evaluation.transcripts import TranscribeConfig, transcribe
