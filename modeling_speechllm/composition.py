@@ -36,7 +36,8 @@ def parent_of(part: str | PreTrainedModel, revision: str | None) -> dict[str, st
     """Hub id or folder (empty for a model never loaded from one) and the commit, None for a folder."""
     name = part if isinstance(part, str) else part.config.name_or_path
     commit = resolve_revision(name, revision) if name else None
-    return {"id": name, "revision": None if commit is None else str(commit)}
+    commit = getattr(commit, "resolved", commit)  # as a string it is the branch that was asked for
+    return {"id": name, "revision": commit}
 
 
 def load_causal_lm(text: str, **kwargs: Any) -> PreTrainedModel:

@@ -89,7 +89,7 @@ def _add_bloomzmms(options: argparse.ArgumentParser) -> None:
 
 def _add_recordings(options: argparse.ArgumentParser) -> None:
     options.add_argument("--split", default="test", help="split of the transcribed set; a manifest is one: train")
-    options.add_argument("--dataset_name", help="configuration of a Hub dataset")
+    options.add_argument("--dataset_config", help="configuration of a Hub dataset")
     options.add_argument("--columns", type=json.loads, help='other names of columns, as \'{"sentence": "text"}\'')
     options.add_argument("--language", help="code, if the rows do not say theirs")
 
@@ -212,7 +212,7 @@ def _bloomzmms(arguments: argparse.Namespace) -> Iterator[tuple[Any, str, Any]]:
 
 def _recordings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What says how a transcribed set is read."""
-    names = {"split": "split", "dataset_name": "name", "columns": "columns", "language": "language"}
+    names = {"split": "split", "dataset_config": "name", "columns": "columns", "language": "language"}
     return {name: getattr(arguments, option) for option, name in names.items()}
 
 

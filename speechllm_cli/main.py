@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import ask, benchmark, demo, doctor, evaluate, training
+from . import ask, benchmark, demo, doctor, evaluate, publish, training
 
 EXAMPLE = """\
 60 seconds with it:
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_parser(commands)
     training.add_parsers(commands)
     evaluate.add_parser(commands)
+    publish.add_parsers(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 import speechllm
 from processing_speechllm import SpeechLLMProcessor
-from processing_speechllm.pipeline_speech_instruct import DEFAULT_INSTRUCTION
+from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 from speechllm_cli import ask, demo, doctor
 from speechllm_cli.ask import LANGUAGES, split_inputs
 from speechllm_cli.loading import ask_pipeline, load_pipeline

@@ -16,7 +16,7 @@ ROOMS = {  # room: what it may import from, beside itself
     "processing_speechllm": set(),
     "hub_cards": MODEL,
     "trainers.objectives": MODEL,
-    "trainers.checkpoints": MODEL,
+    "trainers.checkpoints": {*MODEL, "hub_cards"},
     "trainers.data": {*MODEL, "trainers.objectives"},
     "trainers.targets": {*MODEL, "trainers.objectives", "trainers.data"},
     "trainers.cache": {*MODEL, "trainers.objectives", "trainers.data"},

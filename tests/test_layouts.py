@@ -313,6 +313,13 @@ def test_recordings_without_a_text_file_are_counted(tmp_path):
     assert said[0].endswith("2 clips, 1 recordings without a .txt left out")
 
 
+def test_what_a_builder_of_datasets_stumbles_over_is_said(tmp_path):
+    Dataset.from_dict({"audio": ["a.wav"], "text": ["one"]}).to_parquet(tmp_path / "0.parquet")
+    Dataset.from_dict({"audio": ["a.wav"], "label": [3]}).to_parquet(tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match="(?s)cast.*column names don.t match|1 new columns"):
+        load_rows(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("entry", "finding"),
     [
@@ -347,7 +354,9 @@ def test_an_unfinished_targets_folder_is_refused_and_what_was_cut_is_said(tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         generate_targets(config(tmp_path), source(9), Echo(fail_at=2))
-    with pytest.raises(ValueError, match="unfinished run .*: 1 of 3 shards are written.*same command again"):
+    with pytest.raises(
+        ValueError, match="unfinished run: 1 of 3 shards are written. Give the command .* again, it goes on"
+    ):
         load_rows(tmp_path)
     said = []
     load_rows(tmp_path / "data", say=said.append)

@@ -74,7 +74,7 @@ def test_each_declared_dependency_is_there(requirement):
     importlib.import_module(IMPORT_NAMES.get(requirement.name, requirement.name.replace("-", "_")))
 
 
-@pytest.mark.parametrize("arguments", ["--help", "ask --help", "ask --sing", "--version"])
+@pytest.mark.parametrize("arguments", ["--help", "ask --help", "ask --sing", "push --help", "--version"])
 def test_the_command_line_is_parsed_without_heavy_imports(arguments, tmp_path):
     result = python(
         f"""

@@ -163,6 +163,9 @@ def test_sequential_sampling_keeps_the_order(tmp_path):
     both = [build_loader(tone_rows(8), collator, args, rank, 2, training=True) for rank in (0, 1)]
     seen = [[batch["ids"] for batch in loader] for loader in both]
     assert seen[0][0] + seen[1][0] == [f"row-{number}" for number in range(6)]
+    five = [build_loader(tone_rows(5), collator, args, rank, 2, training=False, in_order=True) for rank in (0, 1)]
+    dealt = zip(*([batch["ids"] for batch in loader] for loader in five), strict=True)
+    assert [row for ids in dealt for part in ids for row in part] == [f"row-{number}" for number in range(5)]
     with pytest.raises(ValueError, match="A stream is mixed"):
         trainer.train_dataset = tone_rows().to_iterable_dataset()
         trainer.get_train_dataloader()

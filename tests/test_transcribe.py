@@ -106,7 +106,7 @@ def test_a_stopped_run_goes_on_and_another_run_is_refused(tmp_path, asr):
 
     with pytest.raises(KeyboardInterrupt):
         transcribe_dataset(config(tmp_path, asr), rows(), Stops())
-    with pytest.raises(ValueError, match="unfinished run of `speechllm transcribe`: 1 of 2 shards"):
+    with pytest.raises(ValueError, match="an unfinished run: 1 of 2 shards"):
         load_rows(str(tmp_path / "out"))
     ears = Ears()
     transcribe_dataset(config(tmp_path, asr, batch_size=1), rows(), ears)

@@ -132,6 +132,7 @@ class SpeechImitationTrainer(SpeechTrainer):
     _tag_names = ["speechllm", "speech-imitation"]
     _name = "SpeechImitation"
     takes_loss_func = True
+    objective_name = "imitation of the LLM that reads: its answers, or its distribution"
     config_class = SpeechImitationConfig
     collator_class = ImitationCollator
 

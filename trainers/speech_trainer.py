@@ -28,6 +28,7 @@ from trl import SFTTrainer
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.modeling_speechllm import scale_logits
 
+from .checkpoints.card import CardFacts
 from .checkpoints.trained_parts import beside_adapters, has_tied_head, tie_head, train_groups
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
@@ -99,6 +100,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         self._totals = {"train": Totals(), "eval": Totals()}
         self._stream_start = 0
         self._busy = 0.0
+        self.card = CardFacts()
         if is_deepspeed_zero3_enabled():
             from deepspeed.utils import set_z3_leaf_modules
 
@@ -423,7 +425,9 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         return output
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's card tells of text; the measured card is written by `hub_cards`."""
+        """The card of measured facts in the output folder, in place of TRL's, which tells of text."""
+        if self.is_world_process_zero():
+            self.write_card(self.args.output_dir)
 
 
 __all__ = ["SpeechTrainer", "Term"]

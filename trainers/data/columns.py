@@ -23,7 +23,9 @@ def check_renaming(columns: dict[str, str], found: Sequence[str], name: str) -> 
             )
 
 
-def renaming(columns: dict[str, str], found: Sequence[str], name: str) -> tuple[dict[str, str], list[str]]:
+def renaming(
+    columns: dict[str, str], found: Sequence[str], name: str, find_names: bool = True
+) -> tuple[dict[str, str], list[str]]:
     """
     Old names -> new ones: those of the settings, and for what is still missing a name that is known for it.
 
@@ -31,6 +33,7 @@ def renaming(columns: dict[str, str], found: Sequence[str], name: str) -> tuple[
         columns: the settings'.
         found: names in the data.
         name: of the data, for messages.
+        find_names: whether known names are looked for.
 
     Returns:
         the whole renaming, and what was found by a known name, to be said.
@@ -42,7 +45,7 @@ def renaming(columns: dict[str, str], found: Sequence[str], name: str) -> tuple[
     now = {columns.get(old, old): old for old in found}
     chat = any(column in now for column in CHATS)
     whole, notes = dict(columns), []
-    for ours, known in KNOWN_NAMES.items():
+    for ours, known in KNOWN_NAMES.items() if find_names else ():
         if ours in now or (chat and ours != "language"):
             continue
         there = [old for old in known if old in now and old not in columns]

@@ -20,6 +20,7 @@ import fsspec
 import soundfile
 from datasets import Audio, Dataset, DatasetDict, Features, IterableDatasetDict, List, Value, load_dataset
 from datasets import IterableDataset as Stream
+from datasets.exceptions import DatasetGenerationError
 
 from processing_speechllm.audio import AudioError, load_audio
 from processing_speechllm.mp3_frames import walk
@@ -80,7 +81,10 @@ def load_rows(
         FileNotFoundError: no such file or folder.
         ValueError: a layout that is not known, columns that are missing, a broken manifest, or `audio` is not audio.
     """
-    opened = _open(source, split, streaming, name, columns or {}, revision, with_text)
+    try:
+        opened = _open(source, split, streaming, name, columns or {}, revision, with_text)
+    except DatasetGenerationError as error:  # a builder of `datasets`, whose own message says nothing
+        raise ValueError(f"{_name(source)}: {error.__cause__ or error}") from error
     rows = _with_chats(_undecoded(opened.rows, _name(source)), _name(source))
     found = column_names(rows)
     needed = ["audio", "text"] if with_text and "messages" not in found else ["audio"]

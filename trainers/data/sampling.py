@@ -104,12 +104,11 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         """The epoch's batches of all processes, in the order in which they are dealt."""
         generator = _generator(self.seed, epoch)
         grouped = self.group_by_length or self.budget is not None
-        if not (self.shuffle or grouped):
-            rows = np.arange(len(self.costs))
-            batches = [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
-        else:
-            batches = _cut(self._buckets, self.costs, grouped, generator)
-        return _even_out(batches, self.costs, self.world_size)
+        if self.shuffle or grouped:
+            return _even_out(_cut(self._buckets, self.costs, grouped, generator), self.costs, self.world_size)
+        rows = np.arange(len(self.costs))
+        batches = [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+        return sorted(_even_out(batches, self.costs, self.world_size), key=lambda batch: batch[0])
 
 
 class TrainingRows(torch.utils.data.Dataset):

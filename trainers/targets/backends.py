@@ -249,9 +249,8 @@ class EndpointBackend:
     def _ask(self, question: Question) -> Answer:
         chat = [{"role": message["role"], "content": joined(message["content"])} for message in question.chat]
         limit = {} if question.max_new_tokens is None else {"max_tokens": question.max_new_tokens}
-        body = {**self.body, **limit, "messages": chat, "seed": question.seed}
         try:
-            return self.endpoint.post(body, self._read)
+            return self.endpoint.post({**self.body, **limit, "messages": chat, "seed": question.seed}, self._read)
         except Refusal as refusal:
             return Answer("", "refused", str(refusal))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
 
-from trainers.data.layouts.manifests import SUFFIXES, manifest_lines
+from trainers.data.layouts.manifests import SUFFIXES, read_manifest
 from trainers.targets.prompts import nearest
 
 SLOT = re.compile(r"\{(\w+)\}")
@@ -188,7 +188,7 @@ def _open(task: LabelledTask, language: str, source: str | None, split: str | No
     if path is not None and path.is_file():
         if path.suffix == ".parquet":
             return load_dataset("parquet", data_files=str(path), split="train")
-        return Dataset.from_list([row for _, row in manifest_lines(path)])
+        return read_manifest(path, streaming=False, columns={}, find_names=False)[0]
     name = source or task.source
     if not name:
         raise ValueError(f"The task {task.name} has no source of its own. Give one: a file, a folder or a Hub id.")

@@ -24,17 +24,20 @@ SHARD_OF = re.compile(r"-\d+-of-(\d+)$")
 MOSTLY_CUT = 0.05  # share of answers at the limit from which a remedy is said
 
 
-# What `speechllm targets` writes: manifest.json with the report, data/train-00000-of-00042.parquet
+# What `speechllm targets` and `speechllm benchmark` write: manifest.json with the report, data/*.parquet
 
 
-def targets_splits(folder: Path) -> dict[str, list[Path]]:
-    """The shards of each split behind their folder; one split without shards where there are none."""
-    if _targets_manifest(folder) is None:
-        return {}
-    return {split: [folder, *files] for split, files in parquet_splits(folder).items()} or {"train": [folder]}
+def made_splits(part: str) -> Callable[[Path], dict[str, list[Path]]]:
+    """What tells the splits of a folder that one of our commands made; `part` is of the run in its manifest."""
+
+    def splits(folder: Path) -> dict[str, list[Path]]:
+        manifest = _made_manifest(folder)
+        return {} if manifest is None or part not in manifest["run"] else parquet_splits(folder) or {"train": [folder]}
+
+    return splits
 
 
-def _targets_manifest(folder: Path) -> dict | None:
+def _made_manifest(folder: Path) -> dict | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -42,24 +45,23 @@ def _targets_manifest(folder: Path) -> dict | None:
     return manifest if isinstance(manifest, dict) and "settings" in (manifest.get("run") or {}) else None
 
 
-def load_targets(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
+def load_made(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     """
     Raises:
         ValueError: the run is not finished, or no row came of it.
     """
-    folder, *files = folders
-    manifest = _targets_manifest(folder)
-    command, report = manifest["run"].get("command", "targets"), manifest.get("report")
+    folder = files[0] if files[0].is_dir() else files[0].parent.parent
+    files = [path for path in files if path.is_file()]
+    report = _made_manifest(folder).get("report")
     if report is None:
         wanted = SHARD_OF.search(files[0].stem)[1].lstrip("0") if files else "several"
         raise ValueError(
-            f"{folder}: an unfinished run of `speechllm {command}`: {len(files)} of {wanted} shards are written. Give "
-            "the same command again, it goes on; or name its folder data/ to take what is there."
+            f"{folder}: an unfinished run: {len(files)} of {wanted} shards are written. Give the command that makes "
+            "it again, it goes on; or name its folder data/ to take what is there."
         )
     if not files:
-        raise ValueError(f"{folder}: `speechllm {command}` kept no row; see {folder / 'dropped.jsonl'}.")
-    notes = cut_notes(report.get("cut_at_limit", 0), report["rows"])
-    return _parquet(files, streaming), notes
+        raise ValueError(f"{folder}: no row came of the run; see {folder / 'dropped.jsonl'}.")
+    return _parquet(files, streaming), cut_notes(report.get("cut_at_limit", 0), report["rows"])
 
 
 def cut_notes(cut: int, rows: int) -> list[str]:
@@ -183,7 +185,19 @@ def load_recordings(folders: list[Path], streaming: bool) -> tuple[Rows, list[st
 
 
 TARGETS = Layout(
-    "targets", "manifest.json and data/*.parquet, as `speechllm targets` writes", targets_splits, load_targets
+    "targets", "manifest.json and data/*.parquet, as `speechllm targets` writes", made_splits("llm"), load_made
+)
+BENCHMARK = Layout(
+    "benchmark",
+    "manifest.json and data/*.parquet, as `speechllm benchmark` writes",
+    made_splits("benchmark"),
+    load_made,
+)
+TRANSCRIBED = Layout(
+    "transcribed data",
+    "manifest.json and data/*.parquet, as `speechllm transcribe` writes",
+    made_splits("recogniser"),
+    load_made,
 )
 SAVED = Layout("saved dataset", "what `Dataset.save_to_disk` writes", saved_splits, load_saved)
 PARQUET = Layout(
@@ -205,4 +219,4 @@ RECORDINGS = Layout(
     "recordings without transcripts", f"files of {', '.join(AUDIO_SUFFIXES)}", recording_splits, load_recordings
 )
 
-__all__ = ["AUDIOFOLDER", "PAIRS", "PARQUET", "RECORDINGS", "SAVED", "TARGETS", "cut_notes"]
+__all__ = ["AUDIOFOLDER", "BENCHMARK", "PAIRS", "PARQUET", "RECORDINGS", "SAVED", "TARGETS", "TRANSCRIBED", "cut_notes"]

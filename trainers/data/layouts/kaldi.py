@@ -90,6 +90,7 @@ def rows_of(files: list[str], version: str) -> Iterator[Row]:
 
 def load(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     notes = ["cut by segments"] * any((folder / "segments").is_file() for folder in folders)
+    notes += ["no transcripts"] * any(not (folder / "text").is_file() for folder in folders)
     return from_rows(rows_of, folders, COLUMNS, streaming), notes
 
 

@@ -31,7 +31,9 @@ def kind_of(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def read_manifest(path: Path, streaming: bool, columns: dict[str, str]) -> tuple[Dataset | Stream, list[str]]:
+def read_manifest(
+    path: Path, streaming: bool, columns: dict[str, str], find_names: bool = True
+) -> tuple[Dataset | Stream, list[str]]:
     """
     The rows of a manifest, with columns renamed and `audio` as {"bytes", "path"} with absolute paths.
 
@@ -41,6 +43,7 @@ def read_manifest(path: Path, streaming: bool, columns: dict[str, str]) -> tuple
         path: a `.jsonl`, `.json`, `.csv` or `.tsv` file; `.gz` of it.
         streaming: give a stream. The file is read once before that, to check it.
         columns: names in the file -> ours.
+        find_names: take usual names of columns for ours where these are missing.
 
     Returns:
         the rows, and what is to be said about them.
@@ -51,7 +54,7 @@ def read_manifest(path: Path, streaming: bool, columns: dict[str, str]) -> tuple
     if kind_of(path) not in SUFFIXES:
         raise ValueError(f"{path}: not a manifest ({', '.join(SUFFIXES)}). Convert it, or give its folder.")
     features, lists = _manifest_features(path)
-    columns, notes = renaming(columns, list(features), str(path))
+    columns, notes = renaming(columns, list(features), str(path), find_names)
     features = Features({columns.get(name, name): feature for name, feature in features.items()})
     lists = {columns.get(name, name) for name in lists}
     several = "audios" in features or "audio" not in features or "audio" in lists
@@ -88,7 +91,7 @@ def _manifest_rows(
 ) -> Iterator[dict[str, Any]]:
     """A manifest's rows, with audio paths made absolute; `version` makes `datasets` notice a changed file."""
     root = Path(path).parent
-    for number, row in manifest_lines(Path(path)):
+    for number, row in _manifest_lines(Path(path)):
         row = {columns.get(name, name): value for name, value in row.items()}
         if "messages" in names:
             row = {**row, **chat_row(row, several, f"{path}, line {number}")}
@@ -116,7 +119,7 @@ def _opened(path: Path) -> TextIO:
     return opened or path.open(encoding="utf-8-sig", newline="")
 
 
-def manifest_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _manifest_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, row) of a manifest; in a JSON list the number of the entry."""
     if kind_of(path) in (".csv", ".tsv"):
         yield from _table_lines(path)
@@ -158,7 +161,7 @@ def _json_list(path: Path) -> list | None:
 
 
 def _table_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `manifest_lines`; all cells are text but `duration`, and an empty cell there is none."""
+    """As `_manifest_lines`; all cells are text but `duration`, and an empty cell there is none."""
     with _opened(path) as file:
         first = file.readline()
         file.seek(0)
@@ -187,7 +190,7 @@ def _manifest_features(path: Path) -> tuple[Features, set[str]]:
     """The types of all columns over all lines, whichever line they first appear in, and which hold lists. Chats and
     their audios are of any kind and given no type here."""
     schema, block, first, chats, lists = pa.schema([]), [], 1, {}, set()
-    for number, row in tqdm(manifest_lines(path), desc=f"Checking {path.name}", unit=" rows"):
+    for number, row in tqdm(_manifest_lines(path), desc=f"Checking {path.name}", unit=" rows"):
         lists.update(name for name, value in row.items() if isinstance(value, list))
         untyped = [name for name in row if name in CHAT_COLUMNS or name in ("audio", "text") and chats]
         chats.update(dict.fromkeys(untyped))
@@ -231,7 +234,7 @@ def folder_splits(folder: Path) -> dict[str, list[Path]]:
 
 def _is_manifest(path: Path) -> bool:
     try:
-        row = next(manifest_lines(path), (0, {}))[1]
+        row = next(_manifest_lines(path), (0, {}))[1]
     except (ValueError, OSError, csv.Error):
         return False
     return bool(set(row) & {"audio", *KNOWN_NAMES["audio"], *CHAT_COLUMNS})
@@ -253,4 +256,4 @@ MANIFESTS = Layout(
     takes_columns=True,
 )
 
-__all__ = ["MANIFESTS", "SUFFIXES", "kind_of", "manifest_lines", "read_manifest"]
+__all__ = ["MANIFESTS", "SUFFIXES", "kind_of", "read_manifest"]
