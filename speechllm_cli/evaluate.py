@@ -33,13 +33,15 @@ def add_parser(commands: Any) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs the command; returns 0, 1 (it broke off), 2 (wrong settings or data) or 130 (Ctrl-C)."""
     try:
+        from transformers.utils import logging
+
         import speechllm
         from speechllm.evaluation.config import EvaluationConfig
         from speechllm.evaluation.run import evaluate, with_known_models
         from trainers.commands.arguments import LaunchArguments
         from trainers.commands.parsing import parse
         from trainers.commands.run import LAUNCHED, start_through_accelerate
-        from trainers.targets.backends import BackendError
+        from trainers.targets.endpoints import BackendError
     except (ImportError, OSError, RuntimeError) as error:
         report(f"a package is missing or broken ({error}). Run: speechllm doctor")
         return 2
@@ -54,6 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         if launch.accelerate_config is not None and LAUNCHED not in os.environ:
             return start_through_accelerate(launch.accelerate_config, NAME, arguments)
+        logging.set_verbosity_error()  # its remarks on pipelines and caches are about our code, not the user's
         place = f"the same command goes on with what {config.output_dir} holds by now"
         evaluate(with_known_models(config, {"nano": speechllm.NANO}))
         return 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories_training import tiny_parts, tone
 
-from processing_speechllm.chat_format import instruction_chat
+from processing_speechllm.chat_messages import instruction_chat
 from speechllm.evaluation.answering import Answerer, TooLong, agreement
 from speechllm.evaluation.constrained import build_trie, label_tokens
 
@@ -37,6 +37,7 @@ def asked(encoded: dict) -> dict:
     return {name: value for name, value in encoded.items() if not name.startswith("raw_")}
 
 
+@torch.no_grad()
 def brute_force(answerer: Answerer, encoded: dict, row: int, audios: slice, tokens: list[int]) -> list[float]:
     """Log-probability of each token after the prompt of one row, by forward passes of the whole model."""
     prompt = encoded["input_ids"][row][encoded["attention_mask"][row].bool()]

@@ -13,7 +13,8 @@ from speechllm.evaluation.judge import judge_answers, judge_question, parse_judg
 from speechllm.evaluation.rows import make_items
 from speechllm.evaluation.run import evaluate
 from speechllm.evaluation.store import Lines
-from trainers.targets.backends import Answer, BackendError
+from trainers.targets.backends import Answer
+from trainers.targets.endpoints import BackendError
 
 
 def make_item(**columns):
@@ -79,7 +80,8 @@ def test_judgements_are_kept_as_they_came_and_not_asked_for_twice(tmp_path):
 
 
 @pytest.fixture
-def settings(tmp_path) -> EvaluationConfig:
+def settings(tmp_path, monkeypatch) -> EvaluationConfig:
+    monkeypatch.setattr("speechllm.evaluation.report.draw", lambda table, folder: [])
     model, processor = tiny_parts()
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")

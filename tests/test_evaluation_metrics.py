@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from speechllm.evaluation import behaviour, forms, languages, metrics, packages
+from speechllm.evaluation import behaviour, forms, languages, metrics, packages, tables
+from speechllm.evaluation.bootstrap import Difference, Estimate
 from speechllm.evaluation.metrics import Metric
 from speechllm.evaluation.normalise import (
     answer_normalised,
@@ -281,3 +282,29 @@ def test_a_missing_package_is_named_by_its_pip_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jiwer", None)
     with pytest.raises(ImportError, match='pip install "jiwer>=4"'):
         packages.need("jiwer", "A word error rate")
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("cell", "short", "full"),
+    [
+        (Estimate(12.34, 11.0, 14.0, 9), "12.3 ±1.5", "12.3 [11.0, 14.0]"),
+        (Estimate(0.0, 0.0, 3.04, 9), "0.0 +3.0", "0.0 [0.0, 3.0]"),
+        (Estimate(100.0, 96.0, 100.0, 9), "100.0 -4.0", "100.0 [96.0, 100.0]"),
+        (Estimate(float("nan"), float("nan"), float("nan"), 0), "-", "-"),
+        (None, "-", "-"),
+        (Difference(-1.0, -2.0, 0.5, 0.1234), "-1.0 ±1.2", "-1.0 [-2.0, 0.5], p = 0.123"),
+    ],
+)
+def test_cells_show_their_intervals(cell, short, full):
+    assert tables.cell_in_short(cell, "%") == short and tables.cell_in_full(cell, "%") == full
+
+
+def test_a_terminal_table_of_many_systems_breaks_before_80_columns():
+    cells = tuple(Estimate(50.0 + place, 40.0, 60.0, 9) for place in range(7))
+    rows = (tables.Row("a name that is longer than any column should be", "%", cells), tables.Row("厨房", "%", cells))
+    text = tables.terminal(tables.Table("key", "Title", tuple(f"system {n}" for n in range(7)), rows))
+    assert max(map(tables.width, text.splitlines())) <= 80 and text.startswith("Title, %\n")
+    assert all(f"system {n}" in text and f"{50 + n}.0" in text for n in range(7)) and "…" in text

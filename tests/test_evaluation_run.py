@@ -8,14 +8,23 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import WAVEFORM
 from datasets import Dataset
 from factories_processing import encoded
 from factories_training import TEXTS, tiny_parts, tone, tone_rows
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+)
 
+from speechllm.evaluation import recognisers, report, systems
 from speechllm.evaluation import run as evaluation
-from speechllm.evaluation import systems
 from speechllm.evaluation.config import EvaluationConfig
-from speechllm.evaluation.rows import check_columns, make_items
+from speechllm.evaluation.rows import check_columns, load_evaluation_rows, make_items
 from speechllm_cli.main import main
 
 
@@ -29,6 +38,13 @@ def models(tmp_path_factory) -> dict[str, str]:
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     return {name: str(folder / name) for name in ("one", "two")}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Pictures take most of a tiny run's time; the first test looks at them."""
+    if request.node.name != "test_everything_beside_the_model_is_answered_scored_and_shown":
+        monkeypatch.setattr(report, "draw", lambda table, folder: [])
 
 
 @pytest.fixture
@@ -239,6 +255,19 @@ def save_parquet(folder: Path, rows: list[dict]) -> str:
 # Rows
 
 
+def test_classes_need_no_transcripts_and_a_limit_is_spread_over_the_data(tmp_path):
+    rows = tone_rows(8, label=["a", "b"] * 4).remove_columns("text")
+    settings = EvaluationConfig(
+        dataset=[write_rows(tmp_path / "data", rows)], model="m", output_dir="o", task="classify", limit=4
+    )
+    loaded = load_evaluation_rows(settings, None)
+    assert [item.id for item in loaded.items] == ["row-0", "row-2", "row-4", "row-6"]
+    assert loaded.items[0].texts is None and loaded.items[0].labels == ["a"] and loaded.items[0].references == ["a"]
+    settings.text_bound = True
+    with pytest.raises(ValueError, match="The text bound needs the column 'text'"):
+        load_evaluation_rows(settings, None)
+
+
 def items_of(rows: list[dict], **changes):
     data = Dataset.from_list([{"duration": 1.0, "audio": {"bytes": b"x", "path": None}, **row} for row in rows])
     settings = EvaluationConfig(**{"dataset": ["x"], "model": "m", "output_dir": "o", "task": "question", **changes})
@@ -311,6 +340,27 @@ def test_a_missing_column_is_named_with_the_remedy(task, columns, wanted):
         check_columns(data, settings)
 
 
+# Recognisers
+
+
+def test_any_recogniser_of_transformers_can_be_the_cascade_s_ears(tmp_path):
+    vocabulary = {"<pad>": 0, "<unk>": 1, "|": 2, "h": 3, "e": 4, "l": 5, "o": 6}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    tokenizer = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), unk_token="<unk>", pad_token="<pad>")
+    torch.manual_seed(0)
+    model = Wav2Vec2ForCTC(Wav2Vec2Config(**WAVEFORM, vocab_size=len(vocabulary), pad_token_id=0))
+    folder = str(tmp_path / "asr")
+    model.save_pretrained(folder)
+    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(folder)
+    recogniser = recognisers.PipelineRecogniser(folder, torch.device("cpu"), tell_language=True)
+    audio = [tone(0, 0.5), tone(3, 0.7)]
+    texts = recogniser.transcribe(audio, ["en", "de"])
+    alone = [recogniser.transcribe([one], [None])[0] for one in audio]
+    assert recogniser.sampling_rate == 16000 and texts == alone and all(isinstance(text, str) for text in texts)
+    with pytest.raises(ValueError, match="cannot be loaded.*ASR model of transformers"):
+        recognisers.PipelineRecogniser(str(tmp_path / "nothing"), torch.device("cpu"))
+
+
 # The command
 
 
@@ -338,6 +388,7 @@ def test_the_command_says_what_is_missing_and_what_is_unknown(tmp_path, capsys):
     assert "no such file or folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_scored_by_the_command(tmp_path, capsys):
     import speechllm
 
@@ -375,6 +426,7 @@ def test_the_embedded_model_is_scored_by_the_command(tmp_path, capsys):
     assert "Exact answers by language" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_answer_what_one_does(tmp_path, models):
     one = config(tmp_path / "one", models, text_bound=True)
     evaluation.evaluate(one)

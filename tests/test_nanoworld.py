@@ -1,12 +1,13 @@
 """The nano world: what must hold of its grammar, tasks, splits and token ids. No training, no speech."""
 
+import json
 import random
 from collections import Counter
 
 import pytest
 
+from benchmarks.nanoworld.card import evaluation_facts
 from benchmarks.nanoworld.conversations import IGNORED, Conversation, Encoder, draw_conversation
-from benchmarks.nanoworld.evaluate import update_card
 from benchmarks.nanoworld.prompts import PROMPTS
 from benchmarks.nanoworld.questions import questions_about
 from benchmarks.nanoworld.speech import VARIANTS, utterances
@@ -144,21 +145,26 @@ def test_test_questions_are_those_of_the_world_whatever_else_is_asked():
     assert seen == questions_about(7, utterance, request, False)
 
 
-def measured() -> dict:
-    line = {way: {"value": 50.0, "low": 40.0, "high": 61.0, "rows": 3} for way in ("text_bound", "cascade", "speech")}
-    tables = {name: {"first_word": line, "mean": line} for name in ("tasks", "languages", "unseen_prompts")}
-    return {"recordings": 2, "questions": 3, "heard_wer": 4.25, **tables}
-
-
-def test_figures_come_into_the_card_in_place_of_those_there(tmp_path):
-    card = tmp_path / "README.md"
-    card.write_text("# A\n\n## Measured\n\nold\n\n## Training\n\nlong\n", encoding="utf-8")
-    update_card(card, measured())
-    text = card.read_text(encoding="utf-8")
-    assert "old" not in text and text.endswith("\n\n## Training\n\nlong\n") and text.startswith("# A\n\n## Measured\n")
-    assert "| first word | 3 | 50.0 ± 10.5 | 50.0 ± 10.5 | 50.0 ± 10.5 | 100.0 |" in text and "rate 4.2 %" in text
-    update_card(card, measured())
-    assert card.read_text(encoding="utf-8") == text
-    card.write_text("# A\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="no section"):
-        update_card(card, measured())
+def test_the_card_takes_its_figures_from_the_results_of_evaluate(tmp_path):
+    figure = {"value": 50.0, "low": 40.0, "high": 61.0, "rows": 3}
+    systems = {way: {"exact": figure, "f1": figure} for way in ("speech", "text_bound", "cascade")}
+    systems["cascade"]["heard_wer"] = figure | {"value": 5.0}
+    metric = {"title": "exact answers", "unit": "%", "higher_is_better": True, "note": ""}
+    results = {
+        "headline": "exact",
+        "metrics": {"exact": metric, "f1": metric | {"title": "F1"}},
+        "overall": systems,
+        "groups": {"task": {"first_word": systems, "sum": systems}},
+        "means": {"task": {way: figure for way in systems}},
+        "rows": {"scored": 3},
+        "settings": {"task": "question"},
+    }
+    for kind in ("seen", "unseen"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "results.json").write_text(json.dumps(results))
+    entries = evaluation_facts(tmp_path)
+    assert [entry["task"] for entry in entries[:4]] == ["question", "task: first_word", "task: sum", "task: mean"]
+    assert len(entries) == 2 * 4 + 1 and {entry["metric"] for entry in entries[:-1]} == {"exact answers"}
+    assert entries[0]["dataset"]["name"] == "nano world" != entries[4]["dataset"]["name"]
+    assert entries[0]["systems"]["speech"] == {"value": 50.0, "low": 40.0, "high": 61.0}
+    assert entries[-1]["systems"] == {"cascade": {"value": 5.0, "low": 40.0, "high": 61.0}}

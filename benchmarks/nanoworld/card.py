@@ -2,6 +2,7 @@
 
     python -m benchmarks.nanoworld.card --folder speechllm/nano                        # measures the folder's model
     python -m benchmarks.nanoworld.card --folder speechllm/nano --out build/nanoworld  # takes over a new build too
+    python -m benchmarks.nanoworld.card --folder speechllm/nano --scores build/nanoworld/evaluation  # or its scores
 
 The first measures memory, silence, foreign speech and failures, and keeps scores and times of the build from the facts
 that are there.
@@ -9,7 +10,6 @@ that are there.
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import warnings
@@ -22,6 +22,7 @@ from benchmarks.nanoworld import speech, train_connector, train_encoder, train_l
 from benchmarks.nanoworld.logbook import stage_seconds
 from benchmarks.nanoworld.world import LANGUAGES
 from hub_cards.contamination import find_overlap
+from hub_cards.evaluations import run_entries
 from hub_cards.facts import merge_facts, read_facts, write_facts
 from hub_cards.measure import hardware_name, model_facts, package_versions, weight_bytes
 from hub_cards.model_card import write_card
@@ -29,11 +30,7 @@ from hub_cards.model_card import write_card
 EVALUATE = "python -m benchmarks.nanoworld.evaluate --out build/nanoworld"
 MEASURE = "python -m benchmarks.nanoworld.card --folder speechllm/nano"
 TRANSCRIBE = "Transcribe the speech."
-TITLES = {
-    "tasks": "nano world, by task",
-    "languages": "nano world, by language",
-    "held_out_prompts": "nano world, instructions in words that no training saw",
-}
+DATASETS = {"seen": "nano world", "unseen": "nano world, instructions in words that no training saw"}
 STAGES = {  # stages of the build, in its order: what was trained, and for what
     "llm": ("language model on the world's texts and conversations, from scratch", "llm"),
     "encoder": ("CTC over the LLM's tokens, from scratch", "encoder"),
@@ -68,63 +65,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def wilson(per_cent: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share in per cent (Wilson 1927).
-
-    >>> [round(value, 1) for value in wilson(50.0, 100)]
-    [40.4, 59.6]
-    """
-    share, weight = per_cent / 100, z * z / count
-    centre = (share + weight / 2) / (1 + weight)
-    half = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
-
-
-def evaluation_facts(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries of the section `evaluation` from `evaluation.json`; means over tasks or languages have no interval."""
+def evaluation_facts(folder: Path) -> list[dict[str, Any]]:
+    """Entries of the section `evaluation` from what `speechllm evaluate` wrote in `OUT/evaluation`."""
     entries = []
-    for key, title in TITLES.items():
-        for name, line in scores[key].items():
-            systems = {}
-            for system, way in (("text_bound", "text"), ("cascade", "cascade"), ("speech", "speech")):
-                systems[system] = {"value": line[way]}
-                if name != "mean":
-                    systems[system] |= dict(zip(("low", "high"), wilson(line[way], line["n"]), strict=True))
-            by_language = key == "languages"
-            entries.append(
-                {
-                    "dataset": {"name": title, "split": "test"},
-                    "task": "all tasks" if by_language else name,
-                    "language": name if by_language else "all",
-                    "metric": "exact match",
-                    "unit": "%",
-                    "higher_is_better": True,
-                    "headline": name == "mean",
-                    "n": line["n"],
-                    "systems": systems,
-                    "interval": "Wilson's 95 % interval over questions; means over the rows above have none",
-                    "command": EVALUATE,
-                }
-            )
-    recognised = scores["recognition"]
-    for metric, name, better in (
-        ("exact sentences", "exact_sentences", True),
-        ("error rate", "token_error_rate", False),
-    ):
-        entries.append(
-            {
-                "dataset": {"name": "nano world, the cascade's recogniser", "split": "test"},
-                "task": "transcribe",
-                "language": "all",
-                "metric": metric if better else "token error rate",
-                "unit": "%",
-                "higher_is_better": better,
-                "n": scores["recordings"],
-                "systems": {"cascade": {"value": recognised[name]}},
-                "command": EVALUATE,
-            }
-        )
-    return entries
+    for kind, name in DATASETS.items():
+        results = json.loads((folder / kind / "results.json").read_text(encoding="utf-8"))
+        told = {"dataset": {"name": name, "split": "test"}, "command": EVALUATE}
+        exact = results["metrics"][results["headline"]]["title"]
+        entries += [entry | told for entry in run_entries(results) if entry["metric"] == exact]
+    recogniser = {
+        "task": "transcribe",
+        "language": "all",
+        "metric": "recogniser's word error rate, in Chinese by character",
+        "unit": "%",
+        "higher_is_better": False,
+        "n": results["rows"]["scored"],
+        "systems": {"cascade": {k: results["overall"]["cascade"]["heard_wer"][k] for k in ("value", "low", "high")}},
+    }
+    return [*entries, recogniser | told]
 
 
 def stages_facts(seconds: dict[str, float], cores: int) -> list[dict[str, Any]]:
@@ -146,9 +104,8 @@ def stages_facts(seconds: dict[str, float], cores: int) -> list[dict[str, Any]]:
 
 def build_facts(out: Path, cores: int) -> dict[str, Any]:
     """What a build has measured: scores and wall times."""
-    scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     stages = [stage | {"packages": package_versions()} for stage in stages_facts(stage_seconds(out), cores)]
-    return {"evaluation": evaluation_facts(scores), "training": stages}
+    return {"evaluation": evaluation_facts(out / "evaluation"), "training": stages}
 
 
 def data_facts() -> dict[str, Any]:
@@ -259,5 +216,9 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=Path("speechllm/nano"))
     parser.add_argument("--out", type=Path, help="folder of a new build, whose scores and times are taken over")
     parser.add_argument("--cores", type=int, default=2, help="cores that the build had")
+    parser.add_argument("--scores", type=Path, help="folder of an evaluation, whose scores are taken over")
     arguments = parser.parse_args()
-    write_nano_card(arguments.folder, build_facts(arguments.out, arguments.cores) if arguments.out else {})
+    build = build_facts(arguments.out, arguments.cores) if arguments.out else {}
+    if arguments.scores:
+        build["evaluation"] = evaluation_facts(arguments.scores)
+    write_nano_card(arguments.folder, build)

@@ -1,20 +1,20 @@
 """What the nano model can do, on voices and sentences that no training saw.
 
     python -m benchmarks.nanoworld.evaluate --out build/nanoworld
-    python -m benchmarks.nanoworld.evaluate --model speechllm/nano --card speechllm/nano/README.md
+    python -m benchmarks.nanoworld.evaluate --out build/nanoworld --model speechllm/nano
+    python -m benchmarks.nanoworld.card --folder speechllm/nano --scores build/nanoworld/evaluation
 
 Writes the questions (`questions.py`, once) and lets `speechllm evaluate` ask and score them in three ways: the LLM
 reads the true transcript (text bound), the LLM reads the encoder's greedy CTC transcript (cascade), and the SpeechLLM
 hears the recording (speech). Scores are exact matches in per cent, letter by letter. Paraphrases that no training saw
-are asked too. Prints tables, writes `OUT/evaluation.json` and, with `--card`, the section "Measured" of a model card;
-reports with pictures are in `OUT/evaluation/seen` and `OUT/evaluation/unseen`. A killed run goes on with the same
-command.
+are asked too. Prints tables with half the width of 95 % intervals, writes `OUT/evaluation.json`; reports with pictures
+are in `OUT/evaluation/seen` and `OUT/evaluation/unseen`, whence the last command takes the card's figures. A killed
+run goes on with the same command.
 """
 
 import argparse
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -26,22 +26,6 @@ from benchmarks.nanoworld.world import LANGUAGES
 WAYS = {"text_bound": "text bound", "cascade": "cascade", "speech": "speech"}
 METRIC = "exact"
 LONGEST_ANSWER = 48  # tokens
-MEASURED = """\
-## Measured
-
-{recordings} recordings of sentences and voices that no training saw, {questions} questions, exact matches in
-per cent, with half the width of the 95 % interval over recordings. Text bound: the LLM reads the true transcript.
-Cascade: it reads the encoder's greedy CTC transcript (word error rate {heard_wer:.1f} %, in Chinese by character).
-Speech: the SpeechLLM hears the recording. `python -m benchmarks.nanoworld.evaluate` repeats it.
-
-{tasks}
-
-{languages}
-
-Paraphrases of the instructions that no training saw:
-
-{unseen_prompts}
-"""
 TITLES = {"tasks": "task", "languages": "language", "unseen_prompts": "task, unseen prompts"}
 
 
@@ -76,10 +60,13 @@ def table(results: dict, grouping: str) -> dict[str, dict]:
 
 def format_table(title: str, scores: dict[str, dict]) -> str:
     """A Markdown table of `table`'s result, with speech as per cent of the text bound."""
+    from speechllm.evaluation.bootstrap import Estimate
+    from speechllm.evaluation.tables import cell_in_short
+
     lines = [f"| {title} | n | {' | '.join(WAYS.values())} | speech / bound |", "|---|---:|---:|---:|---:|---:|"]
     for name, line in scores.items():
         share = 100 * line["speech"]["value"] / line["text_bound"]["value"] if line["text_bound"]["value"] else 0.0
-        cells = [f"{line[way]['value']:.1f} ± {(line[way]['high'] - line[way]['low']) / 2:.1f}" for way in WAYS]
+        cells = [cell_in_short(Estimate(**line[way]), "%") for way in WAYS]
         name = name.replace("_", " ")
         lines.append(f"| {name} | {line['speech']['rows']} | {' | '.join(cells)} | {share:.1f} |")
     return "\n".join(lines)
@@ -93,26 +80,6 @@ def meets_bar(tasks: dict, languages: dict) -> bool:
     return bound >= 95 and speech >= 0.85 * bound and each
 
 
-def measured_section(scores: dict) -> str:
-    """The section "Measured" of the model card, from `evaluation.json`."""
-    tables = {key: format_table(title, scores[key]) for key, title in TITLES.items()}
-    return MEASURED.format(**{**scores, **tables})
-
-
-def update_card(card: Path, scores: dict) -> None:
-    """Puts the figures into a model card, in place of those there.
-
-    Raises:
-        ValueError: the card has no section "Measured".
-    """
-    text = card.read_text(encoding="utf-8")
-    if len(re.findall(r"^## Measured$", text, re.MULTILINE)) != 1:
-        raise ValueError(f'{card} has no section "## Measured" to put the figures into.')
-    before, _, rest = text.partition("## Measured\n")
-    _, heading, after = rest.partition("\n## ")
-    card.write_text(before + measured_section(scores) + heading + after, encoding="utf-8")
-
-
 def evaluate(
     out: Path,
     model_folder: Path,
@@ -120,14 +87,14 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = 64,
     limit: int | None = None,
-    card: Path | None = None,
 ) -> dict:
     """Scores the saved model; prints the tables and writes `out/evaluation.json`."""
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"
     torch.set_num_threads(threads)
-    head = model_folder / "ctc_head.safetensors"
+    head = model_folder / "helpers" / "ctc_head.safetensors"
     if not head.exists():
+        head.parent.mkdir()
         shutil.copyfile(out / "ctc_head.safetensors", head)
     folder = write_questions(out, threads)
     place = out / "evaluation" if limit is None else out / f"evaluation-{limit}"
@@ -141,11 +108,10 @@ def evaluate(
         "unseen_prompts": table(unseen, "task"),
     }
     scores["meets_bar"] = meets_bar(scores["tasks"], scores["languages"])
-    print(measured_section(scores))
-    print(f"Bar met: {scores['meets_bar']}")
+    for key, title in TITLES.items():
+        print(format_table(title, scores[key]), end="\n\n")
+    print(f"Recogniser's word error rate: {scores['heard_wer']:.1f} %; bar met: {scores['meets_bar']}")
     (place.parent / f"{place.name}.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-    if card is not None:
-        update_card(card, scores)
     return scores
 
 
@@ -182,7 +148,6 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--limit", type=int, help="so many questions of each kind, to try it")
-    parser.add_argument("--card", type=Path, help="model card whose section Measured is to have the figures")
     arguments = parser.parse_args()
     evaluate(
         arguments.out,
@@ -191,5 +156,4 @@ if __name__ == "__main__":
         arguments.device,
         arguments.batch_size,
         arguments.limit,
-        arguments.card,
     )

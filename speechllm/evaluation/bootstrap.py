@@ -69,6 +69,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def exact_interval(share: float, units: int) -> tuple[float, float]:
+    """The 95 % interval of a share in per cent that is 0 or 100 over so many units (Clopper and Pearson 1934); another
+    share stays as it is."""
+    reach = 100 * (1 - 0.025 ** (1 / units)) if units else 0.0
+    return (0.0, reach) if share == 0 else (100 - reach, 100.0) if share == 100 else (share, share)
+
+
 def estimate(
     statistics: np.ndarray,
     value: Value,
@@ -80,17 +87,16 @@ def estimate(
     A metric over the rows of a mask (rows,), by default all, with its interval.
 
     Resamples of rows that are all alike are alike, too, which is no certainty: for shares of 0 or 100 per cent the
-    interval is the exact binomial one over recordings (Clopper and Pearson 1934).
+    interval is the exact binomial one over recordings.
     """
     kept = statistics if rows is None else statistics[rows]
     if not len(kept):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     found = float(value(kept.sum(0)))
     low, high = interval(resamples.values(statistics, value, rows))
-    if is_share and low == high == found and found in (0.0, 100.0):
+    if is_share and low == high:
         units = resamples.unit if rows is None else resamples.unit[rows]
-        reach = 100 * (1 - 0.025 ** (1 / len(np.unique(units[kept[:, 1] > 0]))))
-        low, high = (0.0, reach) if found == 0 else (100 - reach, 100.0)
+        low, high = exact_interval(found, len(np.unique(units[kept[:, 1] > 0])))
     counted = kept[:, 1] > 0 if statistics.shape[1] == 2 else np.ones(len(kept), dtype=bool)
     return Estimate(found, low, high, int(counted.sum()))
 
@@ -110,4 +116,4 @@ def difference(statistics: np.ndarray, others: np.ndarray, value: Value, resampl
     return Difference(observed, low, high, float(min(1.0, 2 * (tail + 1) / (len(values) + 1))))
 
 
-__all__ = ["Difference", "Estimate", "Resamples", "Value", "difference", "estimate", "interval"]
+__all__ = ["Difference", "Estimate", "Resamples", "Value", "difference", "estimate", "exact_interval", "interval"]

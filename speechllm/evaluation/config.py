@@ -30,7 +30,7 @@ class EvaluationConfig:
         "What is asked, and the metrics with it."
     )
     dataset_name: str | None = described("Configuration of Hub datasets.")
-    dataset_split: str | None = described("Split. Default: test of Hub datasets, train of local data.")
+    dataset_split: str | None = described("Split. Default: test; of local data without one, train.")
     columns: dict | str | None = described('Other names of columns, {"sentence": "text"}.')
     limit: int | None = described("So many rows, spread evenly over the data. Default: all.")
     max_bad_share: float = described("Share of rows that may be unusable.", 0.05)

@@ -16,7 +16,7 @@ from .normalise import base_code
 
 WHISPER_SECONDS = 30
 CTC_HEAD = "ctc_head"
-CTC_HEAD_FILE = "ctc_head.safetensors"
+CTC_HEAD_FILE = "helpers/ctc_head.safetensors"  # not at the top: serving engines load all that lie there
 
 
 class Recogniser(Protocol):
@@ -74,7 +74,8 @@ class PipelineRecogniser:
                 if language is not None:
                     options["generate_kwargs"]["language"] = base_code(language)
             inputs = [{"raw": audio[place], "sampling_rate": self.sampling_rate} for place in places]
-            outputs = self.pipe(inputs, batch_size=len(inputs), **options)
+            # Whisper pads all audio alike; others hear padding, such as wav2vec2 with its group norm.
+            outputs = self.pipe(inputs, batch_size=len(inputs) if self.is_whisper else 1, **options)
             for place, output in zip(places, outputs, strict=True):
                 texts[place] = output["text"].strip()
         return texts

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainers.data.shards import write_text
+
 from .bootstrap import Difference, Estimate
 from .metrics import Metric
 from .pictures import draw
 from .scoring import GROUPINGS, Scores
-from .store import write_text
 from .systems import TITLES
 from .tables import Row, Table, full_title, has_figures, markdown, terminal
 

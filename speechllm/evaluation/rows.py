@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from processing_speechllm.chat_format import instruction_chat
+from processing_speechllm.chat_messages import instruction_chat
 from trainers.data.bad_rows import BadRows
 from trainers.data.chats import read_chat
 from trainers.data.loading import load_rows, source_name, with_durations
@@ -114,7 +114,7 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
     bad_rows = BadRows(folder, max_share=1.0, minimum=1)  # judged below, with what else is found
     parts = []
     for source in config.dataset:
-        split = config.dataset_split or ("train" if Path(source).expanduser().exists() else "test")
+        split = config.dataset_split or default_split(source)
         part = load_rows(source, split, False, config.dataset_name, config.columns, with_text=False)
         parts.append(part)
     try:
@@ -133,6 +133,12 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
     rows.bad = [*bad_rows.read(), *rows.bad]
     check_bad_share(rows.bad, seen, config.max_bad_share)
     return rows
+
+
+def default_split(source: str) -> str:
+    """`test`, but for local data without such parquet files `train`, which manifests are."""
+    path = Path(source).expanduser()
+    return "test" if not path.exists() or next(path.glob("**/test-*.parquet"), None) else "train"
 
 
 def check_bad_share(bad: Sequence[dict[str, str]], rows: int, allowed: float) -> None:

@@ -24,7 +24,7 @@ from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from trainers.data.loading import dataset_fingerprint
-from trainers.data.shards import open_run
+from trainers.data.shards import open_run, write_text
 from trainers.targets.backends import identify
 
 from .config import EvaluationConfig
@@ -34,7 +34,7 @@ from .recognisers import CTC_HEAD
 from .report import in_terminal, write_report
 from .rows import Item, Rows, check_bad_share, load_evaluation_rows
 from .scoring import Answers, score
-from .store import Lines, write_text
+from .store import Lines
 from .systems import TITLES, Runner, all_bad, plan_batches, systems_of
 
 PACKAGES = ("speechllm", "torch", "transformers", "datasets", "accelerate", "jiwer", "sacrebleu")

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainers.data.shards import write_text
+
 Key = tuple[str, str]  # system, id
 
 
@@ -84,11 +86,4 @@ def _end_half_a_line(file: BinaryIO) -> None:
             file.write(b"\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """The file is there whole, or as it was."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-__all__ = ["Lines", "write_text"]
+__all__ = ["Lines"]

@@ -59,11 +59,15 @@ def cell_in_full(cell: Cell, unit: str) -> str:
 
 
 def cell_in_short(cell: Cell, unit: str) -> str:
-    """A cell as `12.3 ±1.3`, with half the width of its interval."""
+    """A cell as `12.3 ±1.3`, with half the width of its interval, or `0.0 +3.0` where it reaches to one side only."""
     if cell is None or math.isnan(cell.value):
         return "-"
-    half = (cell.high - cell.low) / 2
-    return number(cell.value, unit) + ("" if math.isnan(half) else f" ±{number(half, unit)}")
+    below, above = cell.value - cell.low, cell.high - cell.value
+    if math.isnan(below):
+        return number(cell.value, unit)
+    if (below == 0) != (above == 0):
+        return f"{number(cell.value, unit)} {f'+{number(above, unit)}' if above else f'-{number(below, unit)}'}"
+    return f"{number(cell.value, unit)} ±{number((below + above) / 2, unit)}"
 
 
 def markdown(table: Table) -> str:

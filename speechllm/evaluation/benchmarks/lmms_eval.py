@@ -21,7 +21,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from processing_speechllm import SpeechInstructPipeline
-from processing_speechllm.chat_format import instruction_chat
+from processing_speechllm.chat_messages import instruction_chat
 
 NANO = str(Path(__file__).parents[2] / "nano")  # the embedded checkpoint
 GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "repetition_penalty")

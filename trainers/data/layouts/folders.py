@@ -219,4 +219,14 @@ RECORDINGS = Layout(
     "recordings without transcripts", f"files of {', '.join(AUDIO_SUFFIXES)}", recording_splits, load_recordings
 )
 
-__all__ = ["AUDIOFOLDER", "BENCHMARK", "PAIRS", "PARQUET", "RECORDINGS", "SAVED", "TARGETS", "TRANSCRIBED", "cut_notes"]
+__all__ = [
+    "AUDIOFOLDER",
+    "BENCHMARK",
+    "PAIRS",
+    "PARQUET",
+    "RECORDINGS",
+    "SAVED",
+    "TARGETS",
+    "TRANSCRIBED",
+    "cut_notes",
+]
