@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import speechllm
+from benchmarks.hours_costs import table
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 from speechllm.speech_synthesis.espeak import speak
@@ -98,6 +99,10 @@ def test_the_page_runs_from_recordings_to_a_folder_for_the_hub(tmp_path, monkeyp
     metrics = json.loads((tmp_path / "scores" / "results.json").read_text())
     assert metrics["rows"]["scored"] == 2
     assert (tmp_path / "hub-folder" / "README.md").is_file()
+
+
+def test_the_table_of_costs_is_what_its_script_prints():
+    assert "\n".join(table()) in PAGE.read_text(encoding="utf-8")
 
 
 def test_every_command_of_the_page_is_there():
