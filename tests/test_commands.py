@@ -232,6 +232,14 @@ def test_the_list_of_commands_imports_nothing_heavy():
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
+def test_the_readme_trains_with_recipes_that_are_packaged():
+    section = (RECIPES.parents[2] / "README.md").read_text(encoding="utf-8").split("## Train")[1].split("\n## ")[0]
+    named = re.findall(r"speechllm (\w+) --config (\S+)", section)
+    assert {command for command, _ in named} == {"targets", "encode", *commands.TRAINERS}
+    for command, recipe in named:
+        parse(commands.CLASSES[command], ["--config", recipe], "test")
+
+
 # What is checked before anything is launched
 
 
