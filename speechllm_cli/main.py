@@ -57,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return training.run(argv[0], argv[1:])
     if argv[0] == evaluate.NAME:
         return evaluate.run(argv[1:])
-    arguments = build_parser().parse_args(argv, argparse.Namespace(command_line=argv))
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv, argparse.Namespace(command_line=argv))
+    if rest and (not hasattr(arguments, "inputs") or any(word.startswith("-") and word != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # of `ask`: argparse takes no inputs after an option
+        arguments.inputs += rest
     sys.stdout.reconfigure(errors="replace")  # an answer in Chinese must not end a program whose terminal is Latin-1
     try:
         status = arguments.run(arguments)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from conftest import text_config
+from conftest import name_parents, text_config
 from datasets import Dataset
 from factories_training import tiny_parts, tone_rows
 from test_trainers import SETTINGS, TRAINERS, build, logged
@@ -137,7 +137,7 @@ def whole_cases(out: Path) -> dict[str, dict]:
 def loaded_cases(out: Path) -> dict[str, dict]:
     """Sharded by transformers as it loads."""
     model, processor = sharded_at_load(out / "start" / "imitation")
-    model.config.parents = {part: {"id": part, "revision": None} for part in ("audio", "text")}
+    name_parents(model)
     settings = SAVED | {"save_only_model": True}  # transformers cannot resume such runs
     results = {
         "loaded saved": trained(build("imitation", out / "saved" / "loaded", None, model, processor, **settings))

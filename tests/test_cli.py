@@ -61,6 +61,14 @@ def test_ask_prints_the_answer_of_the_pipeline(folder, recordings, capsys):
     assert capsys.readouterr().out == expected + "\n"
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (2, 3, 0, 1)])
+def test_options_may_stand_anywhere(folder, recordings, capsys, order):
+    words = [[recordings[0]], ["What is said?"], ["--model", str(folder)], ["--json"]]
+    assert main(["ask", *(word for number in order for word in words[number])]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["audio"], row["instruction"]) == (recordings[0], "What is said?")
+
+
 def test_without_an_instruction_the_audio_is_transcribed(folder, recordings, capsys):
     main(["ask", recordings[0], "--model", str(folder), "--json"])
     main(["ask", recordings[0], DEFAULT_INSTRUCTION, "--model", str(folder), "--json"])
@@ -133,6 +141,9 @@ def test_a_bad_recording_is_one_line_and_the_others_are_answered(folder, recordi
         (["nowhere.wav", "also-nowhere.mp3"], "no such file"),
         (["-", "-"], "given twice"),
         (["TONE", ""], "instruction is empty"),
+        ([""], "name of the audio file is empty"),
+        (["TONE", "say \udcff"], "is half of one"),
+        (["HTTP://127.0.0.1:9/a.wav"], "cannot be downloaded"),
     ],
 )
 def test_unusable_input_exits_with_2_and_says_why(folder, recordings, capsys, inputs, finding):
@@ -202,7 +213,11 @@ def test_languages_of_whisper_are_known():
     assert set(WHISPER_LANGUAGES) - {"jw"} <= LANGUAGES  # Whisper calls Javanese by a withdrawn code
 
 
-@pytest.mark.parametrize("arguments", ["sing", "ask", "ask a.wav --json --stream", "ask a.wav --max-new-tokens 0"])
+WRONG = ["sing", "ask", "ask a.wav --json --stream", "ask a.wav --max-new-tokens 0"]
+WRONG += ["ask a.wav --max-new-tokens many", "ask a.wav --json --bogus b", "check folder another"]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import text_config, tiny_speechllm, whisper_config
+from conftest import name_parents, text_config, tiny_speechllm, whisper_config
 from datasets import Dataset
 from factories_processing import CHATML_MARKED, RATE, make_extractor, make_tokenizer
 from factories_training import TEXTS, tone
@@ -477,7 +477,7 @@ def test_a_new_connector_takes_the_place_of_the_old_one_alone(folder):
 
 def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path):
     model = SpeechLLMForConditionalGeneration.from_pretrained(folder)
-    model.config.parents = {"audio": {"id": "a", "revision": None}, "text": {"id": "b", "revision": None}}
+    name_parents(model)
     model.save_pretrained(tmp_path)
     SpeechLLMProcessor.from_pretrained(folder).save_pretrained(tmp_path)
     script = ScriptArguments(model=str(tmp_path), dataset=["x"])

@@ -301,8 +301,8 @@ def test_what_is_not_recognised_says_what_was_found_and_what_is_needed(tmp_path)
 
 def test_recordings_alone_are_rows_where_no_transcripts_are_needed(tmp_path):
     write(tmp_path / "a" / "x.wav", 0)
-    rows = load_rows(tmp_path, with_text=False)
-    assert (rows["id"][:], rows["text"][:]) == (["a/x.wav"], [None])
+    rows = load_rows(tmp_path, transcribed=False)
+    assert (rows["id"][:], rows.column_names) == (["a/x.wav"], ["audio", "id"])
 
 
 def test_recordings_without_a_text_file_are_counted(tmp_path):

@@ -1,9 +1,11 @@
 """The rows of an evaluation: read by the loader of training, each one question with what scores its answer."""
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from datasets import Dataset, concatenate_datasets
 from processing_speechllm.chat_messages import instruction_chat
 from trainers.data.bad_rows import BadRows
 from trainers.data.chats import read_chat
+from trainers.data.layouts.layout import SPLIT_NAMES
+from trainers.data.layouts.recognition import local_splits
 from trainers.data.loading import load_rows, source_name, with_durations
 from trainers.targets.prompts import Prompt, Task, load_tasks, select_prompts, user_turn
 
@@ -115,7 +119,17 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
     parts = []
     for source in config.dataset:
         split = config.dataset_split or default_split(source)
-        part = load_rows(source, split, False, config.dataset_name, config.columns, with_text=False)
+        part = load_rows(
+            source,
+            split,
+            False,
+            config.dataset_config,
+            config.columns,
+            config.dataset_revision,
+            config.dataset_language,
+            transcribed=False,
+            say=partial(print, file=sys.stderr, flush=True),
+        )
         parts.append(part)
     try:
         data = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
@@ -136,9 +150,13 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
 
 
 def default_split(source: str) -> str:
-    """`test`, but for local data without such parquet files `train`, which manifests are."""
-    path = Path(source).expanduser()
-    return "test" if not path.exists() or next(path.glob("**/test-*.parquet"), None) else "train"
+    """`test`, but for local data without such a split `train`, which single files are."""
+    if not Path(source).expanduser().exists():
+        return "test"
+    names = local_splits(source, transcribed=False)
+    return (
+        "test" if any(SPLIT_NAMES.get(name.replace("_", "-").split("-")[0]) == "test" for name in names) else "train"
+    )
 
 
 def check_bad_share(bad: Sequence[dict[str, str]], rows: int, allowed: float) -> None:

@@ -26,6 +26,7 @@ from .recognisers import CTC_HEAD, CTC_HEAD_FILE, CTCHeadRecogniser, PipelineRec
 from .rows import Item, Rows
 from .store import Lines
 
+NO_PARTS = {"audio": None, "text": None, "gguf_file": None, "connector": None, "pad_to_window": False}
 TITLES = {
     "speech": "speech",
     "text_bound": "text bound",
@@ -119,7 +120,7 @@ class Runner:
         return any("finding" in self.store.lines.get((system, item.id), ()) for system in TITLES)
 
     def _load_speech(self, name: str) -> Answerer:
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
+        settings = NO_PARTS | {"dtype": self.config.dtype}
         model, processor = load_speech_model(SimpleNamespace(model=name, **settings))
         return self._answerer(model.to(self.device), processor)
 
@@ -129,7 +130,7 @@ class Runner:
 
     def _load_text_before(self) -> Answerer:
         """The LLM before training, asked with the template and the tokens of the one after."""
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
+        settings = NO_PARTS | {"dtype": self.config.dtype}
         _, processor = load_speech_model(SimpleNamespace(model=self.config.model, **settings))
         model, tokenizer = load_llm(self.config.text_before, dtype=self.config.dtype)
         before = getattr(tokenizer, "tokenizer", tokenizer).get_vocab()

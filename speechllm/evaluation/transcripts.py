@@ -318,7 +318,7 @@ def transcribe(config: TranscribeConfig, data: DataArguments) -> None:
     state = process_state()
     bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
     with state.main_process_first():
-        rows, kept = load_training_rows(data.dataset, data, bad_rows, say=state.print, with_text=False)
+        rows, kept = load_training_rows(data.dataset, data, bad_rows, say=state.print, transcribed=False)
     state.print(f"Data: {kept}")
     report = transcribe_dataset(config, rows)
     if state.is_main_process or report["complete"]:

@@ -21,6 +21,8 @@ class EncodeConfig:
             Folder or Hub id of the speech encoder, to compose the model as the training will.
         text (`str`, *optional*):
             Folder or Hub id of the LLM.
+        gguf_file (`str`, *optional*):
+            GGUF file in `text` that holds the LLM's weights.
         connector (`str` or `dict`, *optional*):
             Connector of the composed model, by name or settings; its `layers` are what is cached by default.
         pad_to_window (`bool`, *optional*, defaults to `False`):
@@ -71,6 +73,7 @@ class EncodeConfig:
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id of a SpeechLLM."})
     audio: str | None = field(default=None, metadata={"help": "Folder or Hub id of the speech encoder, with text."})
     text: str | None = field(default=None, metadata={"help": "Folder or Hub id of the LLM, with audio."})
+    gguf_file: str | None = field(default=None, metadata={"help": "GGUF file in text that holds the LLM's weights."})
     connector: dict | str | None = field(
         default=None, metadata={"help": "Connector of the composed model: a name, or settings as JSON."}
     )

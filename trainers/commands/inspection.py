@@ -90,7 +90,7 @@ def inspect(config: InspectConfig, data: DataArguments, trainers: dict[str, tupl
     if data.streaming:
         raise ValueError("A stream is not read to its end here. Set streaming false.")
     bad_rows = BadRows(None, max_share=1.0, minimum=1)
-    rows, kept = load_training_rows(data.dataset, data, bad_rows, say=print, with_text=False)
+    rows, kept = load_training_rows(data.dataset, data, bad_rows, say=print, transcribed=False)
     statistics = describe_rows(rows)
     unreadable = bad_rows.read()
     report: dict[str, Any] = {"data": statistics.to_dict(), "filters": str(kept), "unreadable": unreadable}

@@ -183,8 +183,8 @@ def check(command: str, settings: Sequence[Any], accelerate_config: str | None) 
         load_data(config, others[0], bad_rows, _say_nothing)
     else:
         data = others[0]
-        with_text = command in ("targets", "encode")
-        load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming, with_text=with_text)
+        transcribed = command in ("targets", "encode")
+        load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming, transcribed=transcribed)
 
 
 def check_output(args: SpeechTrainingConfig) -> None:
@@ -247,10 +247,11 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     if checkpoint is not None:
         say(f"Going on from {checkpoint}")
     set_seed(args.seed)  # a new connector is drawn by it
-    model, processor = load_speech_model(script, args.train_groups)
+    model, processor = load_speech_model(script, args.train_groups, script.quantization)
     adapters = None
     if script.lora_groups:
-        adapters = lora_config(model, script.lora_groups, script.lora_rank, script.lora_alpha, script.lora_dropout)
+        settings = script.lora_rank, script.lora_alpha, script.lora_dropout, script.lora_modules
+        adapters = lora_config(model, script.lora_groups, *settings)
     trainer = trainer_class(
         model,
         args,
@@ -357,7 +358,7 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
     """Saves the trained model with its processor and the history of losses to `output_dir`; returns the model's place.
 
     LoRA adapters are merged into the weights, so that the folder is a model like any other; where the weights are
-    sharded the adapters are saved as they are, to `output_dir/adapter`.
+    sharded or quantised the adapters are saved as they are, to `output_dir/adapter`.
     """
     folder = Path(trainer.args.output_dir)
     trainer.save_state()
@@ -367,7 +368,8 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
         trainer.save_model(str(folder))
         return folder
     plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+    quantized = getattr(trainer.speech_model, "is_quantized", False)  # merged weights would be rounded once more
+    if quantized or trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
         trainer.save_model(str(folder / "adapter"))
         return folder / "adapter"
     if trainer.args.should_save:

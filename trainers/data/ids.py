@@ -77,7 +77,7 @@ def _short_path(path: Path, root: Path | None) -> str:
 
 def _content_id(row: dict[str, Any]) -> str:
     parts = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
-    digest = hashlib.sha256(json.dumps(row["text"]).encode())
+    digest = hashlib.sha256(json.dumps(row.get("text")).encode())
     for part in parts:
         digest.update((part or {}).get("bytes") or b"")
     return digest.hexdigest()[:16]

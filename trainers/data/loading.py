@@ -50,7 +50,7 @@ def load_rows(
     columns: dict[str, str] | None = None,
     revision: str | None = None,
     language: str | None = None,
-    with_text: bool = True,
+    transcribed: bool = True,
     say: Callable[[str], None] = logger.info,
 ) -> Dataset | Stream:
     """
@@ -67,8 +67,8 @@ def load_rows(
             (`KNOWN_NAMES` of `columns`) are found without, which is said.
         revision (`str`, *optional*): branch, tag or commit of a Hub dataset.
         language (`str`, *optional*): of the rows that do not tell theirs.
-        with_text (`bool`, *optional*, defaults to `True`): refuse data without transcripts; otherwise their `text` is
-            None.
+        transcribed (`bool`, *optional*, defaults to `True`): whether data without transcripts are an error; otherwise
+            rows may lack `text`.
         say (`Callable`, *optional*): told in one line what the source was taken for; by default the log.
 
     Returns:
@@ -82,19 +82,19 @@ def load_rows(
         ValueError: a layout that is not known, columns that are missing, a broken manifest, or `audio` is not audio.
     """
     try:
-        opened = _open(source, split, streaming, name, columns or {}, revision, with_text)
+        opened = _open(source, split, streaming, name, columns or {}, revision, transcribed)
     except DatasetGenerationError as error:  # a builder of `datasets`, whose own message says nothing
         raise ValueError(f"{_name(source)}: {error.__cause__ or error}") from error
     rows = _with_chats(_undecoded(opened.rows, _name(source)), _name(source))
     found = column_names(rows)
-    needed = ["audio", "text"] if with_text and "messages" not in found else ["audio"]
+    needed = ["audio", "text"] if transcribed and "messages" not in found else ["audio"]
     missing = [column for column in needed if column not in found]
     if missing:
         raise ValueError(
             f"{_name(source)}: no column {missing[0]!r}; found {', '.join(found)}. Say which column it is with "
             f'columns={{"its name": "{missing[0]}"}}.'
         )
-    if "text" not in found:
+    if transcribed and "text" not in found:
         rows = _with_constant(rows, "text", None)
     if language is not None:
         rows = _in_language(rows, language)
@@ -246,7 +246,7 @@ def _tell(opened: Opened, name: str, rows: Dataset | Stream, say: Callable[[str]
     say(", ".join([f"{name}: {opened.layout}", f"split {opened.split}", size, *opened.notes]))
 
 
-def _open(source, split, streaming, name, columns, revision, with_text) -> Opened:
+def _open(source, split, streaming, name, columns, revision, transcribed) -> Opened:
     """The rows as they come, with columns renamed."""
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         raise ValueError(f"The dataset has splits ({', '.join(source)}). Give one, such as dataset[{split!r}].")
@@ -255,7 +255,7 @@ def _open(source, split, streaming, name, columns, revision, with_text) -> Opene
         return Opened(rows, None, "", split)
     path = Path(source).expanduser()
     if path.exists():
-        return open_layout(path, split, streaming, columns, with_text)
+        return open_layout(path, split, streaming, columns, transcribed)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or kind_of(path) in SUFFIXES:
         raise FileNotFoundError(
             f"{source}: no such file or folder, nor a Hub dataset id (owner/name). Check the path."

@@ -26,9 +26,11 @@ from transformers import (
 )
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
-from modeling_speechllm.composition import load_causal_lm, parent_of
+from modeling_speechllm.parents import load_causal_lm, parent_of
+from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.chat_format import lay_out_content, plain_chat_template
+from processing_speechllm.gguf_tokenizer import load_tokenizer
 
 from .endpoints import BackendError, Endpoint, Refusal
 
@@ -285,17 +287,34 @@ def load_backend(config: Any, device: torch.device) -> LocalBackend | EndpointBa
             timeout=config.timeout,
             **settings,
         )
-    model, tokenizer = load_llm(config.model, config.revision, config.dtype)
-    return LocalBackend(model.to(device), tokenizer, batch_size=config.batch_size, **settings)
+    model, tokenizer = load_llm(config.model, config.revision, config.dtype, config.gguf_file, config.quantization)
+    if config.quantization is None:  # else it is where it was quantised
+        model = model.to(device)
+    return LocalBackend(model, tokenizer, batch_size=config.batch_size, **settings)
 
 
-def load_llm(name: str, revision: str | None = None, dtype: str = "auto") -> tuple[PreTrainedModel, Any]:
-    """A causal LM and its tokenizer, or a SpeechLLM and its processor, from a Hub id or a folder."""
+def load_llm(
+    name: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    gguf_file: str | None = None,
+    quantization: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A causal LM (of a GGUF file if named) and its tokenizer, or a SpeechLLM and its processor, from a Hub id or a
+    folder; `quantization` is `8bit` or `4bit`."""
     hub = {"revision": revision} if revision is not None else {}
-    if AutoConfig.from_pretrained(name, **hub).model_type == "speechllm":
-        model = SpeechLLMForConditionalGeneration.from_pretrained(name, dtype=dtype, **hub)
+    if gguf_file is not None:
+        return load_causal_lm(name, gguf_file=gguf_file, dtype=dtype, **hub), load_tokenizer(name, gguf_file, **hub)
+    options = {"dtype": dtype}
+    settings = AutoConfig.from_pretrained(name, **hub)
+    speech = settings.model_type == "speechllm"
+    if quantization is not None:
+        whole = speech and not getattr(settings, "trained_groups", None)
+        options["quantization_config"] = quantization_config(quantization, whole)
+    if speech:
+        model = SpeechLLMForConditionalGeneration.from_pretrained(name, **options, **hub)
         return model, SpeechLLMProcessor.from_pretrained(name, **hub)
-    return load_causal_lm(name, dtype=dtype, **hub), AutoTokenizer.from_pretrained(name, **hub)
+    return load_causal_lm(name, **options, **hub), AutoTokenizer.from_pretrained(name, **hub)
 
 
 def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -308,7 +327,7 @@ def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
         return name, parent_of(name, revision)["revision"]
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
-        if file.suffix not in (".json", ".jinja", ".model", ".safetensors", ".bin"):
+        if file.suffix not in (".json", ".jinja", ".model", ".safetensors", ".bin", ".gguf"):
             continue
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())

@@ -32,27 +32,27 @@ UNDECODED = Audio(decode=False)
 LISTED = 5  # kinds of files, and folders, in a message
 
 
-def find_layout(path: Path, with_text: bool = True) -> tuple[Layout, dict[str, list[Path]]]:
+def find_layout(path: Path, transcribed: bool = True) -> tuple[Layout, dict[str, list[Path]]]:
     """
     The layout of a folder, and its files by split.
 
     Args:
         path: a folder.
-        with_text: whether recordings without transcripts are no layout.
+        transcribed: whether recordings without transcripts are no layout.
 
     Raises:
         ValueError: it is of none.
     """
     if (path / "manifest.jsonl").is_file():
         return manifests.MANIFESTS, {"train": [path / "manifest.jsonl"]}
-    for layout in LAYOUTS if with_text else (*LAYOUTS, folders.RECORDINGS):
+    for layout in LAYOUTS if transcribed else (*LAYOUTS, folders.RECORDINGS):
         splits = layout.splits(path)
         if splits:
             return layout, splits
     raise ValueError(_not_recognised(path))
 
 
-def open_layout(path: Path, split: str, streaming: bool, columns: dict[str, str], with_text: bool = True) -> Opened:
+def open_layout(path: Path, split: str, streaming: bool, columns: dict[str, str], transcribed: bool = True) -> Opened:
     """
     The rows of a file or folder, with columns renamed.
 
@@ -61,7 +61,7 @@ def open_layout(path: Path, split: str, streaming: bool, columns: dict[str, str]
         split: which, by any usual name; with a slice as `datasets` has it, `train[:1000]`.
         streaming: read rows as they are needed.
         columns: names in the data -> ours.
-        with_text: whether transcripts are needed.
+        transcribed: whether transcripts are needed.
 
     Raises:
         ValueError: no known layout, no such split, or data that are not as their layout has them.
@@ -70,7 +70,7 @@ def open_layout(path: Path, split: str, streaming: bool, columns: dict[str, str]
     if path.is_file():
         layout, name, files = _layout_of_file(path, base)
     else:
-        layout, splits = find_layout(path, with_text)
+        layout, splits = find_layout(path, transcribed)
         if list(splits) == ["train"] and base != "train":
             raise ValueError(f"{path}: no split {base!r}; it is a {layout.name} of one split, train.")
         name, files = choose_split(splits, base, str(path))
@@ -131,10 +131,10 @@ def column_names(rows: Rows) -> list[str]:
     return list(first)
 
 
-def local_splits(source: str | Path, with_text: bool = True) -> list[str]:
+def local_splits(source: str | Path, transcribed: bool = True) -> list[str]:
     """Names of the splits of a local source."""
     path = Path(source).expanduser()
-    return ["train"] if path.is_file() else list(find_layout(path, with_text)[1])
+    return ["train"] if path.is_file() else list(find_layout(path, transcribed)[1])
 
 
 def _not_recognised(path: Path) -> str:
