@@ -101,6 +101,7 @@ def load_training_rows(
     split: str | None = None,
     streaming: bool = False,
     say: Callable[[str], None] = logger.info,
+    transcribed: bool = True,
 ) -> tuple[Dataset | Stream, FilterReport]:
     """
     The rows of all sources one after the other, with `duration`, within the limits of the settings.
@@ -113,6 +114,7 @@ def load_training_rows(
         split: of every source, by default that of the settings.
         streaming: read rows as they are needed.
         say: told what each source was taken for.
+        transcribed: refuse data without transcripts; otherwise their `text` is None.
 
     Returns:
         the rows, and what the limits removed; of a stream the counts grow as it is read.
@@ -131,6 +133,7 @@ def load_training_rows(
             arguments.columns,
             arguments.dataset_revision,
             arguments.dataset_language,
+            transcribed=transcribed,
             say=say,
         )
         parts.append(with_durations(part, bad_rows))
