@@ -1,0 +1,40 @@
+"""python -m benchmarks.small STAGE --out OUT ...: see the README beside."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+AUDIO_SIZE = 512
+
+
+def hear(arguments: argparse.Namespace) -> None:
+    """Encoder frames and Whisper's readings of recordings."""
+    from benchmarks.small.corpora import SOURCES, recordings, spoken_recordings
+    from benchmarks.small.frame_store import FrameStore
+    from benchmarks.small.hearing import Whisper, hear
+
+    whisper = Whisper(arguments.parents / "whisper-base")
+    for source in arguments.source:
+        known = source in SOURCES
+        rows = recordings(arguments.data, source) if known else spoken_recordings(arguments.out / "speech" / source)
+        hear(rows, whisper, FrameStore(arguments.out / "frames" / source, AUDIO_SIZE), read=known)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.small", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    stage = stages.add_parser("hear", help=hear.__doc__)
+    stage.add_argument("--data", type=Path, required=True)
+    stage.add_argument("--parents", type=Path, required=True)
+    stage.add_argument("--out", type=Path, required=True)
+    stage.add_argument("--source", nargs="+", required=True)
+    stage.set_defaults(run=hear)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
