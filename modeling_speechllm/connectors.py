@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 from .configuration_connectors import ConvConfig, StackMLPConfig, WindowQFormerConfig, connector_config
 from .conformer_ctc import ConformerCTC
 from .connector_base import Connector, ConnectorOutput, fill_last, fold_windows, unfold_tokens, zero_past
+from .ctc_compress import CTCCompress
 from .lengths import stage_length
 from .query_bank import QueryBank
 from .whisper_qformer import WhisperQFormer
@@ -113,6 +114,7 @@ CONNECTORS = {
     "window_qformer": WindowQFormer,
     "conformer_ctc": ConformerCTC,
     "whisper_qformer": WhisperQFormer,
+    "ctc_compress": CTCCompress,
 }
 
 

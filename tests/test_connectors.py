@@ -49,6 +49,7 @@ TINY = {
     "window_qformer": {"type": "window_qformer", "width": 6, "queries": 2} | QFORMER | BANK,
     "conformer_ctc": CONFORMER,
     "whisper_qformer": {"type": "whisper_qformer", "queries": 3, "decoder_layers": 1, "positions": 8} | QFORMER | BANK,
+    "ctc_compress": {"type": "ctc_compress", "vocabulary": 7, "blocks": 1} | QFORMER,
 }
 
 

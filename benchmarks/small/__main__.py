@@ -1,9 +1,12 @@
 """python -m benchmarks.small STAGE --out OUT ...: see the README beside."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 import torch
+
+from benchmarks.small.reading import ReadingSettings
 
 AUDIO_SIZE = 512
 
@@ -21,6 +24,15 @@ def hear(arguments: argparse.Namespace) -> None:
         hear(rows, whisper, FrameStore(arguments.out / "frames" / source, AUDIO_SIZE), read=known)
 
 
+def read(arguments: argparse.Namespace) -> None:
+    """Stage 1: the connector learns to read."""
+    from benchmarks.small.reading import read
+
+    settings = {field.name: getattr(arguments, field.name) for field in fields(ReadingSettings)}
+    settings["sources"] = tuple(settings["sources"])
+    read(arguments.out, arguments.parents, arguments.run_name, ReadingSettings(**settings), arguments.minutes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.small", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
@@ -31,6 +43,15 @@ def main() -> None:
     stage.add_argument("--out", type=Path, required=True)
     stage.add_argument("--source", nargs="+", required=True)
     stage.set_defaults(run=hear)
+    stage = stages.add_parser("read", help=read.__doc__)
+    stage.add_argument("--parents", type=Path, required=True)
+    stage.add_argument("--out", type=Path, required=True)
+    stage.add_argument("--run", dest="run_name", required=True, help="name of the run's folder")
+    stage.add_argument("--minutes", type=float, default=1e9, help="stop after so many, resumable")
+    for field in fields(ReadingSettings):
+        plural = {"nargs": "+", "type": str} if field.name == "sources" else {"type": type(field.default)}
+        stage.add_argument(f"--{field.name}", default=field.default, **plural)
+    stage.set_defaults(run=read)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.run(arguments)
