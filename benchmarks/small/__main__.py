@@ -21,7 +21,7 @@ def hear(arguments: argparse.Namespace) -> None:
     for source in arguments.source:
         known = source in SOURCES
         rows = recordings(arguments.data, source) if known else spoken_recordings(arguments.out / "speech" / source)
-        hear(rows, whisper, FrameStore(arguments.out / "frames" / source, AUDIO_SIZE), read=known)
+        hear(rows, whisper, FrameStore(arguments.out / "frames" / source, AUDIO_SIZE, write=True), read=known)
 
 
 def read(arguments: argparse.Namespace) -> None:

@@ -13,16 +13,17 @@ class FrameStore:
     Args:
         folder: where both lie.
         size: width of a frame.
+        write: what a killed writer left unfinished is cut off. One writer at a time.
     """
 
-    def __init__(self, folder: Path, size: int):
+    def __init__(self, folder: Path, size: int, write: bool = False):
         self.folder, self.size = folder, size
         folder.mkdir(parents=True, exist_ok=True)
         index = folder / "index.jsonl"
         lines = index.read_text(encoding="utf-8").split("\n")[:-1] if index.exists() else []  # a cut line is dropped
         self.rows: dict[str, dict] = {row["id"]: row for row in map(json.loads, lines)}
         self.count = max((row["start"] + row["frames"] for row in self.rows.values()), default=0)
-        if index.exists():
+        if write and index.exists():
             index.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
             with (folder / "frames.bin").open("r+b") as stream:
                 stream.truncate(self.count * size * 2)
