@@ -27,7 +27,8 @@ ROOMS = {  # room: what it may import from, beside itself
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
 }
 TRAINERS = ["alignment", "distillation", "imitation", "speech"]
-FILES = [file for package in {room.split(".")[0] for room in ROOMS} for file in sorted((ROOT / package).rglob("*.py"))]
+PACKAGES = sorted({room.split(".")[0] for room in ROOMS})
+FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 
 
 def room_of(module: str) -> str | None:
@@ -90,7 +91,7 @@ def pages() -> list[Path]:
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_pages_name_modules_and_files_that_are_there(page):
     text = page.read_text(encoding="utf-8")
-    packages = "|".join(sorted({room.split(".")[0] for room in ROOMS} | {"tests", "docs"}))
+    packages = "|".join([*PACKAGES, "tests", "docs"])
     for module in set(re.findall(rf"(?:from|import|python -m) ((?:{packages})(?:\.\w+)+)", text)):
         path = ROOT / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").is_file(), f"{page.name} names the module {module}"

@@ -49,6 +49,7 @@ CLASSES: dict[str, tuple[type, ...]] = {
     "targets": (TargetsConfig, LaunchArguments),
     "encode": (EncodeConfig, DataArguments, LaunchArguments),
 }
+HOME = Path(__file__).parents[2]  # where the packages lie side by side
 OURS = ("trainers", "modeling_speechllm", "processing_speechllm", "speechllm", "speechllm_cli")
 
 
@@ -105,8 +106,8 @@ def _report(message: object) -> None:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether the error was raised in this project's code, where errors say what to do."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(frame.filename).parent.name in OURS
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return file.is_relative_to(HOME) and file.relative_to(HOME).parts[0] in OURS
 
 
 def _how_to_resume(output_dir: str | None) -> str:
