@@ -98,9 +98,7 @@ def runs(classes: torch.Tensor, lengths: torch.Tensor, blank: int) -> tuple[torc
 class CTCCompress(Connector):
     """See the module."""
 
-    def __init__(
-        self, config: CTCCompressConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0
-    ):
+    def __init__(self, config: CTCCompressConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
         super().__init__(config, audio_size, text_size, window, audio_layers)
         sizes = [audio_size, *[config.hidden_size] * config.convolutions]
         self.norm = nn.LayerNorm(audio_size)

@@ -60,9 +60,11 @@ class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 @dataclass
 class SpeechLLMAudioOutput(BaseModelOutputWithPooling):
-    """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...)."""
+    """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...); of a prompt
+    `left_out` `(batch, sequence)`, its places that the connector's `used` leaves out, see [`leave_out`]."""
 
     connector: ConnectorOutput | None = None
+    left_out: torch.Tensor | None = None
 
 
 @dataclass
@@ -92,6 +94,41 @@ def put_audio(inputs_embeds: torch.Tensor, placeholders: torch.Tensor, audio: to
     audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
     placeholders = placeholders.to(inputs_embeds.device)[..., None].expand_as(inputs_embeds)
     return inputs_embeds.masked_scatter(placeholders, audio)
+
+
+def leave_out(left_out: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes places out of a prompt: out of attention, and out of the count of positions, so that the LLM gives what it
+    would give without them.
+
+    Args:
+        left_out (`torch.BoolTensor` of shape `(batch, sequence)`): which places.
+        attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): the prompt's own.
+
+    Returns:
+        the attention mask and the position ids, `(batch, sequence)` each.
+
+    Raises:
+        ValueError: an attention mask of another shape.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(left_out, dtype=torch.long)
+    if attention_mask.shape != left_out.shape:
+        raise ValueError(
+            f"This connector leaves audio tokens out, for which the attention mask must be (batch, sequence) = "
+            f"{tuple(left_out.shape)}, not {tuple(attention_mask.shape)}. Pass the processor's attention_mask."
+        )
+    attention_mask = attention_mask * ~left_out.to(attention_mask.device)
+    return attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def left_out_places(
+    placeholders: torch.Tensor, connected: ConnectorOutput, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Placeholders `(batch, sequence)` whose audio token is not in the connector's `used`; `kept` `(audios, tokens)`
+    are the audio tokens that have a placeholder at all, by default those within the lengths."""
+    valid = length_mask(connected.lengths, connected.used.shape[1])
+    unused = ~connected.used[valid if kept is None else kept]
+    return placeholders.masked_scatter(placeholders, unused.to(placeholders.device))
 
 
 class SpeechLLMPreTrainedModel(PreTrainedModel):
@@ -334,6 +371,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                 f"placeholders, {len(input_features)} audio(s) give {len(audio)} audio tokens. Prepare both with one "
                 "processor call, without truncation, and with the processor saved beside this model."
             )
+        if output.connector.used is not None:
+            output.left_out = left_out_places(placeholders, output.connector)
         return put_audio(inputs_embeds, placeholders, audio), output
 
     @can_return_tuple
@@ -368,6 +407,9 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         inputs_embeds, audio = self.get_inputs_embeds(
             input_ids, inputs_embeds, input_features, input_features_mask, language
         )
+        if audio is not None and audio.left_out is not None:
+            attention_mask, places = leave_out(audio.left_out, attention_mask)
+            position_ids = places if position_ids is None else position_ids
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         outputs = self.language_model(
@@ -494,9 +536,11 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         """
         input_ids = kwargs.pop("input_ids", inputs)
         if input_features is not None and len(input_features) > 0:
-            kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
+            kwargs["inputs_embeds"], audio = self.model.get_inputs_embeds(
                 input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
             )
+            if audio.left_out is not None:
+                kwargs["attention_mask"], _ = leave_out(audio.left_out, kwargs.get("attention_mask"))
         if input_ids is None or kwargs.get("inputs_embeds") is None:
             return super().generate(input_ids, generation_config, *args, **kwargs)
         # The stand-in must not be the padding id, from which `generate` infers a missing attention mask.

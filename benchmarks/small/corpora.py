@@ -68,7 +68,9 @@ def recordings(data: Path, source: str) -> list[Recording]:
     folder, manifest, language = SOURCES[source]
     rows = [json.loads(line) for line in (data / folder / manifest).read_text(encoding="utf-8").splitlines()]
     return [
-        Recording(f"{source}/{row['audio']}", data / folder / row["audio"], row.get("text"), split_of(source, row), row)
+        Recording(
+            f"{source}/{row['audio']}", data / folder / row["audio"], row.get("text"), split_of(source, row), row
+        )
         for row in rows
         if language is None or row["language"] == language
     ]

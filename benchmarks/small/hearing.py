@@ -22,7 +22,13 @@ from benchmarks.small.frame_store import FrameStore
 
 HOP = 320  # samples per encoder frame
 BATCH_SECONDS = 240
-START, ENGLISH, TRANSCRIBE, ZERO, NO_SPEECH = "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|0.00|>", "<|nospeech|>"
+START, ENGLISH, TRANSCRIBE, ZERO, NO_SPEECH = (
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|transcribe|>",
+    "<|0.00|>",
+    "<|nospeech|>",
+)
 
 
 class Whisper:

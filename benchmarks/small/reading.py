@@ -122,7 +122,13 @@ def read_loss(connector: CTCCompress, frames: list[torch.Tensor], classes: list[
     targets = torch.tensor([index for part in classes for index in part], device=device)
     sizes = torch.tensor([len(part) for part in classes], device=device)
     losses = F.ctc_loss(
-        logits.float().log_softmax(-1).transpose(0, 1), targets, places, sizes, connector.blank, "none", zero_infinity=True
+        logits.float().log_softmax(-1).transpose(0, 1),
+        targets,
+        places,
+        sizes,
+        connector.blank,
+        "none",
+        zero_infinity=True,
     )
     return losses.sum() / sizes.sum()
 
@@ -153,7 +159,9 @@ def word_errors(connector: CTCCompress, vocabulary: Vocabulary, examples: list[E
     return jiwer.wer([example.text for example in examples], read), read
 
 
-def read(out: Path, parents: Path, name: str, settings: ReadingSettings, minutes: float = 1e9, device: str = "cpu") -> None:
+def read(
+    out: Path, parents: Path, name: str, settings: ReadingSettings, minutes: float = 1e9, device: str = "cpu"
+) -> None:
     """Trains (on, if there is a checkpoint) for `settings.steps` updates, or until `minutes` are over."""
     folder = out / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)

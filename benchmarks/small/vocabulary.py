@@ -47,9 +47,13 @@ class Vocabulary:
         spelled: list[int] = []
         for word in text.split():
             if word not in self.words:
-                pieces = [tokenizer.decode([token]) for token in tokenizer(" " + word, add_special_tokens=False).input_ids]
+                pieces = [
+                    tokenizer.decode([token]) for token in tokenizer(" " + word, add_special_tokens=False).input_ids
+                ]
                 known = all(piece in self.classes for piece in pieces)
-                self.words[word] = [self.classes[piece] for piece in pieces] if known else self.longest_match(" " + word)
+                self.words[word] = (
+                    [self.classes[piece] for piece in pieces] if known else self.longest_match(" " + word)
+                )
             if not self.words[word]:
                 return None
             spelled += self.words[word]
