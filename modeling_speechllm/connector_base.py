@@ -23,8 +23,8 @@ class ConnectorOutput(ModelOutput):
         language_ctc_lengths (`torch.Tensor` of shape `(batch,)`, *optional*): of an intermediate language CTC.
         used (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): which audio tokens the LLM is to read; all
             within `lengths` where there is none. The others are there in number only.
-        ctc_logits (`torch.Tensor` of shape `(batch, places, classes + 1)`, *optional*), the blank last, and ctc_lengths
-            (`torch.Tensor` of shape `(batch,)`, *optional*): of a connector with a CTC of its own.
+        ctc_logits (`torch.Tensor` of shape `(batch, places, classes + 1)`, *optional*), the blank last, and
+        ctc_lengths (`torch.Tensor` of shape `(batch,)`, *optional*): of a connector with a CTC of its own.
     """
 
     embeddings: torch.Tensor | None = None

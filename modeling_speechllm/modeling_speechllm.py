@@ -60,8 +60,8 @@ class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 @dataclass
 class SpeechLLMAudioOutput(BaseModelOutputWithPooling):
-    """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...); of a prompt
-    `left_out` `(batch, sequence)`, its places that the connector's `used` leaves out, see [`leave_out`]."""
+    """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...); of a
+    prompt `left_out` `(batch, sequence)`, its places that the connector's `used` leaves out, see [`leave_out`]."""
 
     connector: ConnectorOutput | None = None
     left_out: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""Encoder frames on disk: one flat float16 file and an index, appended to, so that a killed run goes on where it was."""
+"""Encoder frames on disk: one flat float16 file and an index; appended to, so a killed run goes on where it was."""
 
 import json
 from pathlib import Path
