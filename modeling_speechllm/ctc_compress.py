@@ -1,10 +1,10 @@
 """A connector that reads: CTC over the LLM's tokens, and one embedding of the LLM per token that it read.
 
 Strided convolutions and Transformer layers give the frames context; CTC tells at each place which token of a
-restricted vocabulary is spoken there. A run of places with the same token becomes one vector: the LLM's own embeddings, weighted
-by the mean posterior of the run (LegoSLM, arXiv 2505.11352). The blank between them becomes nothing (CTC compressors:
-Gaido et al. 2021, arXiv 2102.01578; CJST, arXiv 2411.07607). So the LLM reads a sequence as long as text, in its own
-embeddings, also before it was trained on any speech; of silence it reads nothing.
+restricted vocabulary is spoken there. A run of places with the same token becomes one vector: the LLM's own
+embeddings, weighted by the mean posterior of the run (LegoSLM, arXiv 2505.11352). The blank between them becomes
+nothing (CTC compressors: Gaido et al. 2021, arXiv 2102.01578; CJST, arXiv 2411.07607). So the LLM reads a sequence as
+long as text, in its own embeddings, also before it was trained on any speech; of silence it reads nothing.
 
 Unusual here:
 - How many placeholders an audio takes depends on its length alone, as with every connector. `used` marks those that

@@ -24,6 +24,13 @@ def hear(arguments: argparse.Namespace) -> None:
         hear(rows, whisper, FrameStore(arguments.out / "frames" / source, AUDIO_SIZE, write=True), read=known)
 
 
+def speak(arguments: argparse.Namespace) -> None:
+    """Sentences spoken by text-to-speech."""
+    from benchmarks.small.speaking import speak
+
+    speak(arguments.data, arguments.out / "speech" / arguments.name, arguments.count)
+
+
 def read(arguments: argparse.Namespace) -> None:
     """Stage 1: the connector learns to read."""
     from benchmarks.small.reading import read
@@ -31,6 +38,13 @@ def read(arguments: argparse.Namespace) -> None:
     settings = {field.name: getattr(arguments, field.name) for field in fields(ReadingSettings)}
     settings["sources"] = tuple(settings["sources"])
     read(arguments.out, arguments.parents, arguments.run_name, ReadingSettings(**settings), arguments.minutes)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """How a run reads and what the LLM makes of it."""
+    from benchmarks.small.measuring import measure
+
+    measure(arguments.out, arguments.parents, arguments.run_name, arguments.count)
 
 
 def main() -> None:
@@ -43,6 +57,12 @@ def main() -> None:
     stage.add_argument("--out", type=Path, required=True)
     stage.add_argument("--source", nargs="+", required=True)
     stage.set_defaults(run=hear)
+    stage = stages.add_parser("speak", help=speak.__doc__)
+    stage.add_argument("--data", type=Path, required=True)
+    stage.add_argument("--out", type=Path, required=True)
+    stage.add_argument("--name", default="tts", help="name of the recordings' folder, and a source for hear and read")
+    stage.add_argument("--count", type=int, default=4000, help="sentences for training")
+    stage.set_defaults(run=speak)
     stage = stages.add_parser("read", help=read.__doc__)
     stage.add_argument("--parents", type=Path, required=True)
     stage.add_argument("--out", type=Path, required=True)
@@ -52,6 +72,12 @@ def main() -> None:
         plural = {"nargs": "+", "type": str} if field.name == "sources" else {"type": type(field.default)}
         stage.add_argument(f"--{field.name}", default=field.default, **plural)
     stage.set_defaults(run=read)
+    stage = stages.add_parser("measure", help=measure.__doc__)
+    stage.add_argument("--parents", type=Path, required=True)
+    stage.add_argument("--out", type=Path, required=True)
+    stage.add_argument("--run", dest="run_name", required=True)
+    stage.add_argument("--count", type=int, default=100, help="recordings of each source")
+    stage.set_defaults(run=measure)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.run(arguments)

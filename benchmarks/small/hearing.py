@@ -9,6 +9,7 @@ a segment ends. A label is kept for training when Whisper's confidence and end s
 
 import math
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -117,27 +118,38 @@ def trustworthy(row: dict) -> bool:
     )
 
 
-def hear(recordings: list[Recording], whisper: Whisper, store: FrameStore, read: bool = True) -> None:
-    """Adds to the store what is not there yet: frames, and Whisper's reading as `read`."""
+def hear(
+    recordings: list[Recording],
+    whisper: Whisper,
+    store: FrameStore,
+    read: bool = True,
+    batch_seconds: float = BATCH_SECONDS,
+    workers: int = 1,
+) -> None:
+    """Adds to the store what is not there yet: frames, and Whisper's reading as `read`; `batch_seconds` of audio at a
+    time. Recordings under 0.3 s or over Whisper's 30 s are counted and left out."""
     todo = [recording for recording in recordings if recording.id not in store.rows]
-    lengths = {recording.id: recording.seconds() for recording in todo}
-    todo = sorted((r for r in todo if 0.3 < lengths[r.id] <= 30), key=lambda recording: lengths[recording.id])
-    batches, batch = [], []
-    for recording in todo:
-        if batch and lengths[recording.id] * (len(batch) + 1) > BATCH_SECONDS:
-            batches.append(batch)
-            batch = []
-        batch.append(recording)
-    batches += [batch] if batch else []
-    Random(0).shuffle(batches)
-    for batch in tqdm(batches, desc=f"hear {store.folder.name}", mininterval=10):
-        clips = [torch.from_numpy(recording.samples()) for recording in batch]
-        frames = whisper.frames(clips)
-        limit = min(8 + math.ceil(frames.shape[1] * HOP / RATE * 8), 200)
-        found = whisper.read(frames, limit) if read else [None] * len(batch)
-        rows = [
-            {"id": recording.id, "split": recording.split, "text": recording.text, "read": text, "row": recording.row}
-            for recording, text in zip(batch, found, strict=True)
-        ]
-        parts = [part[: -(-len(clip) // HOP)].cpu() for part, clip in zip(frames, clips, strict=True)]
-        store.append(rows, parts)
+    with ThreadPoolExecutor(workers) as pool:
+        lengths = dict(zip([r.id for r in todo], pool.map(Recording.seconds, todo), strict=True))
+        kept = sorted((r for r in todo if 0.3 < lengths[r.id] <= 30), key=lambda recording: lengths[recording.id])
+        if len(kept) < len(todo):
+            print(f"{store.folder.name}: {len(todo) - len(kept)} of {len(todo)} recordings left out for their length")
+        batches, batch = [], []
+        for recording in kept:
+            if batch and lengths[recording.id] * (len(batch) + 1) > batch_seconds:
+                batches.append(batch)
+                batch = []
+            batch.append(recording)
+        batches += [batch] if batch else []
+        Random(0).shuffle(batches)
+        for batch in tqdm(batches, desc=f"hear {store.folder.name}", mininterval=10):
+            clips = [torch.from_numpy(samples) for samples in pool.map(Recording.samples, batch)]
+            frames = whisper.frames(clips)
+            limit = min(8 + math.ceil(frames.shape[1] * HOP / RATE * 8), 200)
+            found = whisper.read(frames, limit) if read else [None] * len(batch)
+            rows = [
+                {"id": recording.id, "split": recording.split, "text": recording.text, "read": text}
+                for recording, text in zip(batch, found, strict=True)
+            ]
+            parts = [part[: -(-len(clip) // HOP)].cpu() for part, clip in zip(frames, clips, strict=True)]
+            store.append(rows, parts)
