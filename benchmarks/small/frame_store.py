@@ -27,7 +27,7 @@ class FrameStore:
             index.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
             with (folder / "frames.bin").open("r+b") as stream:
                 stream.truncate(self.count * size * 2)
-        self.stored: np.ndarray | None = None
+        self.stored: torch.Tensor | None = None
 
     def append(self, rows: list[dict], frames: list[torch.Tensor]) -> None:
         """Adds recordings: rows with an `id`, frames (frames, size)."""
@@ -41,9 +41,14 @@ class FrameStore:
         self.rows |= {row["id"]: row for row in rows}
         self.stored = None
 
+    def load(self, device: str = "cpu") -> None:
+        """Opens the frames: mapped from disk, or all of them on another device."""
+        mapped = np.memmap(self.folder / "frames.bin", np.float16, "c").reshape(-1, self.size)
+        self.stored = torch.from_numpy(mapped[: self.count]).to(device)
+
     def frames(self, id: str) -> torch.Tensor:
         """Frames of a recording, (frames, size), float16."""
         if self.stored is None:
-            self.stored = np.memmap(self.folder / "frames.bin", np.float16, "r").reshape(-1, self.size)
+            self.load()
         row = self.rows[id]
-        return torch.from_numpy(np.array(self.stored[row["start"] : row["start"] + row["frames"]]))
+        return self.stored[row["start"] : row["start"] + row["frames"]]

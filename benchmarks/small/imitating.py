@@ -100,6 +100,8 @@ def imitate(
     examples = [example for source in settings.sources for example in transcripts(out, source, "train")]
     for example in examples:
         example.classes = vocabulary.spell(example.text, answerer.tokenizer)
+    for store in {id(example.store): example.store for example in examples}.values():
+        store.load(device)
     examples = [e for e in examples if e.classes and 1.2 * len(e.classes) <= e.length / 4]
     random.Random(settings.seed).shuffle(examples)
     examples = examples[: settings.recordings]

@@ -2,19 +2,22 @@
 
     python -m benchmarks.small measure --parents PARENTS --out OUT --run NAME
 
-- `text`: the LLM reads the transcript (the bound). `cascade`: it reads what Whisper read. `hard`: it reads the words of
-  greedy CTC, tokenized anew. `soft`: it hears the connector's embeddings.
+- `text`: the LLM reads the transcript (the bound). `cascade`: it reads what Whisper read. `hard`: it reads the words
+  of greedy CTC, tokenized anew. `soft`: it hears the connector's embeddings.
 - Word error rate of what was read, and of what the LLM gives back when asked to repeat it.
 - Agreement: share of tokens of the LLM's own answer to the transcript that are the likeliest after the other input.
+  Where the run trained an adapter, the answers are those of the LLM without it.
 
 All texts are normalized (lower case, no punctuation).
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import jiwer
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from benchmarks.nanoworld.logbook import log
@@ -66,6 +69,11 @@ def measure(out: Path, parents: Path, name: str, count: int = 100, device: str =
     """Writes `OUT/runs/NAME/measured.json` and a table to the log; `count` recordings of each source."""
     folder = out / "runs" / name
     answerer = Answerer(parents / "smollm2-135m-instruct", device)
+    if (folder / "adapter").exists():
+        adapted = PeftModel.from_pretrained(answerer.model, folder / "adapter")
+        without = adapted.disable_adapter
+    else:
+        without = nullcontext
     connector, vocabulary = load_run(folder, device)
     results: dict[str, dict] = {}
     for source in ("cv_en", "cv_other"):
@@ -73,14 +81,15 @@ def measure(out: Path, parents: Path, name: str, count: int = 100, device: str =
         requests, texts = read_ways(answerer, connector, vocabulary, examples)
         reference = texts["text"]
         found = {way: {"read_wer": jiwer.wer(reference, rows)} for way, rows in texts.items()} | {"soft": {}}
-        answers = {
-            instruction: answerer.answers([Turn(instruction, request) for request in requests["text"]], LIMIT)
-            for instruction in MEASURED
-        }
+        with without():
+            answers = {
+                instruction: answerer.answers([Turn(instruction, request) for request in requests["text"]], LIMIT)
+                for instruction in MEASURED
+            }
         for way, rows in requests.items():
             repeated = answerer.answers([Turn(REPEAT, row) for row in rows], 48)
             found[way]["repeat_wer"] = jiwer.wer(reference, [normalized(answerer.decode(r)) or "-" for r in repeated])
-            if way == "text":
+            if way == "text" and without is nullcontext:
                 continue
             shares = {
                 instruction: agreement(

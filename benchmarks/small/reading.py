@@ -175,6 +175,8 @@ def read(
         (folder / "settings.json").write_text(json.dumps(asdict(settings)), encoding="utf-8")
     for example in examples:
         example.classes = vocabulary.spell(example.text, tokenizer)
+    for store in {id(example.store): example.store for example in examples}.values():
+        store.load(device)
     known = [e for e in examples if e.classes and 1.2 * len(e.classes) <= e.length / 4]
     torch.manual_seed(settings.seed)
     connector = new_connector(vocabulary, settings).to(device)

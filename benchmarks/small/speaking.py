@@ -7,8 +7,12 @@ make up for it. Texts are commands (SLURP), queries (CLINC150) and news (NTREX);
 """
 
 import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -44,27 +48,41 @@ def sentences(data: Path) -> list[dict]:
     return kept
 
 
-def speak(data: Path, folder: Path, count: int, test_count: int = 200, seed: int = 0) -> None:
-    """Writes `folder/audio/*.ogg` and `folder/manifest.jsonl`; what is there already is not spoken again."""
+def speak_row(task: tuple[int, dict, Path, int]) -> dict | None:
+    """Speaks one text to a file, unless it is there; None where the synthesis makes under half a second."""
+    number, row, folder, seed = task
+    path = folder / "audio" / f"{number:06d}.ogg"
+    rng = Random(f"{seed}|{row['text']}")
+    pitch = TEST_PITCH if row["split"] == "test" else rng.choice(PITCHES)
+    if not path.exists():
+        wave = voice()(row["text"], speed=rng.uniform(0.85, 1.2) / pitch, seed=number)
+        if len(wave) < RATE // 2:
+            return None
+        wave = resample(torch.from_numpy(wave), round(voice().sample_rate * pitch), RATE).numpy()
+        soundfile.write(path, np.clip(wave, -1, 1), RATE, format="OGG", subtype="OPUS")
+    return row | {"audio": f"audio/{path.name}", "speaker": f"heart {pitch}"}
+
+
+@lru_cache(maxsize=1)
+def voice() -> Any:
+    """The synthesis, loaded once in each process."""
     from hibari import Hibari
 
+    torch.set_num_threads(1)
+    return Hibari()
+
+
+def speak(data: Path, folder: Path, count: int, test_count: int = 200, workers: int = 1, seed: int = 0) -> None:
+    """Writes `folder/audio/*.ogg` and `folder/manifest.jsonl`; what is there already is not spoken again."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     rows = sentences(data)
     Random(seed).shuffle(rows)
     chosen = [row for row in rows if row["split"] == "train"][:count]
     chosen += [row for row in rows if row["split"] == "test" and row["label"]][:test_count]
-    voice, done = Hibari(), []
-    for number, row in enumerate(tqdm(chosen, desc="speak", mininterval=10)):
-        path = folder / "audio" / f"{number:06d}.ogg"
-        rng = Random(f"{seed}|{row['text']}")
-        pitch = TEST_PITCH if row["split"] == "test" else rng.choice(PITCHES)
-        if not path.exists():
-            wave = voice(row["text"], speed=rng.uniform(0.85, 1.2) / pitch, seed=number)
-            if len(wave) < RATE // 2:
-                continue
-            wave = resample(torch.from_numpy(wave), round(voice.sample_rate * pitch), RATE).numpy()
-            soundfile.write(path, np.clip(wave, -1, 1), RATE, format="OGG", subtype="OPUS")
-        done.append(row | {"audio": f"audio/{path.name}", "speaker": f"heart {pitch}"})
+    tasks = [(number, row, folder, seed) for number, row in enumerate(chosen)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        spoken = pool.map(speak_row, tasks, chunksize=20)
+        done = [row for row in tqdm(spoken, desc="speak", total=len(tasks), mininterval=10) if row]
     partial = folder / "manifest.partial"
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done), encoding="utf-8")
     partial.replace(folder / "manifest.jsonl")
