@@ -131,6 +131,22 @@ class CTCCompress(Connector):
         self.table.token_ids.copy_(token_ids)
         self.table.weight.copy_(embeddings[token_ids])
 
+    def classes_of(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Classes of the LLM's tokens, of any shape; -1 for those that the connector cannot read."""
+        known = self.table.token_ids
+        order = known.argsort()
+        place = torch.searchsorted(known[order], token_ids).clamp(max=len(known) - 1)
+        found = order[place]
+        return found.masked_fill(known[found] != token_ids, -1)
+
+    def over_tokens(self, logits: torch.Tensor, tokens: int, blank: int) -> torch.Tensor:
+        """CTC logits of the classes (..., vocabulary + 1) -> of all the LLM's tokens (..., tokens), -inf for those that
+        the connector cannot read; the blank is the token `blank`."""
+        spread = logits.new_full((*logits.shape[:-1], tokens), -torch.inf)
+        spread[..., self.table.token_ids] = logits[..., : self.blank]
+        spread[..., blank] = logits[..., self.blank]
+        return spread
+
     def read(self, frames: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder frames -> CTC logits (batch, places, vocabulary + 1), the blank last, and places of each row."""
         hidden = self.norm(frames)

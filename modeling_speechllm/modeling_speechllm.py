@@ -313,10 +313,14 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         """CTC logits of the audio tokens over the LLM's vocabulary, with its own frozen input embeddings as the output
         layer (BLOOMZMMS, stage 1); the blank is `ctc_blank`. Arguments as in `get_audio_features`.
 
-        Works with any connector. CTC needs as many audio tokens as the transcript has, and one more wherever a token
-        repeats.
+        Works with any connector; one that has a CTC of its own gives that, -inf for tokens that it cannot read. CTC
+        needs as many audio tokens as the transcript has, and one more wherever a token repeats.
         """
         connected = self.get_audio_features(input_features, input_features_mask, language).connector
+        if connected.ctc_logits is not None:
+            tokens = self.get_input_embeddings().num_embeddings
+            logits = self.multi_modal_projector.over_tokens(connected.ctc_logits, tokens, self.ctc_blank)
+            return SpeechLLMCTCOutput(logits=logits, lengths=connected.ctc_lengths, connector=connected)
         logits = ctc_logits(connected.embeddings, self.get_input_embeddings().weight)
         return SpeechLLMCTCOutput(logits=logits, lengths=connected.lengths.to(logits.device), connector=connected)
 

@@ -135,3 +135,18 @@ def test_where_nothing_is_read_nothing_is_heard():
     ).logits
     silent = model(input_ids=torch.tensor([[7, 4, 6, 2, 11]])).logits
     torch.testing.assert_close(logits[0, -1], silent[0, -1], rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_classes_and_tokens_name_each_other():
+    model = reader()
+    connector = model.model.multi_modal_projector
+    connector.load_vocabulary(torch.tensor([12, 3, 9, 8, 5]), model.get_input_embeddings().weight)
+    assert connector.classes_of(torch.tensor([[3, 12, 4], [5, 0, 20]])).tolist() == [[1, 0, -1], [4, -1, -1]]
+    model.config.text_config.pad_token_id = 1
+    features, features_mask = random_audio(model, [34])
+    output = model.model.get_ctc_logits(features, features_mask)
+    classes = output.connector.ctc_logits[0]
+    for column, token in enumerate([12, 3, 9, 8, 5, 1]):
+        assert torch.equal(output.logits[0, :, token], classes[:, column])
+    assert torch.isneginf(output.logits[0]).sum(1).tolist() == [VOCABULARY - 6] * len(classes)

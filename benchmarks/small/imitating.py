@@ -151,14 +151,15 @@ def imitate(
         loss = torch.where(flags, spelled, divergence).mean() + settings.ctc_weight * ctc
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        rate = min((step + 1) / settings.warmup, 1 - step / settings.steps)
+        spent = (time.monotonic() - begin) / (minutes * 60)
+        rate = min((step + 1) / settings.warmup, 1 - step / settings.steps, max(1 - spent, 0.0))
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         agreed = (student.argmax(-1) == labels)[~flags].float().mean().item()
         recent.append([loss.item(), ctc.item(), agreed])
-        over = time.monotonic() - begin > minutes * 60
+        over = spent >= 1
         if (step + 1) % LOG_EVERY == 0 or over:
             values = torch.tensor(recent[-LOG_EVERY:]).mean(0).tolist()
             numbers = dict(zip(("loss", "ctc", "agreement"), values, strict=True))

@@ -162,7 +162,8 @@ def word_errors(connector: CTCCompress, vocabulary: Vocabulary, examples: list[E
 def read(
     out: Path, parents: Path, name: str, settings: ReadingSettings, minutes: float = 1e9, device: str = "cpu"
 ) -> None:
-    """Trains (on, if there is a checkpoint) for `settings.steps` updates, or until `minutes` are over."""
+    """Trains (on, if there is a checkpoint) for `settings.steps` updates, or until `minutes` are over in all; then the
+    rate falls with the time."""
     folder = out / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(parents / "smollm2-135m-instruct")
@@ -200,25 +201,26 @@ def read(
         frames = [mask(example.store.frames(example.id).float(), rng, settings) for example in chosen]
         loss = read_loss(connector, frames, [example.classes for example in chosen])
         loss.backward()
-        optimizer.update(step)
+        spent = (time.monotonic() - begin) / (minutes * 60)
+        optimizer.update(max(step, int(spent * settings.steps)))  # the schedule ends with the time
         recent.append(loss.item())
-        over = time.monotonic() - begin - seconds > minutes * 60
+        over = spent >= 1 or step + 1 == settings.steps
         if (step + 1) % LOG_EVERY == 0:
             log(folder, "read", step=step + 1, loss=sum(recent[-LOG_EVERY:]) / LOG_EVERY,
                 seconds=time.monotonic() - begin, cpu=time.process_time() - cpu)  # fmt: skip
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == settings.steps or over:
+        if (step + 1) % CHECK_EVERY == 0 or over:
             for source, rows in tests.items():
                 rate, texts = word_errors(connector, vocabulary, rows)
                 log(folder, f"unseen speakers, {source}", step=step + 1, wer=rate)
             for example, text in list(zip(rows, texts, strict=True))[:5]:
                 log(folder, f"  {example.text} | {text}")
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps or over:
+        if (step + 1) % SAVE_EVERY == 0 or over:
             save_checkpoint(checkpoint, connector, optimizer, step + 1, time.monotonic() - begin)
             state = {name: value.to(torch.float16) if value.is_floating_point() else value
                      for name, value in connector.state_dict().items()}  # fmt: skip
             save_file(state, folder / "connector.safetensors")
         if over:
-            return
+            break
     log(folder, "read: done", seconds=time.monotonic() - begin)
 
 
