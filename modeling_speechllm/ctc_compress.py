@@ -140,8 +140,8 @@ class CTCCompress(Connector):
         return found.masked_fill(known[found] != token_ids, -1)
 
     def over_tokens(self, logits: torch.Tensor, tokens: int, blank: int) -> torch.Tensor:
-        """CTC logits of the classes (..., vocabulary + 1) -> of all the LLM's tokens (..., tokens), -inf for those that
-        the connector cannot read; the blank is the token `blank`."""
+        """CTC logits of the classes (..., vocabulary + 1) -> of all the LLM's tokens (..., tokens), -inf for those
+        that the connector cannot read; the blank is the token `blank`."""
         spread = logits.new_full((*logits.shape[:-1], tokens), -torch.inf)
         spread[..., self.table.token_ids] = logits[..., : self.blank]
         spread[..., blank] = logits[..., self.blank]
