@@ -61,7 +61,14 @@ def pack(arguments: argparse.Namespace) -> None:
     """Files for a machine without network, in pieces."""
     from benchmarks.small.whole import pack
 
-    pack(arguments.out, arguments.file)
+    print(f"{pack(arguments.out, arguments.file)} pieces in {arguments.out}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """An LLM in a GGUF file beside its tokenizer, as a float16 folder."""
+    from benchmarks.small.whole import convert_gguf
+
+    convert_gguf(arguments.folder)
 
 
 def whole(arguments: argparse.Namespace) -> None:
@@ -116,6 +123,9 @@ def main() -> None:
     stage.set_defaults(run=pack)
     stage.add_argument("--out", type=Path, required=True)
     stage.add_argument("--file", nargs="+", required=True, help="NAME=PATH: name in the archive, file or folder")
+    stage = stages.add_parser("convert", help=convert.__doc__)
+    stage.set_defaults(run=convert)
+    stage.add_argument("--folder", type=Path, required=True)
     stage = stages.add_parser("whole", help=whole.__doc__)
     stage.set_defaults(run=whole)
     for name in ("pieces", "work", "results"):

@@ -4,41 +4,42 @@
     python -m benchmarks.small whole --pieces PIECES --work WORK --results RESULTS --minutes 9
 
 `pack` puts files and folders into one archive, cut into pieces of at most 60 MB, which may be carried one at a time.
-`whole` joins them and installs the wheels, then speaks, hears, reads (three seeds at once), imitates (with and without
-LoRA) and measures; logs, tables and trained parts (float16) of each run come into RESULTS. A stage that fails stops
-the run, and what is there by then is in RESULTS all the same.
+`whole` joins them and installs the wheels (under WORK), then speaks, hears, reads (three seeds at once), imitates (with
+and without LoRA) and measures. Logs, tables and trained parts (float16) come into RESULTS as an archive in pieces of at
+most 15 MB (`cat RESULTS/0* | tar xz`). A stage that fails stops the run; what is there by then is in RESULTS all the
+same.
 """
 
-import shutil
+import os
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
 
-PIECE = 60_000_000
+PIECE, RESULT_PIECE = 60_000_000, 15_000_000
 LEAST = 60  # seconds that a training stage gets at least
-KEPT = (
-    "log.txt", "settings.json", "imitation.json", "vocabulary.json", "measured.json", "connector.safetensors",
-    "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-)  # fmt: skip
+KEPT = ("log.txt", "settings.json", "imitation.json", "vocabulary.json", "measured.json")
+WEIGHTS = ("connector.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+WEIGHTS_OF = ("read_0", "imitate_16")  # runs whose weights are kept
 
 
-def pack(out: Path, files: list[str], piece: int = PIECE) -> None:
-    """Writes `out/000`, `out/001`, ...: an archive of `name=path` pairs in pieces of at most `piece` bytes."""
+def pack(out: Path, files: list[str], piece: int = PIECE, compress: bool = False) -> int:
+    """Writes `out/000`, `out/001`, ...: an archive of `name=path` pairs in pieces of at most `piece` bytes; returns
+    their number."""
     out.mkdir(parents=True, exist_ok=True)
     archive = out / "archive.partial"
-    with tarfile.open(archive, "w") as tar:
+    with tarfile.open(archive, "w:gz" if compress else "w") as tar:
         for pair in files:
             name, path = pair.split("=", 1)
             tar.add(path, arcname=name)
+    number = 0
     with archive.open("rb") as stream:
-        number = 0
         while part := stream.read(piece):
             (out / f"{number:03d}").write_bytes(part)
             number += 1
     archive.unlink()
-    print(f"{number} pieces in {out}")
+    return number
 
 
 def unpack(pieces: Path, work: Path) -> None:
@@ -66,38 +67,38 @@ def convert_gguf(folder: Path) -> None:
 
 
 class Stages:
-    """Runs stages of `benchmarks.small` as processes, with their output in one file each."""
+    """Runs stages of `benchmarks.small` as processes, with their output in a file each."""
 
-    def __init__(self, work: Path, results: Path, minutes: float, device: str):
-        self.work, self.results, self.device = work, results, device
+    def __init__(self, work: Path, minutes: float):
+        self.work, self.output = work, work / "output"
         self.end = time.monotonic() + minutes * 60
-        results.mkdir(parents=True, exist_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.environment = os.environ | {"PYTHONPATH": str(work / "site"), "HF_HUB_OFFLINE": "1"}
 
     def left(self) -> float:
         """Seconds until the end."""
         return self.end - time.monotonic()
 
-    def start(self, name: str, *arguments: str) -> tuple[str, subprocess.Popen]:
+    def start(self, name: str, *arguments: object) -> tuple[str, subprocess.Popen]:
         command = [sys.executable, "-m", "benchmarks.small", *map(str, arguments)]
         print(f"{self.left():.0f} s left: {' '.join(command[3:])}", flush=True)
-        stream = (self.results / f"{name}.txt").open("w")
-        return name, subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        stream = (self.output / f"{name}.txt").open("w")
+        return name, subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=self.environment)
 
     def wait(self, *started: tuple[str, subprocess.Popen]) -> None:
         """Raises a RuntimeError with the end of the output of a stage that failed."""
         failed = [name for name, process in started if process.wait()]
-        self.keep()
         if failed:
-            raise RuntimeError(f"{failed[0]}: {(self.results / f'{failed[0]}.txt').read_text()[-2000:]}")
+            raise RuntimeError(f"{failed[0]}: {(self.output / f'{failed[0]}.txt').read_text()[-3000:]}")
 
-    def keep(self) -> None:
-        """Copies the small files of all runs to the results."""
-        for folder in sorted((self.work / "out/runs").glob("*")):
-            for name in KEPT:
-                if (folder / name).exists():
-                    target = self.results / folder.name / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(folder / name, target)
+    def keep(self, results: Path) -> None:
+        """Packs outputs, logs and tables of all runs, and the weights of some, into the results."""
+        runs = sorted((self.work / "out/runs").glob("*"))
+        files = [f"output={self.output}"]
+        for folder in runs:
+            names = KEPT + (WEIGHTS if folder.name in WEIGHTS_OF else ())
+            files += [f"{folder.name}/{name}={folder / name}" for name in names if (folder / name).exists()]
+        print(f"{pack(results, files, RESULT_PIECE, compress=True)} pieces of results")
 
 
 def whole(
@@ -113,18 +114,35 @@ def whole(
     extra: tuple[str, ...] = (),
 ) -> None:
     """See the module; `steps` of stage 1, `extra` settings of its connector (`--hidden_size 512 ...`)."""
-    stages = Stages(work, results, minutes, device)
-    unpack(pieces, work)
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--find-links", str(work / "wheels")]
-    subprocess.run([*install, *sorted(map(str, (work / "wheels").glob("*.whl")))], check=True)
-    convert_gguf(work / "parents/smollm2-135m-instruct")
+    stages = Stages(work, minutes)
+    try:
+        unpack(pieces, work)
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", work / "site"]
+        subprocess.run([*install, *sorted((work / "wheels").glob("*.whl"))], check=True)
+        run_stages(stages, work, device, sentences, seeds, steps, workers, extra)
+    finally:
+        stages.keep(results)
+
+
+def run_stages(
+    stages: Stages,
+    work: Path,
+    device: str,
+    sentences: int,
+    seeds: int,
+    steps: int,
+    workers: int,
+    extra: tuple[str, ...],
+) -> None:
+    """The stages in order, side by side where one does not need the other."""
+    converting = stages.start("convert", "convert", "--folder", work / "parents/smollm2-135m-instruct")
     where = ("--parents", work / "parents", "--out", work / "out", "--device", device)
     ears = (*where, "--data", work / "data", "--workers", workers, "--batch_seconds", 240 if device == "cpu" else 1500)
     speaking = stages.start(
         "speak", "speak", "--data", work / "data", "--out", work / "out", "--count", sentences, "--workers", workers
     )
     stages.wait(stages.start("hear", "hear", *ears, "--source", "cv_en", "cv_other", "picovoice", "cv_unlabelled"))
-    stages.wait(speaking)
+    stages.wait(speaking, converting)
     stages.wait(stages.start("hear_tts", "hear", *ears, "--source", "tts"))
     budget = max(stages.left() * 0.5, LEAST) / 60
     reading = (*where, "--minutes", budget, "--steps", steps, "--sources", "cv_en", "cv_unlabelled", "tts", *extra)
