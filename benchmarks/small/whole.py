@@ -4,8 +4,8 @@
     python -m benchmarks.small whole --pieces PIECES --work WORK --results RESULTS --minutes 9
 
 `pack` puts files and folders into one archive, cut into pieces of at most 60 MB, which may be carried one at a time.
-`whole` joins them and installs the wheels (under WORK), then speaks, hears, reads (three seeds at once), imitates (with
-and without LoRA) and measures. Logs, tables and trained parts (float16) come into RESULTS as an archive in pieces of at
+`whole` joins them and installs the wheels (under WORK), speaks, hears, reads (three seeds at once), imitates (with
+and without LoRA) and measures. Logs, tables and trained parts (float16) come into RESULTS, an archive in pieces of at
 most 15 MB (`cat RESULTS/0* | tar xz`). A stage that fails stops the run; what is there by then is in RESULTS all the
 same.
 """
