@@ -3,7 +3,7 @@
     python -m benchmarks.small pack --out PIECES --file wheels=WHEELS parents/whisper-base=FOLDER ...
     python -m benchmarks.small whole --pieces PIECES --work WORK --results RESULTS --minutes 9
 
-`pack` puts files and folders into one archive, cut into pieces of at most 60 MB, which may be carried one at a time.
+`pack` puts files and folders into one archive, cut into pieces of at most 45 MB, which may be carried one at a time.
 `whole` joins them and installs the wheels (under WORK), speaks, hears, reads (three seeds at once), imitates (with
 and without LoRA) and measures. Logs, tables and trained parts (float16) come into RESULTS, an archive in pieces of at
 most 15 MB (`cat RESULTS/0* | tar xz`). A stage that fails stops the run; what is there by then is in RESULTS all the
@@ -17,7 +17,7 @@ import tarfile
 import time
 from pathlib import Path
 
-PIECE, RESULT_PIECE = 60_000_000, 15_000_000
+PIECE, RESULT_PIECE = 45_000_000, 15_000_000
 LEAST = 60  # seconds that a training stage gets at least
 KEPT = ("log.txt", "settings.json", "imitation.json", "vocabulary.json", "measured.json")
 WEIGHTS = ("connector.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
