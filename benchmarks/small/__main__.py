@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.small.imitating import ImitationSettings
-from benchmarks.small.reading import ReadingSettings
-
-AUDIO_SIZE = 512
+from benchmarks.small.reading import AUDIO_SIZE, BINS, ReadingSettings
 
 
 def speak(arguments: argparse.Namespace) -> None:
@@ -31,7 +29,8 @@ def hear(arguments: argparse.Namespace) -> None:
         known = source in SOURCES
         rows = recordings(arguments.data, source) if known else spoken_recordings(arguments.out / "speech" / source)
         store = FrameStore(arguments.out / "frames" / source, AUDIO_SIZE, write=True)
-        hear(rows, whisper, store, known, arguments.batch_seconds, arguments.workers)
+        mels = FrameStore(arguments.out / "mel" / source, BINS, write=True) if arguments.mel else None
+        hear(rows, whisper, store, known, arguments.batch_seconds, arguments.workers, mels)
 
 
 def read(arguments: argparse.Namespace) -> None:
@@ -40,6 +39,13 @@ def read(arguments: argparse.Namespace) -> None:
 
     settings = settings_of(ReadingSettings, arguments)
     read(arguments.out, arguments.parents, arguments.run_name, settings, arguments.minutes, arguments.device)
+
+
+def again(arguments: argparse.Namespace) -> None:
+    """Encoder frames by the encoder that a run trained."""
+    from benchmarks.small.reading import encode_again
+
+    encode_again(arguments.out, arguments.parents, arguments.run_name, arguments.source, arguments.device)
 
 
 def imitate(arguments: argparse.Namespace) -> None:
@@ -75,7 +81,7 @@ def whole(arguments: argparse.Namespace) -> None:
     """Everything, on one GPU."""
     from benchmarks.small.whole import whole
 
-    names = ("pieces", "work", "results", "minutes", "device", "sentences", "seeds", "steps", "workers")
+    names = ("pieces", "work", "results", "minutes", "device", "sentences", "seeds", "steps", "workers", "rank")
     whole(**{name: getattr(arguments, name) for name in names}, extra=tuple(arguments.extra))
 
 
@@ -97,7 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     stages = parser.add_subparsers(dest="stage", required=True)
     made = {}
-    for run in (speak, hear, read, imitate, measure):
+    for run in (speak, hear, read, again, imitate, measure):
         stage = made[run.__name__] = stages.add_parser(run.__name__, help=run.__doc__)
         stage.set_defaults(run=run)
         stage.add_argument("--out", type=Path, required=True)
@@ -107,13 +113,17 @@ def main() -> None:
         if run is not speak:
             stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
             stage.add_argument("--device", default="cpu")
-        if run in (read, imitate, measure):
+        if run in (read, again, imitate, measure):
             stage.add_argument("--run", dest="run_name", required=True, help="name of the run's folder")
         if run in (read, imitate):
             stage.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
     made["speak"].add_argument("--name", default="tts", help="of the recordings: a source for hear, read, imitate")
     made["speak"].add_argument("--count", type=int, default=4000, help="sentences for training")
-    made["hear"].add_argument("--source", nargs="+", required=True)
+    for name in ("hear", "again"):
+        made[name].add_argument("--source", nargs="+", required=True)
+    made["hear"].add_argument(
+        "--mel", action="store_true", help="log-mel features too, from which read trains the encoder"
+    )
     made["hear"].add_argument("--batch_seconds", type=float, default=240, help="of audio at a time")
     made["imitate"].add_argument("--start", required=True, help="run whose connector it begins with")
     made["measure"].add_argument("--count", type=int, default=100, help="recordings of each source")
@@ -130,7 +140,14 @@ def main() -> None:
     stage.set_defaults(run=whole)
     for name in ("pieces", "work", "results"):
         stage.add_argument(f"--{name}", type=Path, required=True)
-    for name, value in {"minutes": 9.0, "sentences": 20000, "seeds": 3, "steps": 6000, "workers": 14}.items():
+    for name, value in {
+        "minutes": 9.0,
+        "sentences": 20000,
+        "seeds": 3,
+        "steps": 4000,
+        "workers": 14,
+        "rank": 64,
+    }.items():
         stage.add_argument(f"--{name}", type=type(value), default=value)
     stage.add_argument("--device", default="cuda")
     stage.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="settings of read, last")

@@ -45,18 +45,19 @@ class Whisper:
         self.device = device
 
     @torch.inference_mode()
-    def frames(self, clips: list[torch.Tensor]) -> torch.Tensor:
-        """Clips of nearly equal length, (samples,) each, zero-padded to the longest -> (clips, frames, size)."""
+    def frames(self, clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips of nearly equal length, (samples,) each, zero-padded to the longest -> encoder frames (clips, frames,
+        size) and log-mel features (clips, 2 * frames, bins)."""
         size = -(-max(map(len, clips)) // HOP) * HOP
         waves = torch.stack([F.pad(clip, (0, size - len(clip))) for clip in clips])
-        mel = self.extractor._torch_extract_fbank_features(waves.numpy(), device=self.device)
+        mel = torch.as_tensor(self.extractor._torch_extract_fbank_features(waves.numpy(), device=self.device))
         encoder = self.encoder
-        hidden = F.gelu(encoder.conv1(torch.as_tensor(mel).to(self.device, torch.bfloat16)))
+        hidden = F.gelu(encoder.conv1(mel.to(self.device, torch.bfloat16)))
         hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         for layer in encoder.layers:
             hidden = layer(hidden, None)
-        return encoder.layer_norm(hidden)
+        return encoder.layer_norm(hidden), mel.transpose(1, 2)
 
     @torch.inference_mode()
     def read(self, frames: torch.Tensor, limit: int) -> list[dict]:
@@ -104,10 +105,9 @@ class Whisper:
         return rows
 
 
-def trustworthy(row: dict) -> bool:
+def trustworthy(row: dict, seconds: float) -> bool:
     """Whether Whisper's reading of a recording is good enough to learn from: likely, not repetitive, read to the end,
     and written in words (it writes some numbers in digits)."""
-    seconds = row["frames"] * HOP / RATE
     return (
         row["read"]["logprob"] > -0.7
         and row["read"]["compression"] < 2.0
@@ -125,9 +125,11 @@ def hear(
     read: bool = True,
     batch_seconds: float = BATCH_SECONDS,
     workers: int = 1,
+    mels: FrameStore | None = None,
 ) -> None:
     """Adds to the store what is not there yet: frames, and Whisper's reading as `read`; `batch_seconds` of audio at a
-    time. Recordings under 0.3 s or over Whisper's 30 s are counted and left out."""
+    time. With `mels`, log-mel features to that one. Recordings under 0.3 s or over Whisper's 30 s are counted and left
+    out."""
     todo = [recording for recording in recordings if recording.id not in store.rows]
     with ThreadPoolExecutor(workers) as pool:
         lengths = dict(zip([r.id for r in todo], pool.map(Recording.seconds, todo), strict=True))
@@ -144,12 +146,15 @@ def hear(
         Random(0).shuffle(batches)
         for batch in tqdm(batches, desc=f"hear {store.folder.name}", mininterval=10):
             clips = [torch.from_numpy(samples) for samples in pool.map(Recording.samples, batch)]
-            frames = whisper.frames(clips)
+            frames, mel = whisper.frames(clips)
             limit = min(8 + math.ceil(frames.shape[1] * HOP / RATE * 8), 200)
             found = whisper.read(frames, limit) if read else [None] * len(batch)
             rows = [
                 {"id": recording.id, "split": recording.split, "text": recording.text, "read": text}
                 for recording, text in zip(batch, found, strict=True)
             ]
-            parts = [part[: -(-len(clip) // HOP)].cpu() for part, clip in zip(frames, clips, strict=True)]
-            store.append(rows, parts)
+            sizes = [-(-len(clip) // HOP) for clip in clips]
+            if mels is not None:
+                copies = [dict(row) for row in rows]
+                mels.append(copies, [part[: 2 * size].cpu() for part, size in zip(mel, sizes, strict=True)])
+            store.append(rows, [part[:size].cpu() for part, size in zip(frames, sizes, strict=True)])

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.training import autocast
 from benchmarks.small.answering import REPEAT, SEEN, Answerer, Turn
-from benchmarks.small.measuring import load_run
-from benchmarks.small.reading import Example, ReadingSettings, batch_at, mask, read_loss, transcripts
+from benchmarks.small.measuring import frames_of, load_run
+from benchmarks.small.reading import Example, Reader, ReadingSettings, batch_at, half, mask, read_loss, transcripts
 from modeling_speechllm.ctc_compress import CTCCompress
 
 LOG_EVERY = 25
@@ -97,12 +97,15 @@ def imitate(
     reading = json.loads((out / "runs" / start / "settings.json").read_text(encoding="utf-8"))
     (folder / "settings.json").write_text(json.dumps(reading), encoding="utf-8")
     (folder / "imitation.json").write_text(json.dumps(asdict(settings)), encoding="utf-8")
-    examples = [example for source in settings.sources for example in transcripts(out, source, "train")]
+    frames = frames_of(out, start)
+    if frames != out / "frames" and not (folder / "frames").exists():
+        (folder / "frames").symlink_to(frames.resolve())
+    examples = [example for source in settings.sources for example in transcripts(frames, source, "train")]
     for example in examples:
         example.classes = vocabulary.spell(example.text, answerer.tokenizer)
     for store in {id(example.store): example.store for example in examples}.values():
         store.load(device)
-    examples = [e for e in examples if e.classes and 1.2 * len(e.classes) <= e.length / 4]
+    examples = [example for example in examples if example.fits()]
     random.Random(settings.seed).shuffle(examples)
     examples = examples[: settings.recordings]
     begin = time.monotonic()
@@ -121,9 +124,9 @@ def imitate(
     for step in range(settings.steps):
         rng = random.Random(f"{settings.seed}|imitate {step}")
         chosen = batch_at(step, examples, order)
-        frames = [mask(example.store.frames(example.id).float(), rng, masks) for example in chosen]
+        frames = [mask(example.values, rng, masks) for example in chosen]
         connector.train()
-        ctc = read_loss(connector, frames, [example.classes for example in chosen])
+        ctc = read_loss(Reader(connector), frames, [example.classes for example in chosen])
         connector.eval()  # what the LLM hears in training is what it hears later, but for the masks
         heard = heard_batch(connector, frames)
         turns, read, repeats = [], [], []
@@ -166,13 +169,7 @@ def imitate(
             log(folder, "imitate", step=step + 1, **numbers, seconds=time.monotonic() - begin)
         if over:
             break
-    save_file(
-        {
-            name: value.to(torch.float16) if value.is_floating_point() else value
-            for name, value in connector.state_dict().items()
-        },
-        folder / "connector.safetensors",
-    )
+    save_file(half(connector), folder / "connector.safetensors")
     if settings.rank:
         adapted.save_pretrained(folder / "adapter")
     log(folder, "imitate: done", seconds=time.monotonic() - begin)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from benchmarks.nanoworld.logbook import log
 from benchmarks.small.answering import REPEAT, SEEN, UNSEEN, Answerer, Turn, agreement
 from benchmarks.small.corpora import normalized
-from benchmarks.small.reading import Example, ReadingSettings, greedy, new_connector, transcripts
+from benchmarks.small.reading import Example, Reader, ReadingSettings, greedy, new_connector, transcripts
 from benchmarks.small.vocabulary import Vocabulary
 from modeling_speechllm.ctc_compress import CTCCompress
 
@@ -40,11 +40,17 @@ def load_run(folder: Path, device: str = "cpu") -> tuple[CTCCompress, Vocabulary
     return connector.float().to(device).eval(), vocabulary
 
 
+def frames_of(out: Path, name: str) -> Path:
+    """The folder of stores whose frames a run reads: those of its own encoder, or all runs'."""
+    own = out / "runs" / name / "frames"
+    return own if own.exists() else out / "frames"
+
+
 @torch.inference_mode()
 def heard(connector: CTCCompress, example: Example) -> torch.Tensor:
     """What the LLM is given of a recording, (tokens, size)."""
     device = next(connector.parameters()).device
-    frames = example.store.frames(example.id)[None].float().to(device)
+    frames = example.values[None].to(device)
     output = connector(frames, torch.tensor([frames.shape[1]], device=device))
     return output.embeddings[0][output.used[0]]
 
@@ -53,11 +59,11 @@ def read_ways(
     answerer: Answerer, connector: CTCCompress, vocabulary: Vocabulary, examples: list[Example]
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[str]]]:
     """Each way's requests as embeddings, and the texts of those that have one."""
-    frames = [example.store.frames(example.id) for example in examples]
+    frames = [example.values for example in examples]
     texts = {
         "text": [example.text for example in examples],
         "cascade": [normalized(example.store.rows[example.id]["read"]["text"]) for example in examples],
-        "hard": [vocabulary.text(row) for row in greedy(connector, frames)],
+        "hard": [vocabulary.text(row) for row in greedy(Reader(connector), frames)],
     }
     requests = {way: [answerer.text(text) for text in rows] for way, rows in texts.items()}
     size, dtype = answerer.table.shape[1], answerer.table.dtype
@@ -77,7 +83,7 @@ def measure(out: Path, parents: Path, name: str, count: int = 100, device: str =
     connector, vocabulary = load_run(folder, device)
     results: dict[str, dict] = {}
     for source in ("cv_en", "cv_other"):
-        examples = transcripts(out, source, "test")[:count]
+        examples = transcripts(frames_of(out, name), source, "test")[:count]
         requests, texts = read_ways(answerer, connector, vocabulary, examples)
         reference = texts["text"]
         found = {way: {"read_wer": jiwer.wer(reference, rows)} for way, rows in texts.items()} | {"soft": {}}

@@ -4,10 +4,10 @@
     python -m benchmarks.small whole --pieces PIECES --work WORK --results RESULTS --minutes 9
 
 `pack` puts files and folders into one archive, cut into pieces of at most 45 MB, which may be carried one at a time.
-`whole` joins them and installs the wheels (under WORK), speaks, hears, reads (three seeds at once), imitates (with
-and without LoRA) and measures. Logs, tables and trained parts (float16) come into RESULTS, an archive in pieces of at
-most 15 MB (`cat RESULTS/0* | tar xz`). A stage that fails stops the run; what is there by then is in RESULTS all the
-same.
+`whole` joins them and installs the wheels (under WORK), speaks, hears, reads (encoder frozen, and trained with three
+seeds, all at once), imitates (with and without LoRA on the LLM) and measures. Logs, tables and trained parts (float16)
+come into RESULTS, an archive in pieces of at most 15 MB (`cat RESULTS/0* | tar xz`). A stage that fails stops the run;
+what is there by then is in RESULTS all the same.
 """
 
 import os
@@ -20,8 +20,11 @@ from pathlib import Path
 PIECE, RESULT_PIECE = 45_000_000, 15_000_000
 LEAST = 60  # seconds that a training stage gets at least
 KEPT = ("log.txt", "settings.json", "imitation.json", "vocabulary.json", "measured.json")
-WEIGHTS = ("connector.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
-WEIGHTS_OF = ("read_0", "imitate_16")  # runs whose weights are kept
+WEIGHTS = (
+    "connector.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+    "encoder_adapter/adapter_config.json", "encoder_adapter/adapter_model.safetensors",
+)  # fmt: skip
+WEIGHTS_OF = ("tuned_0", "imitate_16")  # runs whose weights are kept
 
 
 def pack(out: Path, files: list[str], piece: int = PIECE, compress: bool = False) -> int:
@@ -111,15 +114,16 @@ def whole(
     seeds: int = 3,
     steps: int = 6000,
     workers: int = 14,
+    rank: int = 64,
     extra: tuple[str, ...] = (),
 ) -> None:
-    """See the module; `steps` of stage 1, `extra` settings of its connector (`--hidden_size 512 ...`)."""
+    """See the module; `steps` of stage 1, `rank` of its encoder's LoRA, `extra` settings (`--hidden_size 512 ...`)."""
     stages = Stages(work, minutes)
     try:
         unpack(pieces, work)
         install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", work / "site"]
         subprocess.run([*install, *sorted((work / "wheels").glob("*.whl"))], check=True)
-        run_stages(stages, work, device, sentences, seeds, steps, workers, extra)
+        run_stages(stages, work, device, sentences, seeds, steps, workers, rank, extra)
     finally:
         stages.keep(results)
 
@@ -132,30 +136,36 @@ def run_stages(
     seeds: int,
     steps: int,
     workers: int,
+    rank: int,
     extra: tuple[str, ...],
 ) -> None:
     """The stages in order, side by side where one does not need the other."""
-    converting = stages.start("convert", "convert", "--folder", work / "parents/smollm2-135m-instruct")
     where = ("--parents", work / "parents", "--out", work / "out", "--device", device)
-    ears = (*where, "--data", work / "data", "--workers", workers, "--batch_seconds", 240 if device == "cpu" else 1500)
-    speaking = stages.start(
-        "speak", "speak", "--data", work / "data", "--out", work / "out", "--count", sentences, "--workers", workers
-    )
-    stages.wait(stages.start("hear", "hear", *ears, "--source", "cv_en", "cv_other", "picovoice", "cv_unlabelled"))
-    stages.wait(speaking, converting)
+    ears = (*where, "--data", work / "data", "--workers", workers, "--mel")
+    ears += ("--batch_seconds", 240 if device == "cpu" else 1500)
+    speech = ("--data", work / "data", "--out", work / "out", "--count", sentences, "--workers", workers)
+    started = [
+        stages.start("convert", "convert", "--folder", work / "parents/smollm2-135m-instruct"),
+        stages.start("speak", "speak", *speech),
+        stages.start("hear", "hear", *ears, "--source", "cv_en", "cv_other", "picovoice", "cv_unlabelled"),
+    ]
+    stages.wait(*started)
     stages.wait(stages.start("hear_tts", "hear", *ears, "--source", "tts"))
-    budget = max(stages.left() * 0.5, LEAST) / 60
-    reading = (*where, "--minutes", budget, "--steps", steps, "--sources", "cv_en", "cv_unlabelled", "tts", *extra)
+    sources = ("--sources", "cv_en", "cv_unlabelled", "tts")
+    reading = (*where, *sources, "--minutes", max(stages.left() * 0.5, LEAST) / 60, "--steps", steps, *extra)
+    runs = {f"tuned_{seed}": ("--seed", seed, "--encoder_rank", rank) for seed in range(seeds)}
+    runs["frozen_0"] = ("--seed", 0)
+    stages.wait(*[stages.start(name, "read", *reading, "--run", name, *more) for name, more in runs.items()])
+    tests = ("--source", "cv_en", "cv_other")
     stages.wait(
-        *[stages.start(f"read_{n}", "read", *reading, "--run", f"read_{n}", "--seed", n) for n in range(seeds)]
+        stages.start("again_0", "again", *where, "--run", "tuned_0", *tests, "cv_unlabelled", "tts"),
+        *[stages.start(f"again_{n}", "again", *where, "--run", f"tuned_{n}", *tests) for n in range(1, seeds)],
     )
-    budget = max(stages.left() * 0.55, LEAST) / 60
-    imitating = (*where, "--minutes", budget, "--start", "read_0", "--sources", "cv_en", "cv_unlabelled", "tts")
-    measuring = [stages.start(f"measure_read_{n}", "measure", *where, "--run", f"read_{n}") for n in range(seeds)]
-    ranks = (0, 16)
-    stages.wait(
-        *[stages.start(f"imitate_{r}", "imitate", *imitating, "--run", f"imitate_{r}", "--rank", r) for r in ranks],
-        *measuring,
-    )
-    stages.wait(*[stages.start(f"measure_imitate_{r}", "measure", *where, "--run", f"imitate_{r}") for r in ranks])
+    imitating = (*where, *sources, "--minutes", max(stages.left() * 0.55, LEAST) / 60, "--start", "tuned_0")
+    started = [stages.start(f"measure_{name}", "measure", *where, "--run", name) for name in runs]
+    for rank in (0, 16):
+        name = f"imitate_{rank}"
+        started.append(stages.start(name, "imitate", *imitating, "--run", name, "--rank", rank))
+    stages.wait(*started)
+    stages.wait(*[stages.start(f"measure_imitate_{r}", "measure", *where, "--run", f"imitate_{r}") for r in (0, 16)])
     print(f"done, {stages.left():.0f} s left")
