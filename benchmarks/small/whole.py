@@ -65,10 +65,10 @@ def convert_gguf(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=files[0].name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=files[0].name, dtype=torch.float16)
     model.hf_quantizer = None  # the weights are whole again
     model.config.__dict__.pop("quantization_config", None)
-    model.half().save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 class Stages:
