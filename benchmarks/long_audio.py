@@ -37,7 +37,7 @@ def measure(encoder: str, connector: str, minutes: int) -> dict[str, float]:
     import torch
 
     from modeling_speechllm import build_audio_tower
-    from modeling_speechllm.audio_towers import load_encoder
+    from modeling_speechllm.audio_encoders import load_encoder
     from modeling_speechllm.connectors import build_connector
 
     loaded = load_encoder(encoder, dtype=torch.float32)

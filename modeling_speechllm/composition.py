@@ -1,8 +1,9 @@
-"""Joining pretrained parts: what `SpeechLLMForConditionalGeneration.from_parts` is made of."""
+"""Joining pretrained parts: `SpeechLLMForConditionalGeneration.from_parts` and what it is made of."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -10,7 +11,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.integrations import deepspeed
 from transformers.utils.hub import resolve_revision
 
+from .audio_encoders import load_encoder
 from .audio_towers import build_audio_tower
+from .configuration_connectors import connector_config
 from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig
 from .connectors import build_connector
 from .partial_checkpoints import check_keys
@@ -33,7 +36,8 @@ def parent_of(part: str | PreTrainedModel, revision: str | None) -> dict[str, st
     """Hub id or folder (empty for a model never loaded from one) and the commit, None for a folder."""
     name = part if isinstance(part, str) else part.config.name_or_path
     commit = resolve_revision(name, revision) if name else None
-    return {"id": name, "revision": None if commit is None else str(commit)}
+    commit = getattr(commit, "resolved", commit)  # as a string it is the branch that was asked for
+    return {"id": name, "revision": commit}
 
 
 def load_causal_lm(text: str, **kwargs: Any) -> PreTrainedModel:
@@ -167,3 +171,106 @@ def check_same_logits(model: PreTrainedModel, causal_lm: PreTrainedModel) -> Non
             f"LLM family {family!r} is not supported: its logits are not its head's output with the scales and soft "
             f"caps known to speechllm (largest difference {(logits - expected).abs().max():.3g})."
         )
+
+
+class Composable:
+    """Composing of `SpeechLLMForConditionalGeneration`."""
+
+    @classmethod
+    @without_zero_init()
+    def from_parts(
+        cls,
+        audio: str | PreTrainedModel,
+        text: str | PreTrainedModel,
+        connector: dict | str | None = None,
+        *,
+        audio_token_id: int | None = None,
+        audio_revision: str | None = None,
+        text_revision: str | None = None,
+        config: SpeechLLMConfig | None = None,
+        pad_to_window: bool = False,
+        audio_window: int | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Joins a pretrained speech encoder and a pretrained causal LM through a new connector.
+
+        Encoder and LLM come out frozen, the connector trainable.
+
+        Args:
+            audio: Hub id or folder of a speech encoder (see [`SpeechLLMConfig`]) or of a whole model that has one, or
+                the encoder itself.
+            text: Hub id or folder of a causal LM, or the model.
+            connector: `{"type": name, ...settings}`, a name, or None for `stack_mlp` with its defaults.
+            audio_token_id: id of the audio placeholder. By default that of `<|audio|>` in the LLM's tokenizer, else
+                the first id after it, which is the one the processor gives the added token.
+            audio_revision, text_revision: Hub revisions.
+            config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
+            pad_to_window, audio_window: see [`SpeechLLMConfig`].
+            **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The
+                encoder follows the LLM's dtype and first device; `attn_implementation` may be a dict with the keys
+                `"audio_config"` and `"text_config"`.
+
+        Raises:
+            ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
+        """
+        parents = {"audio": parent_of(audio, audio_revision), "text": parent_of(text, text_revision)}
+        if isinstance(text, str):
+            implementations = kwargs.pop("attn_implementation", None)
+            if not isinstance(implementations, dict):
+                implementations = dict.fromkeys(("audio_config", "text_config"), implementations)
+            text_kwargs = kwargs | {"attn_implementation": implementations.get("text_config")}
+            causal_lm = load_causal_lm(text, revision=text_revision, **text_kwargs)
+        else:
+            causal_lm, implementations = text, {}
+        if isinstance(audio, str):
+            hub = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
+            audio = load_encoder(
+                audio,
+                None if config is None else config.audio_config,
+                revision=audio_revision,
+                dtype=causal_lm.dtype,
+                attn_implementation=implementations.get("audio_config"),
+                **hub,
+            )
+        decoder = None
+        if config is None:
+            connector, decoder = read_decoder(connector)
+            if audio_token_id is None:
+                audio_token_id = placeholder_id(parents["text"]["id"], text_revision)
+            config = SpeechLLMConfig.from_parts(
+                audio.config,
+                causal_lm.config,
+                connector,
+                audio_token_id=audio_token_id,
+                pad_to_window=pad_to_window,
+                audio_window=audio_window,
+                initializer_range=getattr(causal_lm.config.get_text_config(), "initializer_range", 0.02),
+            )
+        config.parents = parents if all(parent["id"] for parent in parents.values()) else None
+        config.dtype = causal_lm.dtype
+        model = assemble(cls, config, audio, causal_lm)
+        if decoder is not None:
+            model.model.multi_modal_projector.load_decoder(decoder)
+        model.freeze("encoder", "llm")
+        return model.eval()
+
+    def replace_connector(self, connector: dict | str | None = None) -> None:
+        """Puts a new, untrained connector in place of the one there, as `from_parts` would; encoder and LLM stay.
+
+        The processor follows by `processor.connector_stages = model.config.connector_stages`.
+
+        Args:
+            connector: as in `from_parts`.
+
+        Raises:
+            ValueError: unknown connector settings.
+        """
+        connector, decoder = read_decoder(connector)
+        self.config.connector = asdict(connector_config(connector))
+        put_connector(self)
+        if decoder is not None:
+            self.model.multi_modal_projector.load_decoder(decoder)
+        self.model.multi_modal_projector.train(self.training)
+
+
+__all__ = ["Composable"]

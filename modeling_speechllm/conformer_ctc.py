@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_connectors import ConformerCTCConfig
 from .connector_base import Connector, ConnectorOutput, Initialized, fill_last, length_mask, zero_past
+from .convolutions import StridedConv1d, StridedConv2d
 from .lengths import stage_length
 
 QUERY_BLOCK = 512  # 41 s at 12.5 Hz
@@ -197,7 +198,7 @@ class Subsampling(nn.Module):
         super().__init__()
         self.stages = stages
         self.convolutions = nn.ModuleList(
-            [nn.Conv2d(1, config.channels, 3, 2), nn.Conv2d(config.channels, config.channels, 3, 2)]
+            [StridedConv2d(1, config.channels, 3, 2), StridedConv2d(config.channels, config.channels, 3, 2)]
         )
         rows = ((config.reduced_size - 1) // 2 - 1) // 2
         self.linear = nn.Linear(config.channels * rows, config.hidden_size)
@@ -228,7 +229,7 @@ class ConformerCTC(Connector):
             self.language_head = nn.Linear(size, config.language_count + 1)
             self.language_condition = nn.Linear(config.language_count + 1, size)
         self.norm = nn.LayerNorm(size)
-        self.length_adaptor = nn.Conv1d(size, size, kernel_size=2, stride=2)
+        self.length_adaptor = StridedConv1d(size, size, kernel_size=2, stride=2)
         self.linear = nn.Linear(size, text_size)
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:

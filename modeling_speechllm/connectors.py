@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 from .configuration_connectors import ConvConfig, StackMLPConfig, WindowQFormerConfig, connector_config
 from .conformer_ctc import ConformerCTC
 from .connector_base import Connector, ConnectorOutput, fill_last, fold_windows, unfold_tokens, zero_past
+from .convolutions import StridedConv1d
 from .ctc_compress import CTCCompress
 from .lengths import stage_length
 from .query_bank import QueryBank
@@ -56,7 +57,7 @@ class Conv(Connector):
         hidden = config.hidden_size or audio_size
         sizes = [audio_size, *[hidden] * (config.convolutions - 1), text_size]
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(size, 2 * next_size, config.kernel, config.stride, padding=config.kernel // 2)
+            StridedConv1d(size, 2 * next_size, config.kernel, config.stride, padding=config.kernel // 2)
             for size, next_size in zip(sizes, sizes[1:], strict=False)
         )
         self.linear_1 = nn.Linear(text_size, config.bottleneck_size, bias=False)

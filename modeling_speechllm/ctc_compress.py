@@ -20,6 +20,7 @@ from transformers import initialization as init
 
 from .configuration_connectors import CTCCompressConfig
 from .connector_base import Connector, ConnectorOutput, Initialized, fill_last, length_mask, zero_past
+from .convolutions import StridedConv1d
 from .lengths import stage_length
 
 
@@ -103,7 +104,7 @@ class CTCCompress(Connector):
         sizes = [audio_size, *[config.hidden_size] * config.convolutions]
         self.norm = nn.LayerNorm(audio_size)
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(size, next_size, config.kernel, config.stride)
+            StridedConv1d(size, next_size, config.kernel, config.stride)
             for size, next_size in zip(sizes, sizes[1:], strict=False)
         )
         self.blocks = nn.ModuleList(ReadingBlock(config) for _ in range(config.blocks))

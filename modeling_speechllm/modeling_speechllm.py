@@ -6,39 +6,29 @@ Unusual here:
 - The LLM is taken as it is. Its embedding table is not resized (the placeholder id may lie outside it), and scales,
   soft caps and biases after its last layer are kept, so a text-only prompt gives the LLM's own logits.
 - `generate` merges the audio into `inputs_embeds` once, before beams are expanded.
-- A checkpoint can hold the trained parts alone; loading it fetches the frozen parents and checks every key.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .audio_families import WHISPER_FAMILIES
-from .audio_towers import build_audio_tower, load_encoder
-from .composition import (
-    assemble,
-    build_lm_head,
-    load_causal_lm,
-    parent_of,
-    placeholder_id,
-    put_connector,
-    read_decoder,
-    without_zero_init,
-)
-from .configuration_connectors import connector_config
+from .audio_towers import build_audio_tower
+from .composition import Composable, build_lm_head
 from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
-from .connector_base import ConnectorOutput, Initialized, length_mask
+from .connector_base import ConnectorOutput, length_mask
 from .connectors import build_connector
-from .partial_checkpoints import check_keys, load_trained, save_trained, trained_groups
+from .left_out import leave_out, left_out_places
+from .pretrained_speechllm import SpeechLLMPreTrainedModel
 
-GROUPS = ("encoder", "connector", "llm")
+# What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
@@ -96,139 +86,6 @@ def put_audio(inputs_embeds: torch.Tensor, placeholders: torch.Tensor, audio: to
     return inputs_embeds.masked_scatter(placeholders, audio)
 
 
-def leave_out(left_out: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Takes places out of a prompt: out of attention, and out of the count of positions, so that the LLM gives what it
-    would give without them.
-
-    Args:
-        left_out (`torch.BoolTensor` of shape `(batch, sequence)`): which places.
-        attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): the prompt's own.
-
-    Returns:
-        the attention mask and the position ids, `(batch, sequence)` each.
-
-    Raises:
-        ValueError: an attention mask of another shape.
-    """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(left_out, dtype=torch.long)
-    if attention_mask.shape != left_out.shape:
-        raise ValueError(
-            f"This connector leaves audio tokens out, for which the attention mask must be (batch, sequence) = "
-            f"{tuple(left_out.shape)}, not {tuple(attention_mask.shape)}. Pass the processor's attention_mask."
-        )
-    attention_mask = attention_mask * ~left_out.to(attention_mask.device)
-    return attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def left_out_places(
-    placeholders: torch.Tensor, connected: ConnectorOutput, kept: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Placeholders `(batch, sequence)` whose audio token is not in the connector's `used`; `kept` `(audios, tokens)`
-    are the audio tokens that have a placeholder at all, by default those within the lengths."""
-    valid = length_mask(connected.lengths, connected.used.shape[1])
-    unused = ~connected.used[valid if kept is None else kept]
-    return placeholders.masked_scatter(placeholders, unused.to(placeholders.device))
-
-
-class SpeechLLMPreTrainedModel(PreTrainedModel):
-    """Loading, saving and freezing, common to both SpeechLLM classes."""
-
-    config: SpeechLLMConfig
-    config_class = SpeechLLMConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Initialized):
-            module.initialize(self.config.initializer_range)
-
-    def group_modules(self) -> dict[str, list[nn.Module]]:
-        """The three groups that are frozen, trained and saved by name."""
-        base = self.base_model
-        llm = [base.language_model] + ([self.lm_head] if base is not self else [])
-        return {"encoder": [base.audio_tower], "connector": [base.multi_modal_projector], "llm": llm}
-
-    def freeze(self, *groups: str) -> None:
-        """Stops training of `groups`: any of `"encoder"`, `"connector"`, `"llm"`."""
-        self._require_grad(groups, False)
-
-    def unfreeze(self, *groups: str) -> None:
-        """Trains `groups`: any of `"encoder"`, `"connector"`, `"llm"`."""
-        self._require_grad(groups, True)
-
-    def _require_grad(self, groups: tuple[str, ...], value: bool) -> None:
-        modules = self.group_modules()
-        for group in groups:
-            if group not in modules:
-                raise ValueError(f"No parameter group {group!r}. Groups: {', '.join(GROUPS)}.")
-            for module in modules[group]:
-                module.requires_grad_(value)
-        if self.config.audio_config.model_type in WHISPER_FAMILIES:  # sinusoids, never trained
-            self.base_model.audio_tower.encoder.embed_positions.requires_grad_(False)
-
-    def group_keys(self, groups: list[str]) -> set[str]:
-        """State-dict keys of whole groups, tied copies left out."""
-        names = {id(module): name for name, module in self.named_modules()}
-        prefixes = tuple(names[id(module)] + "." for group in groups for module in self.group_modules()[group])
-        tied = getattr(self, "all_tied_weights_keys", {})
-        return {key for key in self.state_dict() if key.startswith(prefixes) and key not in tied}
-
-    def save_pretrained(self, save_directory: str, trained_only: bool = False, **kwargs: Any) -> None:
-        """Saves the whole model, or with `trained_only` the groups that have trained parameters.
-
-        Args:
-            save_directory: folder.
-            trained_only: write `trained.safetensors` with the trained groups, and into `config.json` the ids and
-                revisions of the frozen parents (known after `from_parts`).
-            **kwargs: `PreTrainedModel.save_pretrained` arguments.
-
-        Raises:
-            ValueError: `trained_only` without known parents, or with nothing trained.
-        """
-        if trained_only:
-            save_trained(self, save_directory)
-        else:
-            super().save_pretrained(save_directory, **kwargs)
-
-    @classmethod
-    @without_zero_init()
-    def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any):
-        """As `PreTrainedModel.from_pretrained`, but loud on any missing, mismatched or unexpected key.
-
-        A folder saved with `trained_only=True` is merged with its frozen parents, which are loaded by the ids and
-        revisions in its config; `dtype`, `device_map`, `quantization_config` and `attn_implementation` go to them.
-
-        Raises:
-            ValueError: keys that are missing, mismatched or unexpected, by name.
-        """
-        source = pretrained_model_name_or_path
-        if source is None or kwargs.get("state_dict") is not None:
-            return super().from_pretrained(source, *args, **kwargs)
-        wants_info = kwargs.pop("output_loading_info", False)
-        if trained_groups(source, kwargs):
-            model = load_trained(SpeechLLMForConditionalGeneration, source, kwargs)
-            model = model.model if cls is SpeechLLMModel else model
-            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        else:
-            accepted = kwargs.pop("ignore_mismatched_sizes", False)
-            model, info = super().from_pretrained(
-                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-            mismatched = [] if accepted else [key[0] for key in info["mismatched_keys"]]
-            check_keys(source, info["missing_keys"], info["unexpected_keys"], mismatched)
-        return (model, info) if wants_info else model
-
-
 class SpeechLLMModel(SpeechLLMPreTrainedModel):
     """Encoder, connector and the LLM without its head; owns the merging of audio into the prompt."""
 
@@ -243,6 +100,10 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             config.connector, config.audio_size, text_size, config.audio_window, len(config.audio_layers)
         )
         self.post_init()
+
+    @classmethod
+    def _load_trained(cls, source: str, kwargs: dict[str, Any]) -> "SpeechLLMModel":
+        return SpeechLLMForConditionalGeneration._load_trained(source, kwargs).model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -387,10 +248,11 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         language: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMModelOutputWithPast:
         """
@@ -400,6 +262,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             inputs_embeds (`torch.Tensor` of shape `(batch, sequence, dim)`): in place of `input_ids`, or beside them,
                 in which case the ids only mark the placeholders.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): language of each audio, -1 for unknown.
+            cache, past_key_values (`Cache`, *optional*): one thing under its name from transformers 5.24 on and its
+                name before; either may be passed with any version.
         """
         if input_features is None and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
             placeholders = int(self.get_placeholder_mask(input_ids).sum())
@@ -416,16 +280,13 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             position_ids = places if position_ids is None else position_ids
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
+        kwargs[CACHE] = past_key_values if cache is None else cache
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **kwargs
         )
         return SpeechLLMModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=None if audio is None else audio.pooler_output,
@@ -433,7 +294,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         )
 
 
-class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixin):
+class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, GenerationMixin):
     """Hears and reads, writes text: [`SpeechLLMModel`] with the LLM's head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -481,12 +342,13 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         language: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMCausalLMOutputWithPast:
         """
@@ -503,7 +365,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
             input_features_mask=input_features_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             language=language,
@@ -516,7 +378,7 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         return SpeechLLMCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,
@@ -539,6 +401,9 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         placeholders included; with `inputs_embeds` alone it holds the new tokens only.
         """
         input_ids = kwargs.pop("input_ids", inputs)
+        for name in ("past_key_values", "cache"):
+            if name in kwargs:
+                kwargs[CACHE] = kwargs.pop(name)
         if input_features is not None and len(input_features) > 0:
             kwargs["inputs_embeds"], audio = self.model.get_inputs_embeds(
                 input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
@@ -557,102 +422,6 @@ class SpeechLLMForConditionalGeneration(SpeechLLMPreTrainedModel, GenerationMixi
         copies = len(sequences) // len(input_ids)
         sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0).to(sequences.device)
         return result
-
-    @classmethod
-    @without_zero_init()
-    def from_parts(
-        cls,
-        audio: str | PreTrainedModel,
-        text: str | PreTrainedModel,
-        connector: dict | str | None = None,
-        *,
-        audio_token_id: int | None = None,
-        audio_revision: str | None = None,
-        text_revision: str | None = None,
-        config: SpeechLLMConfig | None = None,
-        pad_to_window: bool = False,
-        audio_window: int | None = None,
-        **kwargs: Any,
-    ) -> "SpeechLLMForConditionalGeneration":
-        """Joins a pretrained speech encoder and a pretrained causal LM through a new connector.
-
-        Encoder and LLM come out frozen, the connector trainable.
-
-        Args:
-            audio: Hub id or folder of a speech encoder (see [`SpeechLLMConfig`]) or of a whole model that has one, or
-                the encoder itself.
-            text: Hub id or folder of a causal LM, or the model.
-            connector: `{"type": name, ...settings}`, a name, or None for `stack_mlp` with its defaults.
-            audio_token_id: id of the audio placeholder. By default that of `<|audio|>` in the LLM's tokenizer, else
-                the first id after it, which is the one the processor gives the added token.
-            audio_revision, text_revision: Hub revisions.
-            config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
-            pad_to_window, audio_window: see [`SpeechLLMConfig`].
-            **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The
-                encoder follows the LLM's dtype and first device; `attn_implementation` may be a dict with the keys
-                `"audio_config"` and `"text_config"`.
-
-        Raises:
-            ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
-        """
-        parents = {"audio": parent_of(audio, audio_revision), "text": parent_of(text, text_revision)}
-        if isinstance(text, str):
-            implementations = kwargs.pop("attn_implementation", None)
-            if not isinstance(implementations, dict):
-                implementations = dict.fromkeys(("audio_config", "text_config"), implementations)
-            text_kwargs = kwargs | {"attn_implementation": implementations.get("text_config")}
-            causal_lm = load_causal_lm(text, revision=text_revision, **text_kwargs)
-        else:
-            causal_lm, implementations = text, {}
-        if isinstance(audio, str):
-            hub = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
-            audio = load_encoder(
-                audio,
-                None if config is None else config.audio_config,
-                revision=audio_revision,
-                dtype=causal_lm.dtype,
-                attn_implementation=implementations.get("audio_config"),
-                **hub,
-            )
-        decoder = None
-        if config is None:
-            connector, decoder = read_decoder(connector)
-            if audio_token_id is None:
-                audio_token_id = placeholder_id(parents["text"]["id"], text_revision)
-            config = SpeechLLMConfig.from_parts(
-                audio.config,
-                causal_lm.config,
-                connector,
-                audio_token_id=audio_token_id,
-                pad_to_window=pad_to_window,
-                audio_window=audio_window,
-                initializer_range=getattr(causal_lm.config.get_text_config(), "initializer_range", 0.02),
-            )
-        config.parents = parents if all(parent["id"] for parent in parents.values()) else None
-        config.dtype = causal_lm.dtype
-        model = assemble(cls, config, audio, causal_lm)
-        if decoder is not None:
-            model.model.multi_modal_projector.load_decoder(decoder)
-        model.freeze("encoder", "llm")
-        return model.eval()
-
-    def replace_connector(self, connector: dict | str | None = None) -> None:
-        """Puts a new, untrained connector in place of the one there, as `from_parts` would; encoder and LLM stay.
-
-        The processor follows by `processor.connector_stages = model.config.connector_stages`.
-
-        Args:
-            connector: as in `from_parts`.
-
-        Raises:
-            ValueError: unknown connector settings.
-        """
-        connector, decoder = read_decoder(connector)
-        self.config.connector = asdict(connector_config(connector))
-        put_connector(self)
-        if decoder is not None:
-            self.model.multi_modal_projector.load_decoder(decoder)
-        self.model.multi_modal_projector.train(self.training)
 
 
 __all__ = ["SpeechLLMForConditionalGeneration", "SpeechLLMModel", "SpeechLLMPreTrainedModel"]

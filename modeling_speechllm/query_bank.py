@@ -13,6 +13,7 @@ from transformers import initialization as init
 
 from .configuration_connectors import QueryBankConfig
 from .connector_base import Initialized, length_mask, zero_past
+from .convolutions import StridedConv1d
 
 
 def teacher_forcing_probability(step: int, total_steps: int) -> float:
@@ -28,8 +29,8 @@ class ConvGate(nn.Module):
 
     def __init__(self, audio_size: int, hidden_size: int, languages: int):
         super().__init__()
-        self.conv_1 = nn.Conv1d(audio_size, hidden_size, kernel_size=5, stride=4, padding=2)
-        self.conv_2 = nn.Conv1d(hidden_size, hidden_size, kernel_size=5, stride=4, padding=2)
+        self.conv_1 = StridedConv1d(audio_size, hidden_size, kernel_size=5, stride=4, padding=2)
+        self.conv_2 = StridedConv1d(hidden_size, hidden_size, kernel_size=5, stride=4, padding=2)
         self.linear = nn.Linear(hidden_size, languages)
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

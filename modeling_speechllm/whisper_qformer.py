@@ -39,9 +39,8 @@ class WhisperQFormer(Connector):
         queries, language_logits = self.bank(frames, lengths, language)
         windows, window_lengths, used = fold_windows(self.audio_projection(frames), lengths, self.window)
         hidden = queries[used.nonzero()[:, 0]] + self.embed_positions.weight[: queries.shape[1]]
-        causal = create_causal_mask(
-            config=self.decoder_config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-        )
+        no_cache = None  # by position: its keyword is another from transformers 5.24 on
+        causal = create_causal_mask(self.decoder_config, hidden, None, no_cache)
         cross = create_bidirectional_mask(
             config=self.decoder_config,
             inputs_embeds=hidden,

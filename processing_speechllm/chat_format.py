@@ -11,12 +11,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from transformers.utils.chat_template_utils import (
-    _CONTROL_TOKEN_END,
-    _CONTROL_TOKEN_START,
-    encode_marked_chat,
-    render_jinja_template,
-)
+from transformers.utils import logging
+from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
+
+from .control_tokens import BREAK, encode_marked, has_marked_text
 
 # For LLMs without a chat format (GPT-2, BLOOMZ): no role names; what the user says, a line break, the answer, the end.
 CHAT_TEMPLATE = """\
@@ -27,9 +25,9 @@ CHAT_TEMPLATE = """\
         {{- message['content'] + '\\n' }}
     {%- endif %}
 {%- endfor %}"""
-SOURCE_KEYS = ("audio", "array", "bytes", "path", "url", "tokens")
 
 Span = tuple[int, int]
+logger = logging.get_logger(__name__)
 
 
 def plain_chat_template(tokenizer: Any) -> str:
@@ -38,76 +36,48 @@ def plain_chat_template(tokenizer: Any) -> str:
     return "{{- bos_token }}" * opens + CHAT_TEMPLATE
 
 
-def instruction_chat(audio: list, instruction: str) -> list[dict]:
-    """One user turn: every audio, then the instruction, each on a line of its own. An audio may be None (given later).
-
-    Training and the pipeline both build their prompts here, so that a model is asked as it was taught.
-    """
-    content = []
-    for source in audio:
-        content += [{"type": "audio"} if source is None else {"type": "audio", "audio": source}]
-        content += [{"type": "text", "text": "\n"}]
-    return [{"role": "user", "content": [*content[:-1], {"type": "text", "text": "\n" * bool(audio) + instruction}]}]
-
-
-def collect_audio(chats: list[list[dict]], given: list, need_sources: bool) -> tuple[list[list[dict]], list]:
-    """
-    Take the audios out of the chats' blocks, in reading order.
-
-    Args:
-        chats: chats whose content is a string or a list of blocks; not changed.
-        given: audios for the blocks that have none of their own.
-        need_sources: whether a block without an audio is an error.
-
-    Returns:
-        the chats with bare `{"type": "audio"}` blocks, and the audios.
-
-    Raises:
-        ValueError: a block of another kind, or audios and blocks that do not pair up.
-    """
-    sources, rest, bare = [], iter(given), 0
-    new_chats = []
-    for chat in chats:
-        new_chats.append([])
-        for message in chat:
-            blocks = message.get("content")
-            if isinstance(blocks, (list, tuple)):
-                new_blocks = []
-                for block in blocks:
-                    kind = block.get("type") if isinstance(block, dict) else type(block).__name__
-                    if kind == "text" and isinstance(block.get("text"), str):
-                        new_blocks.append({"type": "text", "text": block["text"]})
-                    elif kind == "audio":
-                        source = _block_source(block)
-                        bare += source is None
-                        sources.append(next(rest, None) if source is None else source)
-                        new_blocks.append({"type": "audio"})
-                    else:
-                        raise ValueError(
-                            f'A content block of kind {kind!r} cannot be used. Use {{"type": "text", "text": ...}} '
-                            'and {"type": "audio", "audio": ...}.'
-                        )
-                message = {**message, "content": new_blocks}
-            new_chats[-1].append(message)
-    if len(given) > bare or need_sources and len(given) < bare:
+def choose_template(own: str | dict[str, str] | None, given: str | None) -> str:
+    """The template given, or of several named ones the one of that name or `"default"`."""
+    if given is not None:
+        return own[given] if isinstance(own, dict) and given in own else given
+    if isinstance(own, dict):
+        if "default" not in own:
+            raise ValueError(
+                f"The processor has several chat templates: {', '.join(own)}. Name one: chat_template=..."
+            )
+        return own["default"]
+    if own is None:
         raise ValueError(
-            f"The chat has {bare} audio blocks without an audio of their own but {len(given)} audios were given. Give "
-            "one audio per block, in reading order."
+            "The processor has no chat template. Pass chat_template=..., or set `processor.chat_template`."
         )
-    return new_chats, sources
+    return own
 
 
-def _block_source(block: dict) -> Any:
-    """An audio block's source as `load_audio` takes it, or None. Keys whose value is None do not count."""
-    given = {key: block[key] for key in SOURCE_KEYS if block.get(key) is not None}
-    rate = block.get("sampling_rate")
-    if not given:
-        return None
-    if len(given) > 1 and set(given) != {"bytes", "path"}:
-        raise ValueError(f"An audio block has {' and '.join(given)}. Keep one of them.")
-    if "audio" not in given:
-        return given if rate is None else {**given, "sampling_rate": rate}
-    return given["audio"] if rate is None else {"array": given["audio"], "sampling_rate": rate}
+def check_rendering(tokenizer: Any, add_prompt: bool, continue_final: bool | str, want_mask: bool) -> None:
+    """Raise a `ValueError` for options of `apply_chat_template` that exclude each other."""
+    if continue_final and add_prompt:
+        raise ValueError(
+            "continue_final_message and add_generation_prompt are not compatible: the one goes on with the last "
+            "message, the other begins a new one. Pass one of them."
+        )
+    if continue_final and want_mask:
+        raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask. Drop one.")
+    if want_mask and not tokenizer.is_fast:
+        raise ValueError(
+            f"return_assistant_tokens_mask needs a fast tokenizer, and {type(tokenizer).__name__} is none. Load it "
+            "with AutoTokenizer and `tokenizers` installed."
+        )
+
+
+def unknown_to(template: str, variables: dict) -> dict:
+    """Those variables that the template does not read: options of the processor that came without a name."""
+    unknown = {key: value for key, value in variables.items() if key not in _get_template_variables(template)}
+    if unknown:
+        logger.warning(
+            f"{', '.join(unknown)}: the chat template does not read this, so it goes to the processor. Pass options "
+            "of the processor in `processor_kwargs`."
+        )
+    return unknown
 
 
 def lay_out_content(chats: list[list[dict]], template: str, audio_token: str, variables: dict) -> list[list[dict]]:
@@ -155,8 +125,13 @@ def render_with_spans(
     continue_final_message: bool | str,
     **variables: Any,
 ) -> tuple[list[str], list[list[Span]]]:
-    """Render chats; if wanted also the character spans (start, end) of the assistant's turns in each."""
-    render = partial(render_jinja_template, chat_template=template, **variables)
+    """
+    Render chats; if wanted also the character spans (start, end) of the assistant's turns in each.
+
+    Raises:
+        ValueError: the template cannot render the chats, with what it says.
+    """
+    render = partial(_render, chat_template=template, **variables)
     has_marks = re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
     rendered, spans = render(
         conversations=chats,
@@ -168,6 +143,17 @@ def render_with_spans(
         pairs = zip(chats, rendered, strict=True)
         spans = [_spans_by_prefix(chat, text, render, tuple(control_tokens)) for chat, text in pairs]
     return rendered, spans
+
+
+def _render(conversations: list[list[dict]], **variables: Any) -> tuple[list[str], list[list[Span]]]:
+    try:
+        return render_jinja_template(conversations=conversations, **variables)
+    except Exception as error:  # Jinja's, those that a template raises itself, and Python's on what it cannot read
+        roles = " | ".join(", ".join(message["role"] for message in chat) for chat in conversations)
+        raise ValueError(
+            f"The chat template cannot lay out this chat: {error or type(error).__name__} (roles: {roles}). Give it "
+            "the roles, contents and variables that it knows, or another chat_template."
+        ) from error
 
 
 def _spans_by_prefix(chat: list[dict], text: str, render: Any, control_tokens: tuple[str, ...]) -> list[Span]:
@@ -191,19 +177,14 @@ def _spans_by_prefix(chat: list[dict], text: str, render: Any, control_tokens: t
     return spans
 
 
-def has_marked_text(text: str) -> bool:
-    """Whether user text in a rendered chat spells a control token (which then carries markers)."""
-    return _CONTROL_TOKEN_START in text
-
-
 def break_at_spans(text: str, spans: list[Span]) -> tuple[str, list[Span]]:
-    """Put a lone marker, at which `encode_marked_chat` splits, at both ends of each span; also the spans moved."""
+    """Put a lone marker, at which `encode_marked` splits, at both ends of each span; also the spans moved."""
     pieces, new_spans, last = [], [], 0
     for index, (start, end) in enumerate(spans):
         pieces += [text[last:start], text[start:end]]
         new_spans.append((start + 2 * index, end + 2 * index + 1))
         last = end
-    return _CONTROL_TOKEN_END.join([*pieces, text[last:]]), new_spans
+    return BREAK.join([*pieces, text[last:]]), new_spans
 
 
 def expand(text: str, replacements: list[dict], spans: list[Span]) -> tuple[str, list[Span]]:
@@ -222,9 +203,9 @@ def expand(text: str, replacements: list[dict], spans: list[Span]) -> tuple[str,
 def span_mask(tokenizer: Any, text: str, spans: list[Span], add_special_tokens: bool) -> list[int]:
     """1 for each token of `text` inside a span, else 0. Marked text must have been broken at its spans."""
     if has_marked_text(text):
-        mask = [0] * len(encode_marked_chat(tokenizer, text))
+        mask = [0] * len(encode_marked(tokenizer, text))
         for start, end in spans:
-            first, last = (len(encode_marked_chat(tokenizer, text[:position])) for position in (start, end))
+            first, last = (len(encode_marked(tokenizer, text[:position])) for position in (start, end))
             mask[first:last] = [1] * (last - first)
         return mask
     offsets = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)["offset_mapping"]

@@ -6,35 +6,26 @@ What is unusual here:
 - The processor is saved with the model, so `pipeline("speech-instruct", model=folder)` reloads all of it.
 """
 
+import copy
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sized
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import DataLoader
 from transformers import GenerationConfig, Pipeline
-from transformers.utils.chat_template_utils import Chat, is_valid_message
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+from transformers.utils import ModelOutput, logging
+from transformers.utils.chat_template_utils import _get_template_variables
 
-from .audio import as_audio_list
-from .chat_format import instruction_chat
+from .confidence import audio_confidences
+from .pipeline_prompts import LoadedAudio, Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
 
-DEFAULT_INSTRUCTION = "Transcribe the speech."
-ROW_KEYS = {"audio", "instruction", "messages"}
-
-
-@dataclass
-class Prompt:
-    """One request: a chat whose audio blocks hold their audios, or take them from `audio` in order."""
-
-    messages: list[dict]
-    audio: list
-    is_chat: bool  # given as a chat, so answered by the chat continued; else by the answer alone
-    languages: list[dict] | None = None  # what was heard in each audio, if asked for
-
-    @property
-    def continues(self) -> bool:
-        """Whether the chat ends in an assistant's message, to be continued (as in transformers' pipelines)."""
-        return self.messages[-1]["role"] == "assistant"
+MAX_NEW_TOKENS = 256
+LENGTHS = ("max_new_tokens", "max_length")
+logger = logging.get_logger(__name__)
 
 
 class SpeechInstructPipeline(Pipeline):
@@ -61,6 +52,8 @@ class SpeechInstructPipeline(Pipeline):
 
     Unless the model's generation config or the call says otherwise, `max_new_tokens` is 256, or what the LLM's
     positions leave. A request for more than they hold is an error.
+
+    `num_workers` decode audio of a dataset in processes of their own, which get the processor but not the model.
     """
 
     _load_processor = True
@@ -68,15 +61,15 @@ class SpeechInstructPipeline(Pipeline):
     _load_feature_extractor = False
     _load_image_processor = False
     _load_video_processor = False
-    _pipeline_calls_generate = True
-    _default_generation_config = GenerationConfig(max_new_tokens=256)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError("The pipeline has no processor. Pass processor=... beside a model that is an object.")
+        if self.processor.max_position_embeddings is None:  # saved before processors knew it
+            self.processor.max_position_embeddings = positions(self.model)
         self.feature_extractor = None  # else the base class collates features itself, see above
-        self._generation_defaults["pad_token_id"] = self.tokenizer.pad_token_id
+        self._fixed_generation = self._forward_params.pop("generate_kwargs", {})
 
     def _sanitize_parameters(
         self,
@@ -85,24 +78,38 @@ class SpeechInstructPipeline(Pipeline):
         audio: Any = None,
         language: str | None = None,
         return_language: bool | None = None,
+        return_confidence: bool | None = None,
         processor_kwargs: dict | None = None,
+        tools: list | None = None,
+        documents: list[dict] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: dict | None = None,
         return_full_text: bool | None = None,
         return_tensors: bool | None = None,
         skip_special_tokens: bool | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
-        """Sort a call's options: all that are not the pipeline's own go to `generate`."""
+        """Sort a call's options: the pipeline's own, the chat template's variables, and the rest, for `generate`."""
         if return_full_text is not None and return_tensors:
             raise ValueError("return_full_text and return_tensors exclude each other. Pass one of them.")
-        if repeated := sorted(set(generate_kwargs or {}) & set(kwargs)):
-            raise ValueError(f"{', '.join(repeated)} given twice: directly and in generate_kwargs. Keep one.")
-        preprocess = {"instruction": instruction, "audio": audio}
+        template = {key: kwargs.pop(key) for key in self._template_variables(chat_template) & set(kwargs)}
+        for name, options, direct in [
+            ("generate_kwargs", generate_kwargs, kwargs),
+            ("chat_template_kwargs", chat_template_kwargs, template),
+        ]:
+            if repeated := sorted(set(options or {}) & set(direct)):
+                raise ValueError(f"{', '.join(repeated)} given twice: directly and in {name}. Keep one.")
+        named = {"tools": tools, "documents": documents, "chat_template": chat_template}
+        template = {**(chat_template_kwargs or {}), **template, **named}
+        template = {key: value for key, value in template.items() if value is not None or key not in named}
+        preprocess = {"instruction": instruction, "audio": audio, "sampling_rate": sampling_rate}
         forward = {
-            "sampling_rate": sampling_rate,
             "language": language,
             "return_language": return_language,
+            "return_confidence": return_confidence,
             "processor_kwargs": processor_kwargs,
+            "template_kwargs": template or None,
         }
         postprocess = {
             "return_full_text": return_full_text,
@@ -120,6 +127,14 @@ class SpeechInstructPipeline(Pipeline):
         if language is not None or return_language:
             self._check_language(language)
         return tuple(given)
+
+    def _template_variables(self, chat_template: str | None) -> set[str]:
+        """Variables that the chat template asks for, and that mean nothing to `generate`: `enable_thinking`, ..."""
+        template = chat_template or getattr(self.processor, "chat_template", None)
+        if not isinstance(template, str):
+            return set()
+        own = {"messages", "add_generation_prompt", *self.processor.tokenizer.special_tokens_map}
+        return set(_get_template_variables(template)) - own - set(vars(GenerationConfig()))
 
     def _check_language(self, language: str | None) -> None:
         """Raise a `ValueError` unless the connector knows languages, and this one among them."""
@@ -147,61 +162,58 @@ class SpeechInstructPipeline(Pipeline):
                 entry of the query bank for all audios of the call.
             return_language (`bool`, *optional*): add `"language"` to each answer: for every audio of the prompt the
                 most probable language, `{"label": ..., "score": ...}`, and the posterior `"scores"` over all.
+            return_confidence (`bool`, *optional*): add `"confidence"` to each answer: for every audio of the prompt
+                the `"score"` of how surely it was made out (see `audio_confidences`), and whether that is enough for
+                this checkpoint, `"understood"`: True, False, or None where its processor has no
+                `min_audio_confidence`. The answer to audio that was not understood is a guess. Costs one more pass of
+                the encoder.
             return_full_text (`bool`, *optional*): chat with the answer, or the answer alone.
             return_tensors (`bool`, *optional*): return `generated_token_ids` instead of text.
             skip_special_tokens (`bool`, *optional*, defaults to `True`): leave special tokens out of the text.
             processor_kwargs (`dict`, *optional*): options of the processor.
-            generate_kwargs (`dict`, *optional*), **kwargs: for `generate`: `max_new_tokens`, `num_beams`, `streamer`.
+            tools, documents, chat_template (*optional*): for the chat template, as in `apply_chat_template`.
+            chat_template_kwargs (`dict`, *optional*): further variables of the chat template. Those that it names and
+                `generate` does not know, such as `enable_thinking`, may be given directly too.
+            generate_kwargs (`dict`, *optional*), **kwargs: for `generate`: `max_new_tokens`, `num_beams`, `streamer`;
+                what `return_dict_in_generate` adds (`scores`, ...) is in each answer, as tensors by name.
             batch_size (`int`, *optional*, defaults to 1): prompts per forward pass.
 
         Raises:
             AudioError: an audio that cannot be used; the message says why and what to do.
             ValueError: an instruction, a row or a chat that cannot be used, or a request over the LLM's positions.
         """
-        return super().__call__(self._as_inputs(inputs), **kwargs)
+        return super().__call__(as_inputs(inputs), **kwargs)
 
-    def _as_inputs(self, inputs: Any) -> Any:
-        """A list for many, a generator for streams, anything else for one; arrays of samples are never taken apart."""
-        if isinstance(inputs, (list, tuple)):
-            if len(inputs) == 0:
-                raise ValueError("The list of inputs is empty. Pass at least one audio.")
-            if all(map(is_valid_message, inputs)):
-                return Chat(list(inputs))
-            items = as_audio_list(inputs)
-            return items if items[0] is inputs[0] else items[0]
-        one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Chat, Dataset)
-        if isinstance(inputs, one) or any(hasattr(inputs, name) for name in ("__array__", "get_all_samples", "read")):
-            return inputs
-        if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):  # a `datasets.Dataset` or its like
-            return (inputs[index] for index in range(len(inputs)))
-        return (row for row in inputs) if isinstance(inputs, Iterable) else inputs
+    def preprocess(self, inputs: Any, **options) -> dict[str, Prompt]:
+        """One input in any form -> its chat and decoded audios; `instruction`, `audio`, `sampling_rate` as above."""
+        return make_prompt(self.processor, inputs, **options)
 
-    def preprocess(self, inputs: Any, instruction: str | None = None, audio: Any = None) -> dict[str, Prompt]:
-        """One input in any form -> its chat. Audios are decoded with the rest of the batch, in `_forward`."""
-        if isinstance(inputs, Mapping) and "messages" in inputs:
-            inputs, audio = Chat(inputs["messages"]), inputs.get("audio")
-        if isinstance(inputs, Chat):
-            if instruction is not None:
-                raise ValueError("A chat holds its instruction. Put it in a message, and drop `instruction`.")
-            return {"prompt": Prompt(inputs.messages, as_audio_list(audio), is_chat=True)}
-        if isinstance(inputs, Mapping) and ROW_KEYS & set(inputs):
-            instruction = inputs.get("instruction") if inputs.get("instruction") is not None else instruction
-            inputs = as_audio_list(inputs.get("audio"))
-            if not inputs and instruction is None:
-                raise ValueError("The row has neither audio nor instruction. Give at least one.")
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        """As the base class's, but workers get the processor alone, and prompts are padded in `_forward`."""
+        process = self.preprocess
+        if type(self).preprocess is SpeechInstructPipeline.preprocess:
+            process = partial(make_prompt, self.processor)
+        if isinstance(inputs, Sized):
+            dataset = PipelineDataset(inputs, process, preprocess_params)
         else:
-            inputs = [inputs]
-        instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
-        check_instruction(instruction)
-        return {"prompt": Prompt(instruction_chat(inputs, instruction), [], is_chat=False)}
+            dataset = PipelineIterator(inputs, process, preprocess_params)
+            if num_workers:
+                logger.warning("A stream is read in this process: num_workers needs a dataset with a length.")
+                num_workers = 0
+        if num_workers:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns of forks
+        loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=collate)
+        answers = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(answers, self.postprocess, postprocess_params)
 
     def _forward(
         self,
         model_inputs: dict,
-        sampling_rate: float | None = None,
         language: str | None = None,
         return_language: bool | None = None,
+        return_confidence: bool | None = None,
         processor_kwargs: dict | None = None,
+        template_kwargs: dict | None = None,
         generate_kwargs: dict | None = None,
     ) -> dict:
         prompts = model_inputs["prompt"]
@@ -213,24 +225,32 @@ class SpeechInstructPipeline(Pipeline):
                 "pipeline for each kind, or with batch_size=1."
             )
         encoded = self.processor.apply_chat_template(
-            [prompt.messages for prompt in prompts],
+            [prompt.chat for prompt in prompts],
             audio=[audio for prompt in prompts for audio in prompt.audio],
-            sampling_rate=sampling_rate,
             add_generation_prompt=not any(continues),
             continue_final_message=any(continues),
             tokenize=True,
             return_dict=True,
             processor_kwargs=processor_kwargs,
+            **(template_kwargs or {}),
         ).to(self.device, dtype=self.model.dtype)
         length = encoded["input_ids"].shape[1]
         posteriors = None
+        features, mask = encoded.get("input_features"), encoded.get("input_features_mask")
         if (language is not None or return_language) and "input_features" in encoded:
             encoded, posteriors = self._hear(encoded, language)
-        sequences = self.model.generate(**encoded, **self._fitted(generate_kwargs or {}, length))
+        output = self.model.generate(**encoded, **self._fitted(generate_kwargs or {}, encoded["input_ids"]))
+        sequences = output.sequences if isinstance(output, ModelOutput) else output
         new_tokens = sequences[:, length:]
         if return_language:
             prompts = self._with_languages(prompts, posteriors)
-        return {"new_tokens": new_tokens.reshape(len(prompts), -1, new_tokens.shape[-1]), "prompt": prompts}
+        if return_confidence:
+            prompts = self._with_confidences(prompts, features, mask)
+        return {
+            "new_tokens": new_tokens.reshape(len(prompts), -1, new_tokens.shape[-1]),
+            "prompt": prompts,
+            "details": details(output, len(prompts)) if isinstance(output, ModelOutput) else [{}] * len(prompts),
+        }
 
     def _hear(self, encoded: Any, language: str | None) -> tuple[dict, Any]:
         """Encode the audio once, for the answer and for the posterior (audios, languages) of its language."""
@@ -251,7 +271,7 @@ class SpeechInstructPipeline(Pipeline):
         names = self.model.config.connector["languages"]
         heard = []
         for prompt in prompts:
-            scores = [dict(zip(names, next(rows), strict=True)) for _ in range(count_audio(prompt.messages))]
+            scores = [dict(zip(names, next(rows), strict=True)) for _ in prompt.audio]
             labels = [max(row, key=row.get) for row in scores]
             languages = [
                 {"label": label, "score": row[label], "scores": row} for label, row in zip(labels, scores, strict=True)
@@ -259,25 +279,64 @@ class SpeechInstructPipeline(Pipeline):
             heard.append(replace(prompt, languages=languages))
         return heard
 
-    def _fitted(self, generate_kwargs: dict, length: int) -> dict:
-        """Generation options for prompts of `length` tokens, checked against the LLM's positions."""
-        chosen = self._get_set_generation_params({**self._generate_kwargs, **generate_kwargs})
-        options = self._prepare_generate_kwargs(generate_kwargs)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is None:  # no fixed number of positions, as in BLOOM
-            return options
-        by_default = "max_new_tokens" not in chosen and "max_length" not in chosen
-        wanted = 1 if by_default else chosen.get("max_new_tokens") or chosen["max_length"] - length
-        if length + wanted > limit:
-            raise ValueError(
-                f"The prompt takes {length} tokens and {wanted} more are to be generated, {length + wanted} in all, "
-                f"but the LLM has {limit} positions. Lower max_new_tokens, or use a shorter audio, chat or "
-                "instruction."
-            )
+    def _with_confidences(self, prompts: list[Prompt], features: Any, mask: Any) -> list[Prompt]:
+        """The prompts with the confidence of each of their audios; `features` and `mask` are the model's inputs."""
+        scores = []
+        if features is not None:
+            audio = self.model.get_audio_features(input_features=features, input_features_mask=mask, return_dict=True)
+            counts = self.processor.audio_token_counts(mask)
+            scores = audio_confidences(audio.pooler_output, counts, self.model.get_input_embeddings().weight)
+        rest, least = iter(scores), self.processor.min_audio_confidence
+        heard = []
+        for prompt in prompts:
+            row = [next(rest) for audio in prompt.audio if isinstance(audio, LoadedAudio)]
+            confidences = [{"score": score, "understood": None if least is None else score >= least} for score in row]
+            heard.append(replace(prompt, confidences=confidences))
+        return heard
+
+    def _fitted(self, generate_kwargs: dict, input_ids: torch.Tensor) -> dict:
+        """Generation options for prompts `input_ids` (prompts, tokens), checked against the LLM's positions."""
+        fixed = {} if "generation_config" in generate_kwargs else self._fixed_generation
+        options = fixed | generate_kwargs
+        options = {key: value for key, value in options.items() if value is not None or key not in LENGTHS}
+        given = options.get("generation_config")
+        chosen = self.model.generation_config.to_diff_dict()
+        chosen |= {} if given is None else given.to_diff_dict()
+        chosen |= options
+        length, limit = input_ids.shape[1], positions(self.model)
+        by_default = not any(chosen.get(key) is not None for key in LENGTHS)
         if by_default:
-            room = min(self._default_generation_config.max_new_tokens, limit - length)
-            options = self._prepare_generate_kwargs(generate_kwargs, max_new_tokens=room)
-        return options
+            wanted = 1
+        elif chosen.get("max_new_tokens") is not None:
+            wanted = chosen["max_new_tokens"]
+            if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+                raise ValueError(f"max_new_tokens is {wanted!r}. Give 1 or more, or None for the default.")
+        else:
+            wanted = chosen["max_length"] - length
+            if wanted < 1:
+                raise ValueError(
+                    f"max_length is {chosen['max_length']}, but the prompt alone takes {length} tokens. Raise it, or "
+                    "use max_new_tokens, which counts the answer alone."
+                )
+        if limit is not None and length + wanted > limit:
+            audio = int((input_ids == self.processor.audio_token_id).sum(dim=1).max())
+            remedy = f"Ask for at most {limit - length} new tokens" if length < limit else ""
+            shorter = f"se a shorter {'audio, ' * (audio > 0)}chat or instruction"
+            raise ValueError(
+                f"The prompt takes {length} tokens ({audio} of them audio) and {wanted} more are to be generated, "
+                f"{length + wanted} in all, but the LLM has {limit} positions. "
+                + (f"{remedy}, or u{shorter}." if remedy else f"U{shorter}.")
+            )
+        added = {}
+        if chosen.get("pad_token_id") is None:
+            added["pad_token_id"] = self.tokenizer.pad_token_id
+        if by_default:
+            added["max_new_tokens"] = MAX_NEW_TOKENS if limit is None else min(MAX_NEW_TOKENS, limit - length)
+        if given is None:
+            return options | added
+        given = copy.deepcopy(given)  # generate takes no parameters beside a generation_config
+        given.update(**added)
+        return options | {"generation_config": given}
 
     def postprocess(
         self,
@@ -288,13 +347,21 @@ class SpeechInstructPipeline(Pipeline):
     ) -> list[dict]:
         prompt = model_outputs["prompt"]
         prompt = prompt[0] if isinstance(prompt, list) else prompt
+        extra = model_outputs["details"]
+        extra = extra[0] if isinstance(extra, list) else extra
         sequences = model_outputs["new_tokens"][0]
+        extras = [{key: value[index] for key, value in extra.items()} for index in range(len(sequences))]
         if return_tensors:
-            return [{"generated_token_ids": sequence} for sequence in sequences]
+            pairs = zip(sequences, extras, strict=True)
+            return [{"generated_token_ids": sequence, **each} for sequence, each in pairs]
         full = prompt.is_chat if return_full_text is None else return_full_text
         answers = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
-        language = {} if prompt.languages is None else {"language": prompt.languages}
-        return [{"generated_text": with_answer(prompt, answer) if full else answer, **language} for answer in answers]
+        heard = {"language": prompt.languages, "confidence": prompt.confidences}
+        heard = {key: value for key, value in heard.items() if value is not None}
+        return [
+            {"generated_text": with_answer(prompt, answer) if full else answer, **heard, **each}
+            for answer, each in zip(answers, extras, strict=True)
+        ]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save model and processor, so that `pipeline("speech-instruct", model=save_directory)` finds both."""
@@ -302,31 +369,34 @@ class SpeechInstructPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
-def count_audio(messages: list[dict]) -> int:
-    """Audio blocks in a chat."""
-    contents = [message.get("content") for message in messages]
-    return sum(block["type"] == "audio" for blocks in contents if isinstance(blocks, list) for block in blocks)
+def positions(model: Any) -> int | None:
+    """Positions of the LLM; None if it has no fixed number, as BLOOM."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def check_instruction(instruction: Any) -> None:
-    """Raise a `ValueError` unless `instruction` is text."""
-    if not isinstance(instruction, str):
-        raise ValueError(
-            f"The instruction must be a string, not {type(instruction).__name__}. To ask each audio something else, "
-            'pass rows: [{"audio": ..., "instruction": ...}, ...].'
-        )
-    if not instruction.strip():
-        raise ValueError(f'The instruction is empty. Say what to do, or leave it out for "{DEFAULT_INSTRUCTION}"')
+def details(output: ModelOutput, prompts: int) -> list[dict[str, torch.Tensor]]:
+    """
+    What `generate` returns beside the sequences (`return_dict_in_generate`), for each prompt: tensors by name, of
+    shape (sequences, ...); scores and logits are (sequences, tokens, vocabulary). The cache is left out.
 
-
-def with_answer(prompt: Prompt, answer: str) -> list[dict]:
-    """The chat with the answer as its last message, or at the end of it if that was to be continued."""
-    if not prompt.continues:
-        return [*prompt.messages, {"role": "assistant", "content": answer}]
-    *before, last = prompt.messages
-    content = last["content"]
-    content = content + answer if isinstance(content, str) else [*content, {"type": "text", "text": answer}]
-    return [*before, {**last, "content": content}]
+    Raises:
+        ValueError: something that is not one row per sequence.
+    """
+    count = len(output.sequences)
+    found = [{} for _ in range(prompts)]
+    for name, value in output.items():
+        if name in ("sequences", "past_key_values", "cache") or value is None:
+            continue
+        if isinstance(value, tuple) and all(isinstance(step, torch.Tensor) and len(step) == count for step in value):
+            value = torch.stack(value, dim=1)
+        if not isinstance(value, torch.Tensor) or len(value) != count:
+            raise ValueError(
+                f"{name} of `generate` cannot be told apart by answer in the pipeline. Drop output_{name} (and beams, "
+                "if it is of scores or logits), or call model.generate on what the processor gives."
+            )
+        for row, part in zip(found, value.reshape(prompts, -1, *value.shape[1:]), strict=True):
+            row[name] = part
+    return found
 
 
 __all__ = ["SpeechInstructPipeline"]

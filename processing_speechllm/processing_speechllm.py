@@ -11,47 +11,34 @@ What is unusual here:
 import copy
 import math
 import numbers
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import Any
 
 import numpy as np
 from transformers import AddedToken, AutoFeatureExtractor, AutoTokenizer, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .audio import as_audio_list, load_audio
+from .audio import LoadedAudio, as_audio_list, load_audio
+from .audio_decoding import AudioLimit
 from .chat_format import (
     break_at_spans,
-    collect_audio,
+    check_rendering,
+    choose_template,
     expand,
-    has_marked_text,
-    instruction_chat,
     lay_out_content,
     place_masks,
     plain_chat_template,
     render_with_spans,
     span_mask,
+    unknown_to,
 )
-from .feature_kinds import feature_kind
+from .chat_messages import collect_audio, instruction_chat, normalize_chats
+from .control_tokens import has_marked_text, mark_inputs
+from .feature_kinds import FeatureKind, feature_kind
+from .stages import check_stages, fill, stage_length
 
 MAX_FRAME = 1_000_000  # feature frames or samples; no encoder frame spans more
-STAGE_KEYS = {"kernel", "stride", "padding", "ceil", "tokens"}
-
-
-def stage_length(length: int, stages: list[dict]) -> int:
-    """
-    How many items `length` items become after `stages`.
-
-    A stage `{"kernel": k, "stride": s, "padding": p = 0, "ceil": c = False, "tokens": t = 1}` slides a window over the
-    items and gives `t` items per position; with `ceil` a last, partly filled window counts too.
-    """
-    for stage in stages:
-        kernel, stride, ceil = stage["kernel"], stage["stride"], stage.get("ceil", False)
-        if length == 0:
-            return 0
-        room = length + 2 * stage.get("padding", 0) - kernel
-        positions = (room + (stride - 1 if ceil else 0)) // stride + 1
-        length = max(positions, 1 if ceil else 0) * stage.get("tokens", 1)
-    return length
+TEXT_ROOM = 128  # positions of the LLM left for a prompt's text and the answer, of a quarter of them if that is less
 
 
 class SpeechLLMProcessor(ProcessorMixin):
@@ -73,6 +60,14 @@ class SpeechLLMProcessor(ProcessorMixin):
             windows, as Whisper was pretrained, instead of letting the cost follow the audio's length.
         audio_window (`int`, *optional*, defaults to 3000): feature positions per encoder window, for `pad_to_window`.
         max_audio_seconds (`float`, *optional*, defaults to 3600): longer audio is an error.
+        max_position_embeddings (`int`, *optional*): positions of the LLM, if it has a fixed number. Audio whose tokens
+            leave less of them than `TEXT_ROOM` for text is an error too; see `audio_limit`.
+        min_audio_confidence (`float`, *optional*): from which score on this checkpoint has made an audio out, see
+            `audio_confidences`. None where that is not known.
+
+    Attributes:
+        allow_local_files (`bool`): whether audio may be read from paths, defaults to `True`. A server that takes chats
+            from others sets it to `False`. It is never saved, as it belongs to the place where the model runs.
     """
 
     text_kwargs = {"padding": True, "return_tensors": "pt"}
@@ -88,13 +83,11 @@ class SpeechLLMProcessor(ProcessorMixin):
         pad_to_window: bool = False,
         audio_window: int = 3000,
         max_audio_seconds: float = 3600.0,
+        max_position_embeddings: int | None = None,
+        min_audio_confidence: float | None = None,
     ):
-        for name, stages in [("audio_stages", audio_stages), ("connector_stages", connector_stages)]:
-            if stages is None or not all({"kernel", "stride"} <= set(stage) <= STAGE_KEYS for stage in stages):
-                raise ValueError(
-                    f"{name} must be a list of dicts with kernel, stride and optionally padding, ceil, tokens, not "
-                    f"{stages!r}. Copy it from the model's config, or use SpeechLLMProcessor.from_parts."
-                )
+        check_stages("audio_stages", audio_stages)
+        check_stages("connector_stages", connector_stages)
         if audio_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(audio_token, special=True, normalized=False)], special_tokens=True)
         if tokenizer.pad_token is None:
@@ -111,8 +104,10 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.pad_to_window = pad_to_window
         self.audio_window = audio_window
         self.max_audio_seconds = max_audio_seconds
+        self.max_position_embeddings = max_position_embeddings
+        self.min_audio_confidence = min_audio_confidence
+        self.allow_local_files = True
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
-        self._kind = feature_kind(feature_extractor)
         self.feature_stages = self._kind.stages(feature_extractor)
         if pad_to_window and not self._kind.fills_hops:
             raise ValueError(
@@ -130,7 +125,7 @@ class SpeechLLMProcessor(ProcessorMixin):
             audio: Hub id or folder of the speech encoder, or a feature extractor.
             text: Hub id or folder of the LLM, or a tokenizer. An object is copied, not changed.
             config: the model's config; its `audio_stages`, `connector_stages`, `pad_to_window`, `audio_window_inputs`
-                `audio_feature_size` and `audio_token_id` are read.
+                `audio_feature_size` and `audio_token_id` are read, and the positions of its LLM.
             **kwargs: further arguments of the constructor, for example `chat_template` or `max_audio_seconds`.
 
         Raises:
@@ -145,6 +140,8 @@ class SpeechLLMProcessor(ProcessorMixin):
         kwargs.setdefault("connector_stages", config.connector_stages)
         kwargs.setdefault("pad_to_window", config.pad_to_window)
         kwargs.setdefault("audio_window", config.audio_window_inputs)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        kwargs.setdefault("max_position_embeddings", positions)
         processor = cls(feature_extractor, tokenizer, **kwargs)
         if processor.audio_token_id != config.audio_token_id:
             raise ValueError(
@@ -159,12 +156,38 @@ class SpeechLLMProcessor(ProcessorMixin):
             )
         return processor
 
+    @property
+    def _kind(self) -> FeatureKind:
+        return feature_kind(self.feature_extractor)
+
+    @property
+    def audio_limit(self) -> AudioLimit:
+        """The longest audio: `max_audio_seconds`, or what the LLM's positions hold beside text, if that is less."""
+        limit = AudioLimit(
+            self.max_audio_seconds,
+            "max_audio_seconds of the processor",
+            "raise `max_audio_seconds` of the processor if the memory allows it",
+        )
+        positions = self.max_position_embeddings
+        if positions is None:
+            return limit
+        room = positions - min(TEXT_ROOM, positions // 4)
+        rate = self.feature_extractor.sampling_rate
+        if self.audio_token_count(math.ceil(limit.seconds * rate)) <= room:
+            return limit
+        samples = bisect_right(range(math.ceil(limit.seconds * rate)), room, key=self.audio_token_count) - 1
+        return AudioLimit(
+            samples / rate,
+            f"the LLM has {positions} positions, of which the audio may take {room}",
+            "use an LLM with more positions or a connector that makes fewer tokens of a second",
+        )
+
     def __call__(self, text: str | list[str] | None = None, audio: Any = None, **kwargs) -> BatchFeature:
         """
         Tokenize prompts, with every `audio_token` in them expanded to as many as its audio has tokens.
 
         Args:
-            text: one prompt or several, with one `audio_token` per audio.
+            text: one prompt or several, with one `audio_token` per audio. Without text only the audio is processed.
             audio: one audio or a list, of any form that `load_audio` takes; all audios of the batch in reading order.
                 `{"tokens": n}` stands for n placeholders of an audio whose features are given apart, such as encoder
                 output from a cache, or one audio in several pieces.
@@ -186,6 +209,10 @@ class SpeechLLMProcessor(ProcessorMixin):
                 f"truncation={truncation!r} could cut the audio's placeholders, and each must meet its embedding. "
                 "Shorten the text or the audio instead, or drop `truncation` (max_length alone only pads)."
             )
+        grouped = {**kwargs.get("common_kwargs", {}), **kwargs.get("text_kwargs", {})}
+        for name, value in self.text_kwargs.items():
+            if name not in grouped:  # before 5.23 transformers does not read these defaults itself
+                kwargs.setdefault(name, value)
         return super().__call__(text=text, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, text=None, audio=None, **kwargs):
@@ -205,9 +232,16 @@ class SpeechLLMProcessor(ProcessorMixin):
             source,
             sampling_rate=self.feature_extractor.sampling_rate,
             source_rate=source_rate,
-            max_seconds=self.max_audio_seconds,
+            max_seconds=self.audio_limit,
             min_samples=self.min_samples,
+            allow_local_files=self.allow_local_files,
         )
+
+    def loaded(self, source: Any, source_rate: float | None = None) -> LoadedAudio | dict:
+        """One audio decoded and checked ahead of `__call__`, which takes it as it is; `{"tokens": n}` stays."""
+        if is_token_count(source):
+            return source
+        return LoadedAudio(self.load_audio(source, source_rate), self.feature_extractor.sampling_rate)
 
     def validate_inputs(self, audio=None, text=None, **kwargs):
         """Refuse a batch whose placeholders and audios differ in number."""
@@ -252,7 +286,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         if self.pad_to_window:
             positions = math.ceil(length / self.audio_window) * self.audio_window
         if self._kind.fills_hops:
-            samples = np.pad(samples, (0, _fill(positions, self.feature_stages) - len(samples)))
+            samples = np.pad(samples, (0, fill(positions, self.feature_stages) - len(samples)))
         extractor = self.feature_extractor
         features = extractor(
             samples,
@@ -276,6 +310,10 @@ class SpeechLLMProcessor(ProcessorMixin):
         """How many placeholders an audio of so many samples (at the extractor's rate) takes."""
         return self._get_audio_token_length(stage_length(samples, self.feature_stages))
 
+    def audio_token_counts(self, features_mask: Any) -> list[int]:
+        """How many tokens each audio has, from its `input_features_mask` (audios, positions or samples)."""
+        return [self._get_audio_token_length(int(row.sum())) for row in features_mask]
+
     def _get_num_multimodal_tokens(self, audio_lengths: list[int] | None = None, **kwargs) -> MultiModalData:
         """Audio tokens for audios of the given lengths in samples (serving engines ask for it)."""
         tokens = None if audio_lengths is None else [self.audio_token_count(length) for length in audio_lengths]
@@ -290,7 +328,7 @@ class SpeechLLMProcessor(ProcessorMixin):
                 f"No audio gives an audio token with audio_stages={self.audio_stages}, "
                 f"connector_stages={self.connector_stages}. Copy them from the model's config."
             )
-        return max(_fill(lengths[first], self.feature_stages), self._kind.shortest(self.feature_extractor))
+        return max(fill(lengths[first], self.feature_stages), self._kind.shortest(self.feature_extractor))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -344,24 +382,13 @@ class SpeechLLMProcessor(ProcessorMixin):
         Returns:
             the rendered chat(s), or with `tokenize=True` the ids, or with `return_dict=True` the whole `BatchFeature`.
         """
-        if not conversation:
-            raise ValueError("The conversation is empty. Give at least one message.")
-        template = self._resolve_chat_template(chat_template)
-        options = self._prepare_processor_kwargs(
-            template,
-            dict(processor_kwargs or {}),
-            kwargs,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            return_assistant_tokens_mask=return_assistant_tokens_mask,
-        )
-        chats, is_batched = self._normalize_conversations(conversation)
+        chats, is_batched = normalize_chats(conversation)
+        template = choose_template(self.chat_template, chat_template)
+        check_rendering(self.tokenizer, add_generation_prompt, continue_final_message, return_assistant_tokens_mask)
+        options = dict(processor_kwargs or {}) | unknown_to(template, kwargs)
         chats, sources = collect_audio(chats, as_audio_list(audio), need_sources=tokenize)
         if tokenize and sanitize_control_tokens:
-            # The last two arguments only guard combinations that are handled below.
-            chats, tools, documents, kwargs = self.tokenizer._mark_chat_inputs(
-                template, chats, tools, documents, kwargs, True, False
-            )
+            chats, tools, documents, kwargs = mark_inputs(self.tokenizer, template, chats, tools, documents, kwargs)
         chats = lay_out_content(chats, template, self.audio_token, self.tokenizer.special_tokens_map)
         rendered, spans = render_with_spans(
             chats,
@@ -377,7 +404,6 @@ class SpeechLLMProcessor(ProcessorMixin):
         if not tokenize:
             return rendered if is_batched else rendered[0]
         options.setdefault("add_special_tokens", False)  # the template writes them
-        options.pop("return_offsets_mapping", None)
         if return_tensors != "auto":
             options["return_tensors"] = return_tensors
         if sampling_rate is not None:
@@ -409,13 +435,6 @@ def is_token_count(source: Any) -> bool:
     if not isinstance(source["tokens"], numbers.Integral) or source["tokens"] < 0:
         raise ValueError(f"The tokens of an audio block must be a number from 0 up, not {source['tokens']!r}.")
     return True
-
-
-def _fill(length: int, stages: list[dict]) -> int:
-    """Items that fill `length` positions after (unpadded) `stages` to the last one."""
-    for stage in reversed(stages):
-        length = (length - 1) * stage["stride"] + stage["kernel"]
-    return length
 
 
 __all__ = ["SpeechLLMProcessor", "stage_length"]

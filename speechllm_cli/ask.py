@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .loading import EMBEDDED, CommandError, ask_pipeline, load_pipeline, report
+from .loading import EMBEDDED, CommandError, load_pipeline, report
 
 # File names that end so are meant as audio also where no such file exists: a typing error, not an instruction.
 AUDIO_SUFFIXES = set(".aac .aif .aiff .amr .au .caf .flac .m4a .mka .mp3 .mp4 .oga .ogg .opus .wav .webm .wma".split())
@@ -33,7 +33,9 @@ EXAMPLE = """\
   cat question.mp3 | speechllm ask - "What is being asked?" --json
 
 A recording that cannot be used is reported in one line on standard error; the others are still answered and the
-exit status is 2. --json prints one object per answer: audio, instruction, answer, model.
+exit status is 2. So is a recording that the model could not make out, whose answer is a guess, where the checkpoint
+says how sure it must be (the embedded one does); the status stays 0. --json prints one object per answer: audio,
+instruction, answer, model, and then understood: true or false.
 """
 
 
@@ -111,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     except CommandError as error:
         report(error)
         return 2
-    from processing_speechllm.pipeline_speech_instruct import DEFAULT_INSTRUCTION
+    from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 
     model = arguments.model or EMBEDDED
     instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
@@ -134,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
                     print(label, flush=True)
                 answer(pipe, group, instruction, streamer=_streamer(pipe), **options)
                 continue
-            text = answer(pipe, group, instruction, **options)
+            text, understood = answer(pipe, group, instruction, **options)
         except ValueError as error:  # the processor's and the pipeline's, AudioError among them, name the remedy
             report(error)
             status = 2
@@ -142,6 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             audio = group if arguments.together else group[0]
             row = {"audio": audio, "instruction": instruction, "answer": text, "model": model}
+            if understood is not None:
+                row["understood"] = understood
             print(json.dumps(row, ensure_ascii=False), flush=True)
         else:
             print(label, text, sep=" " if label else "", flush=True)
@@ -154,12 +158,25 @@ def _streamer(pipe: Any) -> Any:
     return TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> str:
-    """The answer about the recordings `names` in one prompt; warnings about them go to standard error."""
+def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tuple[str, bool | None]:
+    """
+    The answer about the recordings `names` in one prompt, and whether all were made out (None if the checkpoint does
+    not tell). Warnings about them, and which could not be made out, go to standard error.
+    """
+    least = pipe.processor.min_audio_confidence
+    row = {"audio": [_source(name) for name in names], "instruction": instruction}
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        text = ask_pipeline(pipe, [_source(name) for name in names], instruction, **options)
+        warnings.simplefilter("always", UserWarning)
+        (found,) = pipe(row, return_confidence=least is not None, **options)
     for warning in caught:
         if warning.category is UserWarning:
             report(f"warning: {warning.message}")
-    return text
+    if least is None:
+        return found["generated_text"], None
+    for name, heard in zip(names, found["confidence"], strict=True):
+        if not heard["understood"]:
+            report(
+                f"{name}: I could not make that out (confidence {heard['score']:.3f}, {least:.3f} is needed), so the "
+                "answer is a guess. It may be silence, noise, or speech unlike what this model was trained on."
+            )
+    return found["generated_text"], all(heard["understood"] for heard in found["confidence"])

@@ -13,10 +13,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from hub_cards.findings import Finding, describe, guarded, print_findings
 
 from . import demo
 from .loading import CommandError, ask_pipeline, load_pipeline
@@ -36,16 +38,6 @@ TORCH_REMEDY = (
     'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio>=2.11" "torchcodec>=0.17" (from PyPI also for use '
     "on the CPU: torchaudio 2.11 does not load beside CPU-only wheels of torch)"
 )
-
-
-@dataclass
-class Finding:
-    """One line of the report. `status` is "ok", "note" or "FAIL"; `remedy` says what to do."""
-
-    status: str
-    subject: str
-    detail: str
-    remedy: str = ""
 
 
 def add_parser(commands: Any) -> None:
@@ -173,31 +165,11 @@ CHECKS: list[tuple[str, Callable[[], Iterator[Finding]], str]] = [
 ]
 
 
-def describe(error: BaseException) -> str:
-    """An error as one short line."""
-    text = " ".join(str(error).split())
-    kind = "" if isinstance(error, CommandError) else f"{type(error).__name__}: "
-    return f"{kind}{text[:160]}{'…' if len(text) > 160 else ''}"
-
-
-def guarded(subject: str, check: Callable[[], Iterator[Finding]], remedy: str) -> Iterator[Finding]:
-    """The findings of a check; if it breaks down, that is its last finding."""
-    try:
-        yield from check()
-    except Exception as error:  # whatever is broken, the report goes on
-        yield Finding("FAIL", subject, describe(error), remedy)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Prints the report as it grows; returns 1 if anything failed, else 0."""
     warnings.simplefilter("ignore")
-    failures = 0
-    for subject, check, remedy in CHECKS:
-        for finding in guarded(subject, check, remedy):
-            print(f"{finding.status:<6}{finding.subject:<17}{finding.detail}", flush=True)
-            if finding.remedy:
-                print(f"{'':<23}-> {finding.remedy}", flush=True)
-            failures += finding.status == "FAIL"
+    findings = (guarded(subject, check, remedy, CommandError) for subject, check, remedy in CHECKS)
+    failures = print_findings(chain.from_iterable(findings))
     summary = f"{failures} to repair. Begin with the first: others may follow." if failures else "Everything works."
     print(f"\n{summary}")
     return 1 if failures else 0

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import ask, demo, doctor, training
+from . import ask, benchmark, demo, doctor, evaluate, publish, training
 
 EXAMPLE = """\
 60 seconds with it:
@@ -39,9 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (ask, demo, doctor):
+    for command in (ask, demo, doctor, benchmark):
         command.add_parser(commands)
     training.add_parsers(commands)
+    evaluate.add_parser(commands)
+    publish.add_parsers(commands)
     return parser
 
 
@@ -50,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in training.HELP:  # their parsers need heavy imports
         return training.run(argv[0], argv[1:])
-    arguments = build_parser().parse_args(argv)
+    if argv and argv[0] == evaluate.NAME:
+        return evaluate.run(argv[1:])
+    arguments = build_parser().parse_args(argv, argparse.Namespace(command_line=argv))
     sys.stdout.reconfigure(errors="replace")  # an answer in Chinese must not end a program whose terminal is Latin-1
     try:
         status = arguments.run(arguments)

@@ -200,3 +200,13 @@ def random_audio(model, lengths, seed=0):
 @pytest.fixture
 def model():
     return tiny_speechllm()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Under `pytest -n` a file's tests run in one process, which makes their costly fixtures once; files keep their
+    order, since those with the fewest tests take longest."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)

@@ -65,7 +65,7 @@ def make_extractor(kind: str = "whisper") -> WhisperFeatureExtractor | Wav2Vec2F
     return WhisperFeatureExtractor() if kind == "whisper" else Wav2Vec2FeatureExtractor(do_normalize=True)
 
 
-def make_config(tokenizer, kind: str = "whisper", **kwargs) -> SimpleNamespace:
+def make_config(tokenizer, kind: str = "whisper", positions: int | None = None, **kwargs) -> SimpleNamespace:
     """What `SpeechLLMProcessor.from_parts` reads of a model's config."""
     ids = tokenizer.get_vocab()
     fields = {
@@ -75,17 +75,23 @@ def make_config(tokenizer, kind: str = "whisper", **kwargs) -> SimpleNamespace:
         "audio_window_inputs": 3000,
         "audio_token_id": ids.get("<|audio|>", len(tokenizer)),
         "audio_feature_size": 80 if kind == "whisper" else None,
+        "get_text_config": lambda: SimpleNamespace(max_position_embeddings=positions),
     }
     return SimpleNamespace(**{**fields, **kwargs})
 
 
 def make_processor(
-    kind: str = "whisper", chat_template: str | None = CHATML, tokenizer=None, config: dict | None = None, **kwargs
+    kind: str = "whisper",
+    chat_template: str | None = CHATML,
+    tokenizer=None,
+    config: dict | None = None,
+    extractor=None,
+    **kwargs,
 ) -> SpeechLLMProcessor:
     """A processor of tiny parts; `kwargs` go to `from_parts`."""
     tokenizer = make_tokenizer(chat_template) if tokenizer is None else tokenizer
     return SpeechLLMProcessor.from_parts(
-        make_extractor(kind), tokenizer, make_config(tokenizer, kind, **(config or {})), **kwargs
+        extractor or make_extractor(kind), tokenizer, make_config(tokenizer, kind, **(config or {})), **kwargs
     )
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import Audio, Dataset
 from factories_processing import RATE, encoded, sine
 
 from processing_speechllm.audio import AudioError, as_audio_list, load_audio
@@ -207,6 +208,37 @@ def test_mp3_frames_are_counted_behind_and_before_tags():
     assert walk(content[:-10])[1:] == (frames - 1, samples, 10)
     assert walk(with_length_header(content, first, frames))[1] == frames + 1
     assert walk(b"not an mp3 at all")[:2] == (-1, 0)
+
+
+@pytest.mark.parametrize("peak", [1.0, 1.5, 30.0])
+def test_amplitudes_that_decoders_and_normalising_give_are_taken(peak):
+    samples = sine() * peak / 0.3
+    np.testing.assert_array_equal(load_audio((samples, RATE)), samples)
+
+
+def test_an_mp3_that_ends_a_percent_early_is_used_with_a_warning():
+    content = encoded(0.1 * NOISE(20 * RATE).astype(np.float32), format="MP3")
+    whole = load_audio(content)
+    with pytest.warns(UserWarning, match=r"ends 0\.16 s \(0\.8 %\) before the length.*copy or export"):
+        early = load_audio(content[: int(len(content) * 0.99)])
+    assert 0 < len(whole) - len(early) < 0.01 * len(whole)
+    np.testing.assert_array_equal(early, whole[: len(early)])
+    with pytest.raises(AudioError, match="truncated MP3: the header announces 320000 samples"):
+        load_audio(content[: int(len(content) * 0.98)])
+
+
+def test_a_header_that_announces_more_than_any_memory_holds_costs_none():
+    content = bytearray(encoded(sine(), format="FLAC"))
+    content[22:26] = b"\xff\xff\xff\xff"  # 2**32 and more samples, 17 GB
+    with pytest.raises(AudioError, match="FLAC.*export the file again"):
+        load_audio(bytes(content))
+
+
+def test_a_column_of_a_dataset_is_many_audios():
+    audios = [{"bytes": encoded(sine(seconds), subtype="FLOAT"), "path": None} for seconds in (0.2, 0.3)]
+    column = Dataset.from_dict({"audio": audios}).cast_column("audio", Audio(decode=False))["audio"]
+    assert not isinstance(column, list)
+    assert [len(load_audio(audio)) for audio in as_audio_list(column)] == [3200, 4800]
 
 
 def test_a_file_object_is_read_from_where_it_stands():

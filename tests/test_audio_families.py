@@ -53,8 +53,8 @@ from transformers import (
 from transformers.masking_utils import create_bidirectional_mask
 
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration, build_audio_tower, output_length
+from modeling_speechllm.audio_encoders import load_encoder
 from modeling_speechllm.audio_families import AUDIO_FAMILIES, audio_stages, default_window
-from modeling_speechllm.audio_towers import load_encoder
 from modeling_speechllm.lengths import receptive_field
 from processing_speechllm import SpeechLLMProcessor, stage_length
 from processing_speechllm.feature_kinds import feature_kind

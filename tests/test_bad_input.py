@@ -74,6 +74,35 @@ BAD_AUDIO = {
         "Repair or re-export",
     ),
     "infinity": (lambda d: (np.r_[sine(), [np.inf, -np.inf]], RATE), "2 of 8002 samples are NaN or inf", "Repair or"),
+    "int16 as floats": (
+        lambda d: (np.round(sine() * 32767), RATE),
+        ARRAY + "the samples range from -9830 to 9830",
+        r"16-bit integers, divide by 2\*\*15 or pass them as int16",
+    ),
+    "faint int16 as floats": (
+        lambda d: (np.round(sine() * 10), RATE),
+        ARRAY + "the samples range from -3 to 3",
+        r"divide by 2\*\*7",
+    ),
+    "resampled int24 as floats": (lambda d: (sine() * 2.0**23, RATE), "full scale of 1.0", r"divide by 2\*\*23\."),
+    "int16 as floats in a file": (
+        lambda d: write(d, "f.wav", encoded(sine() * 32768, subtype="FLOAT")),
+        "f.wav: the samples range from -98",
+        r"divide by 2\*\*15",
+    ),
+    "1e30": (lambda d: (sine() * 1e30, RATE), "range from -3e\\+29 to 3e\\+29", "No recording has such amplitudes"),
+    "1e300": (lambda d: (sine().astype(float) * 1e300, RATE), "to 3e\\+299", "repair or export it again"),
+    "1e300 in a file": (
+        lambda d: encoded(sine().astype(float) * 1e300, subtype="DOUBLE"),
+        "to 3e\\+299",
+        "repair or export it again",
+    ),
+    "overflow in resampling": (lambda d: (sine(rate=8000) * 3e38, 8000), "range from -9e\\+37", "export it again"),
+    "overflow in mixing": (
+        lambda d: (np.full((2, 800), 3e38, np.float32), RATE),
+        "range from 3e\\+38 to 3e\\+38",
+        "export it again",
+    ),
     "complex": (lambda d: (sine() + 1j, RATE), ARRAY + "dtype complex", "float samples"),
     "int64": (lambda d: (np.arange(9000), RATE), ARRAY + "dtype int64 is not audio", "int16, int32 or uint8"),
     "bool": (lambda d: (sine() > 0, RATE), ARRAY + "dtype bool is not audio", "float samples"),
@@ -88,6 +117,8 @@ BAD_AUDIO = {
     "missing rate in a dict": (lambda d: {"array": sine()}, "the sampling rate is missing", "sampling_rate=..."),
     "zero rate": (lambda d: (sine(), 0), "the sampling rate 0 is not positive", "in Hz, for example 16000"),
     "negative rate": (lambda d: (sine(), -16000), "the sampling rate -16000 is not positive", "for example 16000"),
+    "rate in kHz": (lambda d: (sine(), 16), "a sampling rate of 16 Hz is none of audio", "in Hz, for example 16000"),
+    "rate of 1e12": (lambda d: (sine(), 1e12), "a sampling rate of 1e\\+12 Hz is none", "in Hz, for example 16000"),
     "NaN rate": (lambda d: (sine(), float("nan")), "the sampling rate nan is not positive", "for example 16000"),
     "text as rate": (lambda d: (sine(), "16k"), "the sampling rate '16k' is not a number", "for example 16000"),
     "(rate, array)": (lambda d: (RATE, sine()), r"came as \(rate, array\)", "Swap the two"),
@@ -98,6 +129,40 @@ BAD_AUDIO = {
         lambda d: {"text": "hi"},
         r"dict with keys \['text'\] holds no audio",
         "Pass a path, bytes",
+    ),
+    "name too long": (
+        lambda d: "recordings/" * 999 + "a.wav",
+        r"\.\.\. \(10994 characters\): cannot be",
+        "Check the path",
+    ),
+    "home of nobody": (lambda d: "~nobody-of-this-name/a.wav", "~nobody-of-this-name/a.wav: is no path", "spelling"),
+    "NUL in the name": (lambda d: "a\0.wav", "is no path that can be read", "Check its spelling"),
+    "device": (lambda d: "/dev/zero", "/dev/zero: is a device", "Pass an audio file"),
+    "file as folder": (lambda d: write(d, "a.wav", b"x") + "/b.wav", "a.wav/b.wav: cannot be read", "Check the path"),
+    "number as path": (lambda d: {"path": 3}, "path or url is a int, not text", "Pass a path, bytes"),
+    "list as url": (lambda d: {"url": ["a.wav"]}, "path or url is a list, not text", "Pass a path, bytes"),
+    "file object that fails": (
+        lambda d: SimpleNamespace(name="a.wav", read=lambda: (_ for _ in ()).throw(OSError("stale handle"))),
+        r"a.wav: cannot be read \(stale handle\)",
+        "Open the audio file again",
+    ),
+    "array that fails": (
+        lambda d: (SimpleNamespace(__array__=0, detach=lambda: (_ for _ in ()).throw(RuntimeError("no data"))), RATE),
+        r"is no regular array \(no data\)",
+        "Pass one audio at a time",
+    ),
+    "no Base64": (lambda d: "UklGR" * 13, "read as Base64, as there is no such file", "base64.b64encode"),
+    "Base64 of no audio": (lambda d: "_/+A" * 20, "80 characters, read as Base64.*soundfile", "Export|Convert"),
+    "number as Base64": (lambda d: {"data": 7, "format": "wav"}, "holds a int, not Base64", "Pass the audio file in"),
+    "data address without content": (
+        lambda d: "data:audio/wav;base64",
+        "has no comma",
+        "Write data:audio/wav;base64,",
+    ),
+    "empty data address": (
+        lambda d: "data:audio/wav;base64,",
+        "audio/wav;base64, 0 characters: .* empty",
+        "Record or",
     ),
     "bytes that are none": (lambda d: {"bytes": "RIFF"}, '"bytes" holds a str', "Pass the content"),
     "broken decoder": (
@@ -189,6 +254,52 @@ BAD_CHATS = {
     "image block": ([{"role": "user", "content": [{"type": "image"}]}], "kind 'image' cannot be used", '"audio"'),
     "bare string block": ([{"role": "user", "content": ["hi"]}], "kind 'str' cannot be used", '"type": "text"'),
     "text block without text": ([{"role": "user", "content": [{"type": "text"}]}], "kind 'text'", '"text": ...'),
+    "empty chat in a list": (
+        [[{"role": "user", "content": "hi"}], []],
+        r"is empty \(chat 1\)",
+        "at least one message",
+    ),
+    "one message alone": ({"role": "user", "content": "hi"}, "conversation is a dict", "list of messages"),
+    "text as chat": ("hello", "conversation is a str", "list of messages"),
+    "number as chat": (3, "conversation is a int", "list of messages"),
+    "chats and messages": ([[{"role": "user", "content": "a"}], {"role": "user"}], "mixes chats and", "Pass one chat"),
+    "text as message": (["hello"], "message 0 is a str, not a message", "Write it as"),
+    "no role": ([{"content": "hi"}], "message 0 has no role", '"user" or "assistant"'),
+    "number as role": ([{"role": 3, "content": "hi"}], "message 0 has the role 3", '"user" or "assistant"'),
+    "no content": ([{"role": "user"}], "message 0 has no content", 'or "" if it is to be empty'),
+    "None as content": ([{"role": "user", "content": None}], "message 0 has no content", "Give it text or blocks"),
+    "dict as content": (
+        [{"role": "user", "content": {"type": "text", "text": "hi"}}],
+        "message 0 has a dict as content",
+        "Put the block into a list",
+    ),
+    "number as content": ([{"role": "user", "content": 7}], "message 0 has a int as content", "list of blocks"),
+    "second of a batch": (
+        [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "hi"}, {"role": "user", "content": 7.5}]],
+        "chat 1, message 1 has a float as content",
+        "list of blocks",
+    ),
+    "block that is None": ([{"role": "user", "content": [None]}], "kind 'NoneType' cannot be used", '"type": "text"'),
+    "audio under an unknown key": (
+        [{"role": "user", "content": [{"type": "audio", "file": "a.wav"}]}],
+        "kind 'audio' has 'file', but no audio under a known key",
+        "Use one of: audio",
+    ),
+    "audio_url without a url": (
+        [{"role": "user", "content": [{"type": "audio_url", "audio_url": {}}]}],
+        "audio_url of an audio block has no url",
+        '"audio_url": {"url"',
+    ),
+    "input_audio without data": (
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"format": "wav"}}]}],
+        "input_audio of an audio block has no data",
+        '"data": "<Base64>"',
+    ),
+    "input_audio of nothing": (
+        [{"role": "user", "content": [{"type": "input_audio"}]}],
+        "kind 'input_audio' no audio under a known key",
+        "Use one of: audio",
+    ),
     "two sources": (
         [{"role": "user", "content": [{"type": "audio", "path": "a.wav", "url": "b.wav"}]}],
         "has path and url",
@@ -202,6 +313,21 @@ def test_bad_chats_are_refused(case):
     chat, finding, remedy = BAD_CHATS[case]
     with pytest.raises(ValueError, match=f"{finding}.*{remedy}"):
         make_processor().apply_chat_template(chat, tokenize=True)
+
+
+def test_what_a_template_raises_is_an_error_with_the_roles():
+    template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('The user begins') }}{% endif %}"
+    chat = [{"role": "assistant", "content": "hi"}]
+    with pytest.raises(ValueError, match=r"cannot lay out this chat: The user begins \(roles: assistant\).*Give it"):
+        make_processor().apply_chat_template(chat, chat_template=template)
+    with pytest.raises(ValueError, match="cannot lay out this chat: .*Give it the roles"):
+        make_processor().apply_chat_template(chat, chat_template="{{ messages[0]['content'] + 3 }}")
+
+
+def test_a_message_without_content_may_call_a_tool():
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]
+    template = "{% for message in messages %}{{ message['content'] or message['tool_calls'][0]['name'] }}{% endfor %}"
+    assert make_processor().apply_chat_template(chat, chat_template=template) == "hif"
 
 
 def test_a_wav_of_unknown_length_is_no_truncated_wav():

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 import speechllm
 from processing_speechllm import SpeechLLMProcessor
-from processing_speechllm.pipeline_speech_instruct import DEFAULT_INSTRUCTION
+from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 from speechllm_cli import demo, doctor
 from speechllm_cli.ask import LANGUAGES, split_inputs
 from speechllm_cli.loading import ask_pipeline, load_pipeline
@@ -301,6 +301,7 @@ def broken_torchaudio(tmp_path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_doctor_survives_a_torchaudio_that_does_not_fit_torch(broken_torchaudio):
     result = run_installed("doctor", env=broken_torchaudio)
     assert result.returncode == 1 and result.stderr == ""
@@ -310,6 +311,7 @@ def test_doctor_survives_a_torchaudio_that_does_not_fit_torch(broken_torchaudio)
     assert lines[-1].endswith("Begin with the first: others may follow.")
 
 
+@pytest.mark.slow
 def test_ask_with_a_broken_package_points_to_doctor(broken_torchaudio, recordings):
     result = run_installed("ask", recordings[0], env=broken_torchaudio)
     assert result.returncode == 2 and result.stdout == ""
@@ -339,6 +341,7 @@ def run_installed(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=300, **options)
 
 
+@pytest.mark.slow
 def test_installed_command_answers(folder, recordings, tmp_path):
     result = run_installed("ask", recordings[0], "What is said?", "--model", str(folder), "--json", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
@@ -347,6 +350,7 @@ def test_installed_command_answers(folder, recordings, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_installed_command_reports_in_one_line_without_a_traceback(folder, tmp_path):
     result = run_installed("ask", "nowhere.wav", "What is said?", "--model", str(folder), cwd=tmp_path)
     assert result.returncode == 2 and result.stdout == ""

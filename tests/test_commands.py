@@ -20,10 +20,11 @@ import speechllm
 from benchmarks.nanoworld.recordings import choose, write_tasks
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
+from speechllm.evaluation.config import EvaluationConfig
 from speechllm_cli.loading import ask_pipeline, load_pipeline
 from speechllm_cli.main import main
 from trainers.commands import run as commands
-from trainers.commands.arguments import ScriptArguments
+from trainers.commands.arguments import LaunchArguments, ScriptArguments
 from trainers.commands.inputs import load_speech_model, weigh_targets
 from trainers.commands.parsing import RECIPES, parse
 from trainers.targets.prompts import load_tasks
@@ -32,6 +33,7 @@ QUICK = {
     **{"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no", "use_cpu": True},
     **{"disable_tqdm": True, "activation_checkpointing": False, "learning_rate": 1e-3},
 }
+CLASSES = {**commands.CLASSES, "evaluate": (EvaluationConfig, LaunchArguments)}
 CONV = {"type": "conv", "convolutions": 1, "bottleneck_size": 8}
 
 
@@ -94,7 +96,7 @@ def test_every_recipe_says_what_it_is_and_parses(path):
         assert any(line.startswith(f"# {word}") for line in comments), word
     words = next(line for line in reversed(comments) if f"--config {path.stem}" in line).split()
     command = words[words.index("--config") - 1]
-    filled = parse(commands.CLASSES[command], ["--config", path.stem], "test")
+    filled = parse(CLASSES[command], ["--config", path.stem], "test")
     assert filled[0].output_dir == yaml.safe_load(path.read_text(encoding="utf-8"))["output_dir"]
 
 
@@ -118,7 +120,7 @@ def test_options_win_over_the_recipe_and_mappings_may_be_json(recipe):
     assert script.connector == {"type": "granite"} and script.dataset == ["x", "y"]
 
 
-@pytest.mark.parametrize("command", commands.CLASSES)
+@pytest.mark.parametrize("command", CLASSES)
 def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys):
     name = "output_dirr"
     (tmp_path / "recipe.yaml").write_text(f"{name}: x\n")
@@ -155,7 +157,7 @@ def test_a_recipe_that_is_not_there_names_those_that_are(capsys):
     assert status == 2 and "nano-imitate.yaml" in errors
 
 
-@pytest.mark.parametrize("command", commands.CLASSES)
+@pytest.mark.parametrize("command", CLASSES)
 def test_help_lists_settings_and_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

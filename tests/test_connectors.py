@@ -335,6 +335,7 @@ def test_new_connectors_start_as_they_should(name):
 SHIFTS = ("key.bias", "k_proj.bias")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONNECTORS)
 @pytest.mark.parametrize("audio", AUDIO_CONFIGS)
 def test_every_connector_on_every_tower(audio, name, tmp_path):

@@ -18,6 +18,8 @@ from transformers.integrations import deepspeed
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "trainers" / "commands" / "accelerate"
 

@@ -25,10 +25,23 @@ def code_blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def run_script(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run_script(pytestconfig):
+    """Runs Python code in a process of its own, with the suite's own warning filters."""
+    filters = [entry.split(":") for entry in pytestconfig.getini("filterwarnings")]
+    setup = "import warnings\n" + "".join(
+        f"warnings.filterwarnings({action!r}, category={category}, module={module!r})\n"
+        for action, _, category, module in filters
+    )
+
+    def run(code: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", setup + code]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    return run
 
 
+@pytest.mark.slow
 def test_readme_s_first_command_gets_the_expected_answer():
     ask = shlex.split(re.search(r"&& (speechllm ask .+)$", code_blocks("README.md", "sh")[0], re.MULTILINE)[1])
     program = str(Path(sysconfig.get_path("scripts")) / ask[0])
@@ -39,18 +52,22 @@ def test_readme_s_first_command_gets_the_expected_answer():
     assert (result.returncode, result.stdout, result.stderr) == (0, expected + "\n", "")
 
 
-def test_readme_s_python_runs_as_it_stands():
+@pytest.mark.slow
+def test_readme_s_python_runs_as_it_stands(run_script):
     first, compose = code_blocks("README.md", "python")
     assert len([line for line in first.splitlines() if line.strip()]) <= 12
     result = run_script(first)
     assert result.returncode == 0, result.stderr
+    assert "deprecated" not in result.stderr
     assert len(result.stdout.splitlines()) == 4
     assert "from_parts" in compose  # needs the Hub
 
 
-def test_the_blocks_of_the_pipeline_s_page_run_one_after_the_other():
+@pytest.mark.slow
+def test_the_blocks_of_the_pipeline_s_page_run_one_after_the_other(run_script):
     result = run_script("\n".join(code_blocks("docs/pipeline.md", "python")))
     assert result.returncode == 0, result.stderr
+    assert "deprecated" not in result.stderr
     by_pipeline, by_model = result.stdout.strip("\n").split("\n")
     assert by_pipeline == by_model != ""
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "speechllm")
 REPOSITORY = Path(__file__).parent.parent
 RECORDINGS = 16

@@ -1,6 +1,7 @@
 """The house that DESIGN.md draws: which room may import from which, and that pages name what is there."""
 
 import ast
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -15,14 +16,15 @@ ROOMS = {  # room: what it may import from, beside itself
     "processing_speechllm": set(),
     "hub_cards": MODEL,
     "trainers.objectives": MODEL,
-    "trainers.checkpoints": MODEL,
+    "trainers.checkpoints": {*MODEL, "hub_cards"},
     "trainers.data": {*MODEL, "trainers.objectives"},
     "trainers.targets": {*MODEL, "trainers.objectives", "trainers.data"},
     "trainers.cache": {*MODEL, "trainers.objectives", "trainers.data"},
     "trainers": {*MODEL, "hub_cards", *(f"trainers.{room}" for room in BELOW_TRAINERS)},
     "trainers.commands": {*MODEL, "hub_cards", "trainers.*"},
     "speechllm": MODEL,
-    "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*"},
+    "speechllm.speech_synthesis": {*MODEL, "trainers.targets"},
+    "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*", "speechllm.speech_synthesis"},
     "speechllm_cli": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
 }
@@ -97,3 +99,13 @@ def test_pages_name_modules_and_files_that_are_there(page):
         assert path.is_dir() or path.with_suffix(".py").is_file(), f"{page.name} names the module {module}"
     for name in set(re.findall(rf"(?<![\w/.-])((?:{packages})/[\w./*-]*\w)", text)):
         assert list(ROOT.glob(name)), f"{page.name} names the file {name}"
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_pages_import_names_that_are_there(page):
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{page.name} imports {', '.join(missing)} from {node.module}"

@@ -70,6 +70,7 @@ def exported(tmp_path_factory):
     return place, model(**inputs).logits[0, -1], text, model.config.audio_token_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["trust", "package"])
 def test_a_fresh_process_gives_the_same_logits(exported, way):
     place, logits, text, token = exported
@@ -141,6 +142,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_every_connector_loads_as_remote_code(tmp_path):
     tokenizer, expected = make_tokenizer(), {}
     features = torch.linspace(-1, 1, 8 * 60).view(1, 8, 60)

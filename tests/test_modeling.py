@@ -4,6 +4,9 @@ import pytest
 import torch
 from conftest import AUDIO_CONFIGS, VOCABULARY, positions, random_audio, text_config, tiny_speechllm
 from torch.nn import functional as F
+from transformers import DynamicCache
+
+from modeling_speechllm.modeling_speechllm import CACHE
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
@@ -76,6 +79,23 @@ def test_ids_and_embeddings_give_the_same(model):
     embeds = inside.get_input_embeddings()(input_ids)
     logits = inside(inputs_embeds=embeds, input_features=features, input_features_mask=mask).logits
     assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_taken_by_its_name_in_every_transformers(model, name):
+    input_ids = torch.tensor([[5, 7, 9, 11]])
+    whole = model(input_ids=input_ids).logits
+    for part in (model, model.model):
+        first = part(input_ids=input_ids[:, :3], use_cache=True)
+        second = part(input_ids=input_ids[:, 3:], **{name: first[CACHE]})
+        assert second[CACHE].get_seq_length() == 4
+    second = model(input_ids=input_ids[:, 3:], **{name: model(input_ids=input_ids[:, :3], use_cache=True)[CACHE]})
+    torch.testing.assert_close(second.logits, whole[:, 3:])
+
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cache = DynamicCache(config=model.config.text_config)
+    assert torch.equal(model.generate(input_ids, **{name: cache}, **settings), model.generate(input_ids, **settings))
+    assert cache.get_seq_length() >= input_ids.shape[1]
 
 
 def test_a_mismatch_states_both_counts(model):

@@ -1,12 +1,15 @@
 """The nano world: what must hold of its grammar, tasks, splits and token ids. No training, no speech."""
 
+import json
 import random
 from collections import Counter
 
 import pytest
 
+from benchmarks.nanoworld.card import evaluation_facts
 from benchmarks.nanoworld.conversations import IGNORED, Conversation, Encoder, draw_conversation
 from benchmarks.nanoworld.prompts import PROMPTS
+from benchmarks.nanoworld.questions import questions_about
 from benchmarks.nanoworld.speech import VARIANTS, utterances
 from benchmarks.nanoworld.tasks import TASKS, draw, join, tasks_for
 from benchmarks.nanoworld.tokenizer import build_tokenizer
@@ -120,3 +123,48 @@ def test_requests_survive_the_tokenizer(tokenizer):
     for frame in frames()[::7]:
         for language in LANGUAGES:
             assert tokenizer.decode(tokenizer(frame.text(language))["input_ids"]) == frame.text(language)
+
+
+def test_test_questions_are_those_of_the_world_whatever_else_is_asked():
+    (utterance, *_) = utterances("test")
+    (request,) = [
+        f for f in frames_of("test") if (f.key, f.text(utterance.language)) == (utterance.key, utterance.text)
+    ]
+    seen, unseen = (questions_about(7, utterance, request, held_out) for held_out in (False, True))
+    assert [row["task"] for row in seen] == [row["task"] for row in unseen] == tasks_for(request, utterance.language)
+    assert {row["prompt_kind"] for row in seen} == {"seen"} and {row["prompt_kind"] for row in unseen} == {
+        "unseen_prompt"
+    }
+    assert {row["id"] for row in seen} == {f"00007-{row['task']}" for row in seen}
+    transcribe = next(row for row in seen if row["task"] == "transcribe")
+    assert transcribe["reference"] == transcribe["text"] == utterance.text
+    assert {row["target_language"] for row in seen if row["task"] in ("intent", "language")} == {"en"}
+    assert transcribe["target_language"] == utterance.language
+    translate = next(row for row in seen if row["task"] == "translate")
+    assert translate["reference"] == request.text(translate["target_language"]) != utterance.text
+    assert seen == questions_about(7, utterance, request, False)
+
+
+def test_the_card_takes_its_figures_from_the_results_of_evaluate(tmp_path):
+    figure = {"value": 50.0, "low": 40.0, "high": 61.0, "rows": 3}
+    systems = {way: {"exact": figure, "f1": figure} for way in ("speech", "text_bound", "cascade")}
+    systems["cascade"]["heard_wer"] = figure | {"value": 5.0}
+    metric = {"title": "exact answers", "unit": "%", "higher_is_better": True, "note": ""}
+    results = {
+        "headline": "exact",
+        "metrics": {"exact": metric, "f1": metric | {"title": "F1"}},
+        "overall": systems,
+        "groups": {"task": {"first_word": systems, "sum": systems}},
+        "means": {"task": {way: figure for way in systems}},
+        "rows": {"scored": 3},
+        "settings": {"task": "question"},
+    }
+    for kind in ("seen", "unseen"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "results.json").write_text(json.dumps(results))
+    entries = evaluation_facts(tmp_path)
+    assert [entry["task"] for entry in entries[:4]] == ["question", "task: first_word", "task: sum", "task: mean"]
+    assert len(entries) == 2 * 4 + 1 and {entry["metric"] for entry in entries[:-1]} == {"exact answers"}
+    assert entries[0]["dataset"]["name"] == "nano world" != entries[4]["dataset"]["name"]
+    assert entries[0]["systems"]["speech"] == {"value": 50.0, "low": 40.0, "high": 61.0}
+    assert entries[-1]["systems"] == {"cascade": {"value": 5.0, "low": 40.0, "high": 61.0}}

@@ -35,7 +35,7 @@ def test_readme_has_two_commands_of_one_line_each():
     commands = readme_commands()
     assert set(commands) == {"answer", "tests"}
     assert commands["answer"].startswith("pip install . && speechllm ask ")
-    assert commands["tests"] == 'pip install -e ".[dev]" && python -m pytest -q'
+    assert commands["tests"] == 'pip install -e ".[dev]" && python -m pytest -q -n 2'
     assert README.count("pip install") == 2
 
 
@@ -76,7 +76,7 @@ def test_each_declared_dependency_is_there(requirement):
     importlib.import_module(IMPORT_NAMES.get(requirement.name, requirement.name.replace("-", "_")))
 
 
-@pytest.mark.parametrize("arguments", ["--help", "ask --help", "ask --sing", "--version"])
+@pytest.mark.parametrize("arguments", ["--help", "ask --help", "ask --sing", "push --help", "--version"])
 def test_the_command_line_is_parsed_without_heavy_imports(arguments, tmp_path):
     result = python(
         f"""

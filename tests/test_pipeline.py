@@ -1,7 +1,12 @@
 """pipeline("speech-instruct"): every way to ask, answered as the model alone would answer."""
 
+import io
+import pickle
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from datasets import Audio, Dataset
 from factories_processing import CHATML, RATE, encoded, make_extractor, make_tokenizer, sine
@@ -10,6 +15,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
     BloomConfig,
+    GenerationConfig,
     LlamaConfig,
     TextStreamer,
     WhisperConfig,
@@ -20,7 +26,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 from processing_speechllm import AudioError, SpeechInstructPipeline, SpeechLLMProcessor, register_pipeline
-from processing_speechllm.pipeline_speech_instruct import DEFAULT_INSTRUCTION
+from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 
 ASK = "what is said?"
 POSITIONS = 160
@@ -277,16 +283,19 @@ def test_requests_over_the_llms_positions_are_refused(pipe):
     ).shape[1]
     total = length + POSITIONS
     with pytest.raises(
-        ValueError, match=f"{length} tokens and {POSITIONS} more.*{total} in all.*{POSITIONS} positions"
+        ValueError, match=f"{length} tokens .* and {POSITIONS} more.*{total} in all.*{POSITIONS} positions"
     ):
         pipe(row, max_new_tokens=POSITIONS)
     fitting = POSITIONS - length
     ids = pipe(row, max_new_tokens=fitting, min_new_tokens=fitting, return_tensors=True)[0]["generated_token_ids"]
     assert len(ids) == fitting
     default = make_pipe(max_new_tokens=None)
-    with pytest.raises(ValueError, match="Lower max_new_tokens, or use a shorter audio"):
+    with pytest.raises(ValueError, match=f"Ask for at most {fitting} new tokens, or use a shorter audio, chat"):
         default(row, max_length=POSITIONS + 1)
-    with pytest.raises(ValueError, match=f"and 1 more are to be generated.*{POSITIONS} positions"):
+    assert len(default(row, max_new_tokens=fitting, return_tensors=True)[0]["generated_token_ids"]) <= fitting
+    with pytest.raises(ValueError, match=r"\(0 of them audio\) and 1 more.*positions\. Use a shorter chat or instr"):
+        default({"instruction": "hello " * 200})
+    with pytest.raises(AudioError, match=f"30.0 s of audio are over the limit of 9.6 s .*LLM has {POSITIONS} posit"):
         default({"audio": clip(30.0), "instruction": ASK})
 
 
@@ -297,7 +306,191 @@ def test_the_default_number_of_new_tokens_is_what_fits():
     length = default.processor.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True).shape[1]
     assert len(ids) == POSITIONS - length
     endless = make_pipe("bloom", max_new_tokens=None)  # no fixed number of positions
-    assert endless._fitted({}, length=10_000)["max_new_tokens"] == 256
+    assert endless._fitted({}, torch.zeros(1, 10_000, dtype=torch.long))["max_new_tokens"] == 256
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, True, "6"])
+def test_a_number_of_new_tokens_that_is_none_is_refused(pipe, number):
+    with pytest.raises(ValueError, match="max_new_tokens is .*Give 1 or more, or None for the default"):
+        pipe(clip(), max_new_tokens=number)
+    with pytest.raises(ValueError, match="max_length is 5, but the prompt alone takes.*use max_new_tokens"):
+        make_pipe(max_new_tokens=None)(clip(), max_length=5)
+
+
+def test_no_number_of_new_tokens_is_the_default_number():
+    default = make_pipe(max_new_tokens=None)
+    expected = default(clip(), instruction=ASK)
+    assert default(clip(), instruction=ASK, max_new_tokens=None) == expected
+    assert default(clip(), instruction=ASK, generate_kwargs={"max_new_tokens": None, "max_length": None}) == expected
+
+
+def test_a_generation_config_of_the_call_replaces_the_pipelines(pipe):
+    config = GenerationConfig(max_new_tokens=3)
+    ids = pipe(clip(), instruction=ASK, generation_config=config, return_tensors=True)[0]["generated_token_ids"]
+    assert (
+        ids.tolist()
+        == pipe(clip(), instruction=ASK, max_new_tokens=3, return_tensors=True)[0]["generated_token_ids"].tolist()
+    )
+    assert config.pad_token_id is None  # the caller's object stays as it was
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_what_generate_tells_beside_the_text_is_in_each_answer(pipe, batch_size, sequences):
+    clips = [clip(), clip(0.9, 1000.0)]
+    options = {"instruction": ASK, "return_dict_in_generate": True, "output_logits": True}
+    options |= {"do_sample": True, "num_return_sequences": 2} if sequences == 2 else {"output_scores": True}
+    answers = pipe(clips, batch_size=batch_size, return_tensors=True, **options)
+    names = {"generated_token_ids", "logits"} | ({"scores"} if sequences == 1 else set())
+    for answer in (each for row in answers for each in row):
+        assert set(answer) == names
+        ids, logits = answer["generated_token_ids"], answer["logits"]
+        assert logits.shape == (len(ids), pipe.model.config.text_config.vocab_size)
+        if sequences == 1:
+            end = (ids == pipe.tokenizer.eos_token_id).nonzero().flatten().tolist()
+            kept = end[0] + 1 if end else len(ids)
+            assert ids[:kept].tolist() == logits.argmax(-1)[:kept].tolist()
+    assert [len(row) for row in answers] == [sequences] * 2
+    if sequences == 1:
+        texts = pipe(clips, batch_size=batch_size, **options)
+        assert [row[0]["generated_text"] for row in texts] == [text_of(pipe(one, instruction=ASK)) for one in clips]
+
+
+def test_beams_give_a_dict_too(pipe):
+    options = {"num_beams": 3, "num_return_sequences": 2, "return_dict_in_generate": True}
+    first, second = pipe(clip(), instruction=ASK, **options)
+    assert {first["generated_text"], second["generated_text"]} == {
+        each["generated_text"] for each in pipe(clip(), instruction=ASK, num_beams=3, num_return_sequences=2)
+    }
+    with pytest.raises(ValueError, match="scores of `generate` cannot.*Drop output_scores .and beams, if"):
+        pipe(clip(), instruction=ASK, output_scores=True, **options)
+
+
+def test_what_cannot_be_told_apart_by_answer_is_refused(pipe):
+    with pytest.raises(ValueError, match="hidden_states of `generate` cannot.*Drop output_hidden_states.*model.gener"):
+        pipe(clip(), return_dict_in_generate=True, output_hidden_states=True)
+
+
+# --- The chat template's variables ---
+
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% if documents %}{{ documents[0]['text'] }}{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}hello{% endif %}{% endif %}"
+)
+TEMPLATE_OPTIONS = {
+    "tools": {"tools": [{"type": "function", "function": {"name": "light", "parameters": {}}}]},
+    "documents": {"documents": [{"text": "a document"}]},
+    "enable_thinking": {"enable_thinking": False},
+    "chat_template": {"chat_template": THINKING.replace("assistant", "answer")},
+}
+
+
+@pytest.mark.parametrize("option", TEMPLATE_OPTIONS)
+def test_the_chat_templates_variables_reach_it(option):
+    thinking = make_pipe()
+    thinking.processor.chat_template = thinking.tokenizer.chat_template = THINKING
+    variables = TEMPLATE_OPTIONS[option]
+    seen = []
+    generate = thinking.model.generate
+    thinking.model.generate = lambda **inputs: seen.append(inputs["input_ids"].tolist()) or generate(**inputs)
+    plain = thinking(clip(), instruction=ASK)
+    given = thinking(clip(), instruction=ASK, **variables)
+    messages = thinking.processor.instruction_chat([clip()], ASK)
+    expected = thinking.processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, **variables)
+    assert seen == [seen[0], expected.tolist()] and seen[0] != seen[1]
+    if option == "enable_thinking":
+        nested = {"chat_template_kwargs": variables}
+        assert thinking(clip(), instruction=ASK, **nested) == given
+        with pytest.raises(ValueError, match="enable_thinking given twice.*chat_template_kwargs"):
+            thinking(clip(), **variables, **nested)
+        fixed = make_pipe(chat_template=THINKING, enable_thinking=False)
+        assert fixed(clip(), instruction=ASK) == given != plain
+
+
+def test_a_name_that_neither_template_nor_generate_knows_is_refused(pipe):
+    with pytest.raises(ValueError, match="enable_thinking"):
+        pipe(clip(), enable_thinking=False)
+
+
+# --- Workers ---
+
+
+@pytest.fixture
+def decoded_rows() -> Dataset:
+    """Rows with torchcodec's decoders, or where FFmpeg is missing with what stands for them."""
+    audios = [{"bytes": encoded(sine(seconds), subtype="FLOAT"), "path": None} for seconds in (0.3, 0.5, 0.8)]
+    rows = Dataset.from_dict({"audio": audios, "text": ["a", "b", "c"]}).cast_column("audio", Audio(decode=False))
+    return rows.with_transform(with_decoders)
+
+
+class Decoder:
+    """Stands in for torchcodec's AudioDecoder, which needs FFmpeg: it decodes, and cannot leave its process."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    def get_all_samples(self):
+        samples, rate = soundfile.read(io.BytesIO(self.content), dtype="float32")
+        return SimpleNamespace(data=torch.from_numpy(samples)[None], sample_rate=rate)
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle a decoder")
+
+
+def with_decoders(batch: dict) -> dict:
+    return {**batch, "audio": [Decoder(audio["bytes"]) for audio in batch["audio"]]}
+
+
+class Chats(TorchDataset):
+    """A chat for each audio of the rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {"messages": chat(self.rows[index]["audio"])}
+
+
+@pytest.mark.parametrize(("method", "workers", "batch_size"), [("fork", 2, 1), ("fork", 2, 2), ("spawn", 1, 2)])
+def test_workers_decode_a_dataset_with_decoders(pipe, decoded_rows, method, workers, batch_size):
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method(method, force=True)
+    try:
+        answers = list(pipe(decoded_rows, instruction=ASK, num_workers=workers, batch_size=batch_size))
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    assert answers == pipe([clip(0.3), clip(0.5), clip(0.8)], instruction=ASK)
+
+
+def test_chats_come_back_from_workers_with_what_their_decoders_gave(pipe, decoded_rows):
+    here, there = (list(pipe(Chats(decoded_rows), num_workers=workers)) for workers in (0, 2))
+    for one, other in zip(here, there, strict=True):
+        source = one[0]["generated_text"][0]["content"][0]["audio"]
+        sent = other[0]["generated_text"][0]["content"][0]["audio"]
+        np.testing.assert_array_equal(sent["array"], source.get_all_samples().data[0].numpy())
+        assert one[0]["generated_text"][1:] == other[0]["generated_text"][1:]
+
+
+def test_a_bad_audio_in_a_worker_is_still_an_audio_error(pipe):
+    with pytest.raises(AudioError, match="gone.wav: no such file"):
+        pipe(["gone.wav"], num_workers=1)
+
+
+def test_a_stream_is_read_without_workers(pipe, decoded_rows, caplog):
+    answers = pipe((row for row in decoded_rows), instruction=ASK, num_workers=2)
+    assert list(answers) == pipe([clip(0.3), clip(0.5), clip(0.8)], instruction=ASK)
+
+
+def test_a_pickled_pipeline_answers_alike():
+    one = make_pipe()
+    expected = one(clip(), instruction=ASK)
+    again = pickle.loads(pickle.dumps(one))
+    assert again(clip(), instruction=ASK) == expected
+    assert again.processor.to_dict() == one.processor.to_dict()
 
 
 # --- Saving, loading, registration ---

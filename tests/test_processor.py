@@ -1,7 +1,10 @@
 """The processor: counts, features, chat format and masks, for both kinds of feature extractor."""
 
+import base64
+import dataclasses
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -27,10 +30,10 @@ from factories_processing import (
     make_tokenizer,
     sine,
 )
-from transformers import WhisperFeatureExtractor
+from transformers import SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
 
 from modeling_speechllm import output_length
-from processing_speechllm import SpeechLLMProcessor, stage_length
+from processing_speechllm import AudioError, SpeechLLMProcessor, stage_length
 
 KINDS = ["whisper", "waveform"]
 TEMPLATES = {"marked": CHATML_MARKED, "unmarked": CHATML, "blocks": BLOCKS, "plain": None}
@@ -100,7 +103,61 @@ def test_placeholders_are_as_many_as_counted_for_every_length(kind):
     assert counts == [processor.audio_token_count(length) for length in lengths]
 
 
+# --- The longest audio ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("positions", "seconds", "binds"), [(None, 2, 0), (4096, 2, 0), (160, 3600, 1), (100, 9, 1)])
+def test_one_limit_names_what_binds_and_audio_up_to_it_fits(kind, positions, seconds, binds):
+    processor = make_processor(kind, config={"positions": positions}, max_audio_seconds=seconds)
+    limit = processor.audio_limit
+    room = None if positions is None else positions - min(128, positions // 4)
+    longest = round(limit.seconds * RATE)
+    assert (limit.seconds < seconds) == binds
+    if binds:
+        assert processor.audio_token_count(longest) == room < processor.audio_token_count(longest + 1)
+    processor.load_audio((np.ones(longest, np.float32), RATE))
+    remedy = "LLM with more positions" if binds else "raise `max_audio_seconds`"
+    with pytest.raises(AudioError, match=f"over the limit of .*{'positions' if binds else 'max_audio'}.*{remedy}"):
+        processor.load_audio((np.ones(longest + 1, np.float32), RATE))
+
+
+def test_the_limit_is_saved_and_the_permission_to_read_files_is_not(tmp_path):
+    processor = make_processor(config={"positions": 160})
+    processor.allow_local_files = False
+    processor.save_pretrained(tmp_path)
+    loaded = SpeechLLMProcessor.from_pretrained(tmp_path)
+    assert loaded.audio_limit == processor.audio_limit and loaded.max_position_embeddings == 160
+    assert loaded.allow_local_files and "allow_local_files" not in (tmp_path / "processor_config.json").read_text()
+
+
 # --- Features ---
+
+
+def test_a_column_of_a_dataset_alone_gives_its_features():
+    audios = [{"bytes": encoded(sine(seconds), subtype="FLOAT"), "path": None} for seconds in (0.2, 0.3)]
+    rows = datasets.Dataset.from_dict({"audio": audios}).cast_column("audio", datasets.Audio(decode=False))
+    processor = make_processor()
+    out = processor(audio=rows["audio"])
+    expected = processor(text=["<|audio|>", "<|audio|>"], audio=[clip(0.2), clip(0.3)])
+    assert set(out) == {"input_features", "input_features_mask"}
+    for key in out:
+        np.testing.assert_array_equal(out[key], expected[key])
+    with_text = processor(text=["<|audio|>", "<|audio|>"], audio=rows["audio"])
+    assert with_text["input_ids"].tolist() == expected["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "w2v-bert"])
+def test_a_pickled_processor_gives_the_same(kind):
+    if kind == "w2v-bert":
+        config = {"audio_feature_size": 160, "audio_stages": STACK_STAGES}
+        processor = make_processor(extractor=SeamlessM4TFeatureExtractor(), config=config)
+    else:
+        processor = make_processor(kind)
+    again = pickle.loads(pickle.dumps(processor))
+    for key, value in tokens(processor, ask()).items():
+        np.testing.assert_array_equal(tokens(again, ask())[key], value)
+    assert again.to_dict() == processor.to_dict() and again.min_samples == processor.min_samples
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -486,6 +543,7 @@ print(processor.apply_chat_template(chat, tokenize=True)[0].tolist())
 """
 
 
+@pytest.mark.slow
 def test_the_copied_files_load_as_remote_code_without_the_package(tmp_path):
     processor = make_processor()
     folder = tmp_path / "model"
@@ -513,13 +571,130 @@ def test_the_copied_files_load_as_remote_code_without_the_package(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == (processor.apply_chat_template(chat, tokenize=True)[0].tolist())
 
 
+# --- Blocks of other makers ---
+
+WAV = encoded(sine(0.5), subtype="FLOAT")
+TEXT = base64.b64encode(WAV).decode()
+BLOCKS_OF_OTHERS = {
+    "input_audio": {"type": "input_audio", "input_audio": {"data": TEXT, "format": "wav"}},
+    "input_audio with a data address": {"type": "input_audio", "input_audio": {"data": f"data:;base64,{TEXT}"}},
+    "audio_url": {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{TEXT}"}},
+    "audio_url as a string": {"type": "audio_url", "audio_url": f"data:audio/wav;base64,{TEXT}"},
+    "audio_url in an audio block": {"type": "audio", "audio_url": {"url": f"data:audio/wav;base64,{TEXT}"}},
+    "url": {"type": "audio", "url": f"data:audio/wav;base64,{TEXT}"},
+    "Base64": {"type": "audio", "audio": TEXT},
+    "base64": {"type": "audio", "base64": TEXT},
+    "audio that is a dict": {"type": "audio", "audio": {"data": TEXT, "format": "wav"}},
+    "keys that are None": {"type": "input_audio", "input_audio": {"data": TEXT}, "audio": None, "text": None},
+}
+
+
+@pytest.mark.parametrize("form", BLOCKS_OF_OTHERS)
+def test_audio_blocks_of_openai_and_transformers_are_heard(form):
+    processor = make_processor()
+    processor.allow_local_files = False  # no disk is needed for them
+    chat = [{"role": "user", "content": [BLOCKS_OF_OTHERS[form], {"type": "text", "text": "hello world"}]}]
+    expected = tokens(make_processor(), ask())
+    for key, value in tokens(processor, chat).items():
+        np.testing.assert_array_equal(value, expected[key])
+
+
+def test_a_block_with_its_own_audio_stands_beside_given_ones():
+    processor = make_processor()
+    url = BLOCKS_OF_OTHERS["audio_url"]
+    chat = [{"role": "user", "content": [{"type": "audio"}, url, {"type": "audio"}]}]
+    out = tokens(processor, chat, audio=[clip(0.2), clip(0.9)])
+    assert out["input_features_mask"].sum(dim=1).tolist() == [20, 50, 90]
+    with pytest.raises(ValueError, match="0 audio blocks without an audio of their own but 1 audios were given"):
+        tokens(processor, [{"role": "user", "content": [url]}], audio=[clip()])
+
+
+@pytest.mark.parametrize("form", ["url", "audio_url", "path", "audio"])
+def test_a_server_can_refuse_paths_in_chats(form, tmp_path):
+    path = tmp_path / "clip.wav"
+    path.write_bytes(WAV)
+    block = {"type": "audio", form: {"url": str(path)} if form == "audio_url" else str(path)}
+    chat = [{"role": "user", "content": [block]}]
+    processor = make_processor()
+    assert len(tokens(processor, chat)["input_features"]) == 1
+    processor.allow_local_files = False
+    with pytest.raises(AudioError, match="local files are refused here"):
+        tokens(processor, chat)
+
+
+def test_messages_may_be_objects():
+    @dataclasses.dataclass
+    class Message:
+        role: str
+        content: list
+        name: str | None = None
+
+    chat = ask()
+    objects = [Message(**message) for message in chat]
+    assert (
+        tokens(make_processor(), objects)["input_ids"].tolist() == tokens(make_processor(), chat)["input_ids"].tolist()
+    )
+
+
+# --- Options of rendering ---
+
+
+def test_options_of_rendering_that_exclude_each_other_are_refused():
+    processor = make_processor()
+    for options, message in [
+        ({"continue_final_message": True, "add_generation_prompt": True}, "not compatible: the one goes on"),
+        ({"continue_final_message": True, "return_assistant_tokens_mask": True}, "not compatible with return_ass"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tokens(processor, ask(answer="yes"), **options)
+
+
+def test_named_templates_are_chosen_by_name():
+    processor = make_processor()
+    processor.chat_template = {"default": "plain", "other": "{{ messages[0]['role'] }}"}
+    chat = [{"role": "user", "content": "hi"}]
+    assert processor.apply_chat_template(chat) == "plain"
+    assert processor.apply_chat_template(chat, chat_template="other") == "user"
+    assert processor.apply_chat_template(chat, chat_template="given") == "given"
+    processor.chat_template = {"other": "x"}
+    with pytest.raises(ValueError, match="several chat templates: other. Name one"):
+        processor.apply_chat_template(chat)
+    processor.chat_template = None
+    with pytest.raises(ValueError, match="no chat template. Pass chat_template="):
+        processor.apply_chat_template(chat)
+
+
+def test_an_option_that_the_template_does_not_read_goes_to_the_processor():
+    left = tokens(make_processor(), [ask(text="hi " * 9), ask(text="hi")], padding_side="left")
+    right = tokens(make_processor(), [ask(text="hi " * 9), ask(text="hi")], padding_side="right")
+    assert left["attention_mask"][1, 0] == 0 == right["attention_mask"][1, -1]
+
+
+def test_a_transformers_that_cannot_encode_special_tokens_as_text_refuses_them(monkeypatch):
+    monkeypatch.setattr("processing_speechllm.control_tokens.encode_marked", None)
+    processor = make_processor()
+    expected = tokens(make_processor(), ask())["input_ids"].tolist()
+    assert tokens(processor, ask())["input_ids"].tolist() == expected
+    with pytest.raises(ValueError, match="spells the special token '<.audio.>'.*cannot keep as text.*Install"):
+        tokens(processor, ask(text="hello <|audio|>"))
+    with pytest.raises(ValueError, match="spells the special token '</s>'"):
+        tokens(processor, ask(), tools=[{"name": "</s>"}])
+    kept = tokens(processor, ask(text="hello </s>"), sanitize_control_tokens=False)["input_ids"]
+    assert processor.tokenizer.eos_token_id in kept
+
+
 def test_saving_with_an_auto_class_copies_every_file_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(SpeechLLMProcessor, "_auto_class", "AutoProcessor")
     make_processor().save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == {
         "audio.py",
+        "audio_addresses.py",
+        "audio_decoding.py",
         "chat_format.py",
+        "chat_messages.py",
+        "control_tokens.py",
         "feature_kinds.py",
         "mp3_frames.py",
         "processing_speechllm.py",
+        "stages.py",
     }

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from processing_speechllm.chat_format import instruction_chat
+from processing_speechllm.chat_messages import instruction_chat
 from trainers.targets.prompts import (
     SENTINEL,
     TEMPLATE_FOLDER,

@@ -18,7 +18,9 @@ from test_trainers import build, logged
 import trainers.checkpoints.whole_checkpoints as whole_checkpoints
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from trainers.checkpoints.averaging import average_checkpoints, best_checkpoints
-from trainers.checkpoints.folders import MARKER, checkpoint_folders, is_whole, last_checkpoint
+from trainers.checkpoints.folders import CARD_FILES, MARKER, checkpoint_folders, is_whole, last_checkpoint
+
+pytestmark = pytest.mark.slow
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 2}
 RUNS = {
@@ -122,6 +124,7 @@ def run(tmp_path_factory):
 
 def test_a_checkpoint_cut_short_in_any_file_is_not_whole(run, tmp_path):
     names = [path.relative_to(run / "checkpoint-6") for path in (run / "checkpoint-6").rglob("*") if path.is_file()]
+    names = [name for name in names if name.name not in CARD_FILES]  # nothing is resumed from them
     assert len(names) > 5
     for number, name in enumerate(names):
         folder = shutil.copytree(run, tmp_path / str(number))

@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_no_half_written_shard(tmp_path, monkeypatch):
         stream.write(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainers.targets.generate.pq.write_table", full)
+    monkeypatch.setattr("trainers.data.shards.pq.write_table", full)
     with pytest.raises(OSError, match="No space left"):
         generate_targets(config(tmp_path), source(), Echo())
     monkeypatch.undo()
@@ -222,6 +222,7 @@ def start_processes(folder, pause):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_killed_one_lose_and_double_no_row(tmp_path):
     """Of seven shards the first process has four and the second, killed after its first, one or two. Another run does
     the rest alone; a run of one process says what must come out."""
@@ -257,7 +258,7 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path, changes, finding, mo
     Path("own", "tasks.yaml").write_text("greet: {prompts: {en: {1: Say hello.}}}", encoding="utf-8")
     generate_targets(config(tmp_path / "out"), source(), Echo())
     before = contents(tmp_path / "out")
-    with pytest.raises(ValueError, match="another output_dir") as error:
+    with pytest.raises(ValueError, match="another folder") as error:
         generate_targets(config(tmp_path / "out", **changes), source(), Echo())
     assert finding in str(error.value)
     assert contents(tmp_path / "out") == before

@@ -25,6 +25,8 @@ from trainers import (
 from trainers.checkpoints.lora import lora_config
 from trainers.data.loaders import count_tokens
 
+pytestmark = pytest.mark.slow
+
 BANK = {
     "type": "whisper_qformer",
     "queries": 12,

@@ -9,6 +9,8 @@ from trainers.cache.config import EncodeConfig
 from trainers.cache.encode import encode_dataset
 from trainers.commands.teacher_prompts import make_teacher_inputs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_every_trainer_has_the_same_losses_from_the_cache(kind, tmp_path):

@@ -8,6 +8,8 @@ from test_trainers import BANK, CONFORMER, TRAINERS, build, logged
 
 from trainers.checkpoints.lora import lora_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_frozen_parameters_have_no_gradients_and_no_optimizer_states(kind, tmp_path):

@@ -44,6 +44,8 @@ class SpeechAlignmentTrainer(SpeechTrainer):
 
     _tag_names = ["speechllm", "speech-alignment"]
     _name = "SpeechAlignment"
+    objective_name = "alignment: CTC over the LLM's vocabulary"
+    works = ("bloomzmms",)
     config_class = SpeechAlignmentConfig
     collator_class = AlignmentCollator
 

@@ -55,6 +55,8 @@ class SpeechDistillationTrainer(SpeechTrainer):
 
     _tag_names = ["speechllm", "speech-distillation"]
     _name = "SpeechDistillation"
+    objective_name = "distillation from the LLM that reads: its embeddings, hidden states, language"
+    works = ("diva",)
     config_class = SpeechDistillationConfig
     collator_class = DistillationCollator
 

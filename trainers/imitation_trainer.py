@@ -125,6 +125,7 @@ class SpeechImitationTrainer(SpeechTrainer):
 
     _tag_names = ["speechllm", "speech-imitation"]
     _name = "SpeechImitation"
+    objective_name = "imitation of the LLM that reads: its answers, or its distribution"
     config_class = SpeechImitationConfig
     collator_class = ImitationCollator
 

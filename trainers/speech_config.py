@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
-from modeling_speechllm.modeling_speechllm import GROUPS
+from modeling_speechllm.pretrained_speechllm import GROUPS
 
 
 @dataclass

@@ -25,8 +25,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from modeling_speechllm.audio_towers import AudioTower
-from modeling_speechllm.modeling_speechllm import GROUPS, scale_logits
+from modeling_speechllm.modeling_speechllm import scale_logits
+from modeling_speechllm.pretrained_speechllm import GROUPS
 
+from .checkpoints.card import CardFacts
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .data.chats import IGNORED
@@ -105,6 +107,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         self._totals = {"train": Totals(), "eval": Totals()}
         self._stream_start = 0
         self._busy = 0.0
+        self.card = CardFacts()
         if is_deepspeed_zero3_enabled():
             from deepspeed.utils import set_z3_leaf_modules
 
@@ -384,7 +387,9 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         return output
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's card tells of text; the measured card is written by `hub_cards`."""
+        """The card of measured facts in the output folder, in place of TRL's, which tells of text."""
+        if self.is_world_process_zero():
+            self.write_card(self.args.output_dir)
 
 
 __all__ = ["SpeechTrainer", "Term"]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import AutoFeatureExtractor
 
 from modeling_speechllm import build_audio_tower
-from modeling_speechllm.audio_towers import load_encoder
+from modeling_speechllm.audio_encoders import load_encoder
 from modeling_speechllm.connector_base import zero_past
 from modeling_speechllm.query_bank import GATES
 from processing_speechllm import load_audio

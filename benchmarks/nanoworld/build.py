@@ -49,7 +49,7 @@ def build(out: Path, package: Path | None, cores: int, device: str) -> None:
     if package is not None:
         from benchmarks.nanoworld.package import make_package
 
-        make_package(out, package)
+        make_package(out, package, cores)
     log(out, "build: finished", seconds=time.monotonic() - begin)
 
 

@@ -3,8 +3,7 @@
     python -m benchmarks.nanoworld.package --out build/nanoworld --folder speechllm/nano
 
 Each recording is a test utterance (unseen voice, unseen sentence) about which the pipeline, reading the written file,
-answers every packaged question right. Every number of the card comes from `evaluation.json`, the build's log or the
-files.
+answers every packaged question right. The card is made by `card.py`.
 """
 
 import argparse
@@ -13,11 +12,8 @@ import random
 import shutil
 from pathlib import Path
 
-import torch
-
 from benchmarks.nanoworld import speech
-from benchmarks.nanoworld.evaluate import format_table
-from benchmarks.nanoworld.logbook import stage_seconds
+from benchmarks.nanoworld.card import build_facts, write_nano_card
 from benchmarks.nanoworld.tasks import Example, draw
 from benchmarks.nanoworld.world import LANGUAGES, Frame, frames_of
 
@@ -70,107 +66,20 @@ def make_examples(out: Path, folder: Path, pipe) -> list[dict]:
     return listing
 
 
-CARD = """\
----
-license: apache-2.0
-language: [en, zh, vi, id, es, de]
-pipeline_tag: audio-text-to-text
-library_name: transformers
-tags: [speechllm, speech-instruct]
----
-
-# SpeechLLM nano
-
-A complete speech LLM of {total:.1f} M parameters ({megabytes:.1f} MB in float16), trained from scratch on a
-closed world of spoken requests in six languages: home devices and rooms, times and numbers, small sums,
-colours, places, everyday questions. It exists so that the first command works anywhere, offline, and so that
-every claim about the toolkit can be tested with real learning. Its speech is synthetic (espeak-ng); it is no
-general recogniser and no general assistant. Real use composes pretrained models.
-
-```python
-import speechllm
-from transformers import pipeline
-
-pipe = pipeline("speech-instruct")
-pipe("speechllm/nano/examples/en.wav", instruction="Translate into German.")
-```
-
-| Part | Parameters |
-|---|---:|
-| speech encoder (Whisper style, CTC-trained) | {encoder:.2f} M |
-| connector (stacked frames and MLP) | {connector:.2f} M |
-| LLM (Llama style, trained on text alone) | {llm:.2f} M |
-
-`ctc_head.safetensors` is the encoder's CTC head over the LLM's tokens ({head:.2f} M parameters): the
-cascade's recogniser.
-
-## Measured
-
-{recordings} recordings of sentences and voices that no training saw, {questions} questions, exact matches in
-per cent. Text bound: the LLM reads the true transcript. Cascade: it reads the encoder's greedy CTC transcript (token
-error rate {token_error_rate:.1f} %, {exact_sentences:.1f} % of sentences exact). Speech: the SpeechLLM hears the
-recording.
-
-{tasks}
-
-{languages}
-
-Paraphrases of the instructions that no training saw:
-
-{held_out_prompts}
-
-## Training
-
-Wall seconds on {cores} CPU cores, LLM and encoder side by side: {times}.
-`python -m benchmarks.nanoworld.build` repeats it. The texts and the speech are generated; `benchmarks/nanoworld`
-describes and generates them.
-
-## Limits
-
-Only the requests, words and kinds of instruction of the nano world are understood. Anything else gets a
-confident answer from that world. Recordings of people, noise and far microphones were not trained on.
-"""
-
-
-def write_card(out: Path, folder: Path, model, cores: int = 2) -> None:
-    """The model card, every number of it measured."""
-    from safetensors.torch import load_file
-
-    scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-
-    def millions(module: torch.nn.Module) -> float:
-        return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-    head = load_file(out / "ctc_head.safetensors")
-    facts = {
-        "total": millions(model),
-        "megabytes": (folder / "model.safetensors").stat().st_size / 1e6,
-        "encoder": millions(model.model.audio_tower),
-        "connector": millions(model.model.multi_modal_projector),
-        "llm": millions(model.model.language_model),
-        "head": (head["weight"].numel() + head["bias"].numel()) / 1e6,
-        "recordings": scores["recordings"],
-        "questions": scores["tasks"]["mean"]["n"],
-        "cores": cores,
-        "times": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in stage_seconds(out).items()),
-    }
-    titles = {"tasks": "task", "languages": "language", "held_out_prompts": "task, unseen prompts"}
-    tables = {key: format_table(title, scores[key]) for key, title in titles.items()}
-    (folder / "README.md").write_text(CARD.format(**facts, **scores["recognition"], **tables), encoding="utf-8")
-
-
-def make_package(out: Path, folder: Path) -> None:
+def make_package(out: Path, folder: Path, cores: int = 2) -> None:
     """Copies the finished model and writes CTC head, recordings and card beside it."""
     from transformers import pipeline
 
     import speechllm  # noqa: F401  registers the pipeline
 
     folder.mkdir(parents=True, exist_ok=True)
-    for source in [*sorted((out / "nano").iterdir()), out / "ctc_head.safetensors"]:
+    for source in sorted((out / "nano").iterdir()):
         shutil.copyfile(source, folder / source.name)
+    (folder / "helpers").mkdir(exist_ok=True)  # engines load every *.safetensors of the top
+    shutil.copyfile(out / "ctc_head.safetensors", folder / "helpers" / "ctc_head.safetensors")
     pipe = pipeline("speech-instruct", model=str(folder))
     make_examples(out, folder / "examples", pipe)
-    write_card(out, folder, pipe.model)
+    write_nano_card(folder, build_facts(out, cores))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def choose(split: str, count: int, seed: int) -> list[speech.Utterance]:
     return random.Random(f"{seed}|{split}").sample(known, count)
 
 
-def _write(job: tuple[Path, speech.Utterance]) -> float | None:
+def write_recording(job: tuple[Path, speech.Utterance]) -> float | None:
     """Writes one recording as 16-bit WAV; its seconds, or None where espeak-ng crashed on voice and sentence."""
     import soundfile
 
@@ -52,7 +52,9 @@ def _write(job: tuple[Path, speech.Utterance]) -> float | None:
         samples = speech.record(utterance)
     except RuntimeError:
         return None
-    soundfile.write(path, np.clip(samples, -1, 1), speech.SAMPLING_RATE, subtype="PCM_16")
+    partial = path.with_suffix(".partial")
+    soundfile.write(partial, np.clip(samples, -1, 1), speech.SAMPLING_RATE, subtype="PCM_16", format="WAV")
+    partial.replace(path)
     return len(samples) / speech.SAMPLING_RATE
 
 
@@ -60,7 +62,7 @@ def write_split(folder: Path, rows: list[speech.Utterance], pool: ProcessPoolExe
     """Writes recordings and their manifest, which comes last; returns how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:05d}.wav" for number in range(len(rows))]
-    lengths = pool.map(_write, zip(paths, rows, strict=True), chunksize=8)
+    lengths = pool.map(write_recording, zip(paths, rows, strict=True), chunksize=8)
     lines = []
     for path, row, seconds in zip(paths, rows, tqdm(lengths, total=len(rows), desc=folder.name), strict=True):
         if seconds is None:

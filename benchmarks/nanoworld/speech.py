@@ -1,15 +1,11 @@
 """Speech for the requests, from espeak-ng, and its log-mel features on disk.
 
 An utterance is a sentence said by a voice variant at a rate (words per minute) and a pitch (0..99), all drawn by a
-hash of (split, sentence, repetition). espeak-ng keeps state between calls and is not re-entrant, so each utterance is
-synthesised in a fork of a light worker that has only initialised the library: the result does not depend on what was
-said before, and a voice that crashes the library costs one utterance, which is reported.
+hash of (split, sentence, repetition). A voice that crashes the library costs one utterance, which is reported.
 """
 
-import ctypes
 import functools
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -23,8 +19,9 @@ from tqdm import tqdm
 
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.world import LANGUAGES, Frame, frames_of, stable_hash
+from speechllm.speech_synthesis import SAMPLING_RATE, SynthesisError
+from speechllm.speech_synthesis.espeak import speak
 
-SAMPLING_RATE = 16_000  # Hz
 MEL_BINS = 64
 HOP = 320  # samples per mel frame: 50 Hz, hence encoder frames at 25 Hz
 WINDOW_SECONDS = 10
@@ -89,66 +86,6 @@ def _utterance(frame: Frame, language: str, turn: int) -> Utterance:
     return Utterance(frame.split, language, frame.kind, frame.key, text, voice, rate, pitch, seed)
 
 
-@functools.cache
-def _espeak() -> tuple[ctypes.CDLL, list[np.ndarray], int]:
-    """The initialised library, the list its callback fills with int16 samples, and its sampling rate in Hz."""
-    import espeakng_loader
-
-    library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
-    chunks: list[np.ndarray] = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def receive(samples, count, events):
-        if count > 0 and samples:
-            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    synchronous = 2  # AUDIO_OUTPUT_SYNCHRONOUS: no thread of its own, so that forking is safe
-    rate = library.espeak_Initialize(synchronous, 0, str(espeakng_loader.get_data_path()).encode(), 0)
-    library.espeak_SetSynthCallback(receive)
-    library.receive = receive  # the callback must outlive this call
-    return library, chunks, rate
-
-
-def _synthesise(text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
-    """int16 samples at espeak's own rate; call it once per process."""
-    library, chunks, _ = _espeak()
-    if library.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise ValueError(f"espeak-ng has no voice {voice!r}")
-    library.espeak_SetParameter(1, rate, 0)
-    library.espeak_SetParameter(3, pitch, 0)
-    encoded = text.encode() + b"\0"
-    library.espeak_Synth(encoded, len(encoded), 0, 1, 0, 1, None, None)
-    library.espeak_Synchronize()
-    return np.concatenate(chunks)
-
-
-def speak(text: str, voice: str, rate: int = 175, pitch: int = 50) -> np.ndarray:
-    """The sentence as float32 samples at 16 kHz, in [-1, 1]. Call it from a process without threads."""
-    import soxr
-
-    _, _, native_rate = _espeak()
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reader)
-            with os.fdopen(writer, "wb") as stream:
-                stream.write(_synthesise(text, voice, rate, pitch).tobytes())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        raw = stream.read()
-    _, status = os.waitpid(child, 0)
-    if status != 0 or not raw:
-        raise RuntimeError(f"espeak-ng could not say {text!r} with voice {voice!r}")
-    samples = np.frombuffer(raw, dtype=np.int16).astype(np.float32) / 32768
-    return soxr.resample(samples, native_rate, SAMPLING_RATE).astype(np.float32)
-
-
 def record(utterance: Utterance) -> np.ndarray:
     """The utterance at 16 kHz: a random level, up to a fifth of a second of near-silence on either side."""
     samples = speak(utterance.text, utterance.voice, utterance.rate, utterance.pitch)
@@ -185,10 +122,10 @@ def log_mel(samples: np.ndarray, extractor=None) -> np.ndarray:
 
 
 def _try_record(utterance: Utterance) -> np.ndarray | None:
-    """The recording, or None where espeak-ng crashed on this voice and sentence (its fork died, we did not)."""
+    """The recording, or None where espeak-ng crashed on this voice and sentence (in a process of its own)."""
     try:
         return record(utterance)
-    except RuntimeError:
+    except SynthesisError:
         return None
 
 

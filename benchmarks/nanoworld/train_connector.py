@@ -214,7 +214,7 @@ def train_digits(
     unseen_clips = digit_clips(data, out, "unseen", rows, tower, extractor)
     fit(out, model, Encoder(get_tokenizer(text)), clips, unseen_clips, steps, lr=2e-3, adamw_names=("norm",))
     save(model, SpeechLLMProcessor.from_parts(audio, text, model.config), out / "model")
-    log(out, "digits: unseen speakers, through the pipeline", **digit_accuracy(out / "model", data, rows))
+    log(out, "digits: unseen speakers", **digit_accuracy(out / "model", data, rows, out))
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def load_trained(out: Path) -> CTCEncoder:
     """The trained encoder with its CTC head."""
     from safetensors.torch import load_file
 
-    from modeling_speechllm.audio_towers import load_encoder
+    from modeling_speechllm.audio_encoders import load_encoder
 
     encoder, head = load_encoder(str(out / "encoder")), load_file(out / "ctc_head.safetensors")
     model = CTCEncoder(build_audio_tower(encoder.config, encoder=encoder), head["token_ids"].tolist())

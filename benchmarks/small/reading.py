@@ -29,7 +29,8 @@ from benchmarks.small.corpora import normalized
 from benchmarks.small.frame_store import FrameStore
 from benchmarks.small.hearing import trustworthy
 from benchmarks.small.vocabulary import Vocabulary
-from modeling_speechllm.audio_towers import build_audio_tower, load_encoder
+from modeling_speechllm.audio_encoders import load_encoder
+from modeling_speechllm.audio_towers import build_audio_tower
 from modeling_speechllm.connector_base import length_mask
 from modeling_speechllm.connectors import build_connector
 from modeling_speechllm.ctc_compress import CTCCompress, runs

@@ -15,6 +15,7 @@ from modeling_speechllm.partial_checkpoints import TRAINED_FILE
 
 MARKER = "checkpoint_complete.json"
 BEGUN = "checkpoint_begun"
+CARD_FILES = ("README.md", "facts.json")  # an evaluation may add to them later
 WEIGHTS = (TRAINED_FILE, "model.safetensors", "adapter_model.safetensors")
 
 logger = logging.get_logger(__name__)
@@ -43,8 +44,9 @@ def mark_begun(folder: Path) -> None:
 
 
 def mark_whole(folder: Path) -> None:
-    """Writes the marker: every file of the folder with its size, after all of them reached the disk."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MARKER, BEGUN)]
+    """Writes the marker: every file of the folder but its card with its size, after all of them reached the disk."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.name not in (MARKER, BEGUN, *CARD_FILES)]
     for path in files:
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from modeling_speechllm.modeling_speechllm import GROUPS
+from modeling_speechllm.pretrained_speechllm import GROUPS
 
 
 def lora_config(

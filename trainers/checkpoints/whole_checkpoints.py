@@ -3,6 +3,7 @@
 What is unusual here:
 - A checkpoint counts once its marker is written, after all its files; older ones go only then.
 - A run is resumed only on the data and with the batches it had, so that its losses are those of the unbroken run.
+- Each checkpoint has a card of its own, which may be rewritten without making it less whole.
 - Where the frozen parents are known, a checkpoint holds the trained groups alone. No arguments are pickled.
 """
 
@@ -20,12 +21,13 @@ from transformers.trainer_utils import rotate_checkpoints
 from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
 
 from .averaging import average_checkpoints, best_checkpoints
+from .card import WritesCard
 from .folders import clear_halves, is_whole, last_checkpoint, mark_begun, mark_whole
 
 SETTINGS_FILE = "speech_run.json"
 
 
-class WholeCheckpoints:
+class WholeCheckpoints(WritesCard):
     """Beside `transformers.Trainer` in the bases of a trainer of SpeechLLMs.
 
     The trainer has `data_fingerprint`, what its training rows are known by again, or None for a stream.
@@ -45,6 +47,7 @@ class WholeCheckpoints:
         if self.is_world_process_zero():
             clear_halves(self.args.output_dir)
         self.accelerator.wait_for_everyone()
+        self.begin_clock(resume_from_checkpoint or None)
         output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self.args.average_best:
             self._average_best()
@@ -117,6 +120,7 @@ class WholeCheckpoints:
             (folder / "training_args.bin").unlink(missing_ok=True)
         if self.args.should_save:
             (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+            self.write_card(folder)
 
     def _saves_trained_only(self) -> bool:
         return (

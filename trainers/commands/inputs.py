@@ -10,7 +10,7 @@ from datasets import IterableDataset as Stream
 from transformers import PreTrainedConfig
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
-from modeling_speechllm.modeling_speechllm import GROUPS
+from modeling_speechllm.pretrained_speechllm import GROUPS
 from processing_speechllm import SpeechLLMProcessor
 
 from ..data.bad_rows import BadRows

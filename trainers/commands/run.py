@@ -17,6 +17,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import set_seed
 
+from hub_cards.dataset_card import write_dataset_card
+
 from ..alignment_config import SpeechAlignmentConfig
 from ..alignment_trainer import SpeechAlignmentTrainer
 from ..cache.config import EncodeConfig
@@ -24,6 +26,7 @@ from ..cache.encode import encode_dataset
 from ..checkpoints.folders import WEIGHTS, checkpoint_folders, is_whole
 from ..checkpoints.lora import lora_config
 from ..data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
+from ..data.filters import FilterReport
 from ..distillation_config import SpeechDistillationConfig
 from ..distillation_trainer import SpeechDistillationTrainer
 from ..imitation_config import SpeechImitationConfig
@@ -31,8 +34,9 @@ from ..imitation_trainer import SpeechImitationTrainer
 from ..speech_config import SpeechTrainingConfig
 from ..speech_trainer import SpeechTrainer
 from ..targets.config import TargetsConfig
-from ..targets.generate import main as write_targets
+from ..targets.generate import main as generate
 from .arguments import DataArguments, LaunchArguments, ScriptArguments
+from .card import card_facts
 from .inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
 from .parsing import parse
 from .teacher_prompts import make_teacher_inputs
@@ -154,7 +158,7 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
         raise ValueError("streaming data have no known end. Set max_steps.")
     bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share, ROWS_BEFORE_JUDGING)
     with args.main_process_first(desc="reading the data"):
-        rows, evaluation = load_data(args, script, bad_rows, say)
+        rows, evaluation, report = load_data(args, script, bad_rows, say)
     if checkpoint is not None:
         say(f"Going on from {checkpoint}")
     set_seed(args.seed)  # a new connector is drawn by it
@@ -170,6 +174,7 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
         processing_class=processor,
         peft_config=adapters,
     )
+    trainer.card = card_facts(script, rows, report)
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     say(f"Training {trained / 1e6:.2f} M parameters ({', '.join(_what_is_trained(args, script))})")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -196,24 +201,24 @@ def _what_is_trained(args: SpeechTrainingConfig, script: ScriptArguments) -> lis
 
 def load_data(
     args: SpeechTrainingConfig, script: ScriptArguments, bad_rows: BadRows, say: Callable[[str], None]
-) -> tuple[Any, Any]:
-    """Rows to train on and to evaluate on (None without); what the limits leave out is said."""
+) -> tuple[Any, Any, FilterReport]:
+    """Rows to train on and to evaluate on (None without), and what the limits left out, which is said."""
     seed = args.data_seed if args.data_seed is not None else args.seed
-    rows, report = load_training_rows(script.dataset, script, bad_rows, seed, streaming=script.streaming)
-    say("Training data: a stream" if script.streaming else f"Training data: {report}")
+    rows, filtered = load_training_rows(script.dataset, script, bad_rows, seed, streaming=script.streaming)
+    say("Training data: a stream" if script.streaming else f"Training data: {filtered}")
     if not script.streaming and len(rows) == 0:
         raise ValueError("No rows are left to train on. Loosen the limits, or check the data.")
     if script.target_weights is not None:
         rows, drawn = weigh_targets(rows, script.target_weights, seed)
         say("Rows per epoch: " + ", ".join(f"{count} {name}" for name, count in sorted(drawn.items())))
     if not script.eval_dataset:
-        return rows, None
+        return rows, None, filtered
     splits = {evaluation_split(source, script.eval_split) for source in script.eval_dataset}
     if len(splits) > 1:
         raise ValueError("eval_dataset: name the split of all by eval_split, they differ by default.")
     evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, splits.pop())
     say(f"Evaluation data: {report}")
-    return rows, evaluation
+    return rows, evaluation, filtered
 
 
 def find_checkpoint(args: SpeechTrainingConfig) -> Path | None:
@@ -257,6 +262,7 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
     """
     folder = Path(trainer.args.output_dir)
     trainer.save_state()
+    trainer.card.stage["finished"] = True
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not hasattr(model, "merge_and_unload"):
         trainer.save_model(str(folder))
@@ -271,10 +277,18 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
         merged.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "training_args.json").write_text(trainer.args.to_json_string(), encoding="utf-8")
+        trainer.write_card(folder, merged)
     return folder
 
 
-# Caching
+# Targets and caching
+
+
+def write_targets(config: TargetsConfig) -> None:
+    """Writes the targets and, once all are there, their card."""
+    report = generate(config)
+    if report["complete"] and PartialState().is_main_process:
+        write_dataset_card(config.output_dir)
 
 
 def encode(config: EncodeConfig, data: DataArguments) -> None:
@@ -310,4 +324,5 @@ __all__ = [
     "save_final",
     "start_through_accelerate",
     "train",
+    "write_targets",
 ]

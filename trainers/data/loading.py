@@ -44,6 +44,7 @@ def load_rows(
     streaming: bool = False,
     name: str | None = None,
     columns: dict[str, str] | None = None,
+    transcribed: bool = True,
 ) -> Dataset | Stream:
     """
     Rows with `audio` (undecoded), `text` and `id`.
@@ -56,6 +57,7 @@ def load_rows(
         streaming (`bool`, *optional*, defaults to `False`): read rows as they are needed.
         name (`str`, *optional*): configuration of a Hub dataset.
         columns (`dict[str, str]`, *optional*): names in the data -> ours, such as `{"sentence": "text"}`.
+        transcribed (`bool`, *optional*, defaults to `True`): whether rows without `text` are an error.
 
     Returns:
         `Dataset | IterableDataset`: the rows. Where they have no `id`, it is the audio's path below the source or its
@@ -68,7 +70,7 @@ def load_rows(
     """
     rows, root = _open(source, split, streaming, name, columns or {})
     found = _column_names(rows)
-    missing = [column for column in ("audio", "text") if column not in found]
+    missing = [column for column in ("audio", "text")[: 1 + transcribed] if column not in found]
     if missing:
         raise ValueError(
             f"{_name(source)}: no column {missing[0]!r}; found {', '.join(found)}. Say which column it is with "
@@ -350,7 +352,7 @@ def _short_path(path: Path, root: Path | None) -> str:
 
 def _content_id(row: dict[str, Any]) -> str:
     parts = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
-    digest = hashlib.sha256(json.dumps(row["text"]).encode())
+    digest = hashlib.sha256(json.dumps(row.get("text")).encode())
     for part in parts:
         digest.update((part or {}).get("bytes") or b"")
     return digest.hexdigest()[:16]

@@ -6,8 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_speechllm.connector_base import ConnectorOutput, length_mask
+from modeling_speechllm.left_out import leave_out, left_out_places
 from modeling_speechllm.lengths import minimum_input
-from modeling_speechllm.modeling_speechllm import leave_out, left_out_places, put_audio
+from modeling_speechllm.modeling_speechllm import put_audio
 
 
 def connect(model: PreTrainedModel, batch: dict[str, Any]) -> ConnectorOutput:

@@ -5,14 +5,10 @@ seed) only, not on what is asked beside it, up to the rounding of padded batches
 """
 
 import hashlib
-import http.client
 import json
 import math
 import os
 import random
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,14 +30,9 @@ from modeling_speechllm.composition import load_causal_lm, parent_of
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.chat_format import lay_out_content, plain_chat_template
 
-RETRIED = (408, 409, 429, 500, 502, 503, 504, 529)
-REFUSED = (400, 413, 422)  # the endpoint cannot take this question: too long, filtered
-LONGEST_PAUSE = 60.0  # seconds
+from .endpoints import BackendError, Endpoint, Refusal
+
 ENDS = 1 << 20  # bytes hashed at both ends of a weight file
-
-
-class BackendError(RuntimeError):
-    """The LLM cannot be reached or does not answer; what is finished stays finished."""
 
 
 @dataclass(frozen=True)
@@ -211,14 +202,8 @@ class EndpointBackend:
         top_p: float = 1.0,
         chat_template_kwargs: dict | None = None,
     ):
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}.")
-        self.url = base_url.rstrip("/") + "/chat/completions"
-        self.headers = {"Content-Type": "application/json"}
-        if api_key is not None:
-            self.headers["Authorization"] = f"Bearer {api_key}"
-        self.concurrency, self.retries, self.timeout, self.first_pause = concurrency, retries, timeout, first_pause
-        self.failed = threading.Event()
+        self.endpoint = Endpoint(base_url, "/chat/completions", api_key, retries, timeout, first_pause)
+        self.concurrency = concurrency
         self.body = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         if chat_template_kwargs:
             self.body["chat_template_kwargs"] = chat_template_kwargs
@@ -229,7 +214,7 @@ class EndpointBackend:
         Raises:
             BackendError: an endpoint that stays unreachable, rejects the key or the model, or every question.
         """
-        self.failed.clear()
+        self.endpoint.stopped.clear()
         executor = ThreadPoolExecutor(self.concurrency)
         try:
             answers = []
@@ -237,46 +222,24 @@ class EndpointBackend:
                 answers.append(answer)
                 progress(1)
         finally:
-            self.failed.set()  # one that waits for its next try need not
+            self.endpoint.stopped.set()  # one that waits for its next try need not
             executor.shutdown(cancel_futures=True)
         if answers and all(answer.finish_reason == "refused" for answer in answers):
             raise BackendError(
-                f"{self.url} refused all of {len(answers)} questions, the first with: {answers[0].detail}. Check "
-                "model and generation settings."
+                f"{self.endpoint.url} refused all of {len(answers)} questions, the first with: {answers[0].detail}. "
+                "Check model and generation settings."
             )
         return answers
 
     def _ask(self, question: Question) -> Answer:
         chat = [{"role": message["role"], "content": joined(message["content"])} for message in question.chat]
-        body = json.dumps({**self.body, "messages": chat, "seed": question.seed}).encode()
-        for attempt in range(self.retries + 1):
-            pause = min(self.first_pause * 2**attempt, LONGEST_PAUSE)
-            try:
-                request = urllib.request.Request(self.url, data=body, headers=self.headers)
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return self._read(json.load(response))
-            except urllib.error.HTTPError as error:
-                detail = f"HTTP {error.code} {error.read(500).decode(errors='replace')}".strip()
-                if error.code in REFUSED:
-                    return Answer("", "refused", detail)
-                if error.code not in RETRIED:
-                    raise BackendError(f"{self.url} answered {detail}. Check base_url, model and the key.") from error
-                try:
-                    pause = min(float(error.headers.get("Retry-After", "")), LONGEST_PAUSE)
-                except ValueError:  # absent, or a date
-                    pass
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-                # no connection, time-out, a reply cut short or not of the expected form
-                detail = f"{type(error).__name__}: {error}"
-            if attempt == self.retries or self.failed.wait(pause):
-                break
-        raise BackendError(
-            f"{self.url} failed {attempt + 1} times, at last with {detail}. Start it again, or raise retries, and "
-            "run the same command: it resumes."
-        )
+        try:
+            return self.endpoint.post({**self.body, "messages": chat, "seed": question.seed}, self._read)
+        except Refusal as refusal:
+            return Answer("", "refused", str(refusal))
 
-    def _read(self, reply: dict) -> Answer:
-        choice = reply["choices"][0]
+    def _read(self, reply: bytes) -> Answer:
+        choice = json.loads(reply)["choices"][0]
         reason = choice.get("finish_reason") or "stop"
         if reason not in ("stop", "length"):
             return Answer("", "refused", f"finish_reason {reason}")

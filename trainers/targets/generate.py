@@ -20,7 +20,6 @@ What is unusual here:
 import hashlib
 import json
 import math
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -29,13 +28,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
+from ..data.shards import finished, open_run, write_shard, write_text
 from .backends import Answer, Question, identify, load_backend
 from .config import TargetsConfig
 from .prompts import TEMPLATE_FOLDER, Prompt, Task, draw_prompts, load_tasks, select_prompts, user_turn
@@ -43,7 +42,6 @@ from .sources import PIECE, describe_source, load_source, prepare_source, read_g
 
 REPEAT, CONTINUE = "repeat", "continue"  # tasks that a pool needs for the target sets T and continuation
 FREE = Task("free", (Prompt("free", "", ""),))
-FOOTER = b"speechllm_targets"
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 GENERATED = Features(
     {
@@ -284,56 +282,6 @@ def build_rows(
     return rows.cast(features.arrow_schema), counts
 
 
-def shard_path(output: Path, shard: int, shards: int, empty: bool = False) -> Path:
-    """A shard without rows is hidden: `datasets` cannot read a parquet file that holds none."""
-    return output / "data" / f"{'.' * empty}train-{shard:05d}-of-{shards:05d}.parquet"
-
-
-def finished(output: Path, shard: int, shards: int) -> dict[str, Any] | None:
-    """The counts of a shard that is written, else None."""
-    for empty in (False, True):
-        path = shard_path(output, shard, shards, empty)
-        if path.exists():
-            return json.loads(pq.read_metadata(path).metadata[FOOTER])
-    return None
-
-
-def write_shard(output: Path, shard: int, shards: int, rows: pa.Table, counts: dict[str, Any]) -> None:
-    """Rows and counts as one file, which is there whole or not at all."""
-    rows = rows.replace_schema_metadata({**rows.schema.metadata, FOOTER: json.dumps(counts).encode()})
-    path = shard_path(output, shard, shards, empty=len(rows) == 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.partial")  # hidden from `datasets`
-    with partial.open("wb") as stream:
-        pq.write_table(rows, stream, row_group_size=PIECE)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
-
-
-def open_run(output: Path, fingerprint: dict[str, Any]) -> None:
-    """Begin a run in an empty folder, or check that the one in it is the same.
-
-    Raises:
-        ValueError: it is not, by name of what changed; or shards without a manifest.
-    """
-    manifest = output / "manifest.json"
-    if manifest.exists():
-        changes = _changes(json.loads(manifest.read_text(encoding="utf-8"))["run"], _as_json(fingerprint))
-        if changes:
-            raise ValueError(
-                f"{output} holds a run that differs: {'; '.join(changes)}. Resume it with its own settings and "
-                "source, or give another output_dir."
-            )
-        return
-    if any(output.glob("data/*.parquet")):
-        raise ValueError(
-            f"{output} holds data but no manifest.json, so it cannot be resumed. Give another output_dir."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    _write_text(manifest, json.dumps({"run": fingerprint}, indent=2, ensure_ascii=False))
-
-
 def close_run(output: Path, fingerprint: dict[str, Any], shards: int, utterances: int) -> dict[str, Any]:
     """The report over all finished shards; once they are all, it goes into the manifest, and what was dropped into
     `dropped.jsonl`. Processes that finish at once write the same."""
@@ -347,28 +295,10 @@ def close_run(output: Path, fingerprint: dict[str, Any], shards: int, utterances
         for litter in output.glob("data/.*.partial"):  # of killed processes
             litter.unlink(missing_ok=True)
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        _write_text(output / "dropped.jsonl", lines)
+        write_text(output / "dropped.jsonl", lines)
         manifest = json.dumps({"run": fingerprint, "report": report}, indent=2, ensure_ascii=False)
-        _write_text(output / "manifest.json", manifest)
+        write_text(output / "manifest.json", manifest)
     return report
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # every process may write it, with the same text
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _changes(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two nested dicts differ, as `settings.seed was 0 and is 1`."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [f"{name} was {old!r} and is {new!r}"]
-    keys = dict.fromkeys([*old, *new])
-    return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
 
 
 def _digest(lines: list[str]) -> str:

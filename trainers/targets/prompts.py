@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 
-from processing_speechllm.chat_format import instruction_chat
+from processing_speechllm.chat_messages import instruction_chat
 
 TASK_FOLDER = Path(__file__).parent / "tasks"
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"

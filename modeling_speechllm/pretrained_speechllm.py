@@ -1,0 +1,122 @@
+"""What both SpeechLLM classes share: three groups of weights, frozen, saved and loaded by name.
+
+A checkpoint can hold the trained parts alone; loading it fetches the frozen parents and checks every key.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .audio_families import WHISPER_FAMILIES
+from .composition import without_zero_init
+from .configuration_speechllm import SpeechLLMConfig
+from .connector_base import Initialized
+from .partial_checkpoints import check_keys, load_trained, save_trained, trained_groups
+
+GROUPS = ("encoder", "connector", "llm")
+
+
+class SpeechLLMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and freezing, common to both SpeechLLM classes."""
+
+    config: SpeechLLMConfig
+    config_class = SpeechLLMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["cache", "past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Initialized):
+            module.initialize(self.config.initializer_range)
+
+    def group_modules(self) -> dict[str, list[nn.Module]]:
+        """The three groups that are frozen, trained and saved by name."""
+        base = self.base_model
+        llm = [base.language_model] + ([self.lm_head] if base is not self else [])
+        return {"encoder": [base.audio_tower], "connector": [base.multi_modal_projector], "llm": llm}
+
+    def freeze(self, *groups: str) -> None:
+        """Stops training of `groups`: any of `"encoder"`, `"connector"`, `"llm"`."""
+        self._require_grad(groups, False)
+
+    def unfreeze(self, *groups: str) -> None:
+        """Trains `groups`: any of `"encoder"`, `"connector"`, `"llm"`."""
+        self._require_grad(groups, True)
+
+    def _require_grad(self, groups: tuple[str, ...], value: bool) -> None:
+        modules = self.group_modules()
+        for group in groups:
+            if group not in modules:
+                raise ValueError(f"No parameter group {group!r}. Groups: {', '.join(GROUPS)}.")
+            for module in modules[group]:
+                module.requires_grad_(value)
+        if self.config.audio_config.model_type in WHISPER_FAMILIES:  # sinusoids, never trained
+            self.base_model.audio_tower.encoder.embed_positions.requires_grad_(False)
+
+    def group_keys(self, groups: list[str]) -> set[str]:
+        """State-dict keys of whole groups, tied copies left out."""
+        names = {id(module): name for name, module in self.named_modules()}
+        prefixes = tuple(names[id(module)] + "." for group in groups for module in self.group_modules()[group])
+        tied = getattr(self, "all_tied_weights_keys", {})
+        return {key for key in self.state_dict() if key.startswith(prefixes) and key not in tied}
+
+    def save_pretrained(self, save_directory: str, trained_only: bool = False, **kwargs: Any) -> None:
+        """Saves the whole model, or with `trained_only` the groups that have trained parameters.
+
+        Args:
+            save_directory: folder.
+            trained_only: write `trained.safetensors` with the trained groups, and into `config.json` the ids and
+                revisions of the frozen parents (known after `from_parts`).
+            **kwargs: `PreTrainedModel.save_pretrained` arguments.
+
+        Raises:
+            ValueError: `trained_only` without known parents, or with nothing trained.
+        """
+        if trained_only:
+            save_trained(self, save_directory)
+        else:
+            super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    @without_zero_init()
+    def from_pretrained(cls, pretrained_model_name_or_path: str | None, *args: Any, **kwargs: Any):
+        """As `PreTrainedModel.from_pretrained`, but loud on any missing, mismatched or unexpected key.
+
+        A folder saved with `trained_only=True` is merged with its frozen parents, which are loaded by the ids and
+        revisions in its config; `dtype`, `device_map`, `quantization_config` and `attn_implementation` go to them.
+
+        Raises:
+            ValueError: keys that are missing, mismatched or unexpected, by name.
+        """
+        source = pretrained_model_name_or_path
+        if source is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(source, *args, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        if trained_groups(source, kwargs):
+            model = cls._load_trained(source, kwargs)
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        else:
+            accepted = kwargs.pop("ignore_mismatched_sizes", False)
+            model, info = super().from_pretrained(
+                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+            mismatched = [] if accepted else [key[0] for key in info["mismatched_keys"]]
+            check_keys(source, info["missing_keys"], info["unexpected_keys"], mismatched)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_trained(cls, source: str, kwargs: dict[str, Any]) -> "SpeechLLMPreTrainedModel":
+        return load_trained(cls, source, kwargs)
+
+
+__all__ = ["GROUPS", "SpeechLLMPreTrainedModel"]

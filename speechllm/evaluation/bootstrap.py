@@ -1,0 +1,119 @@
+"""95 % intervals and paired tests by resampling (Efron 1979; for systems on the same rows Koehn, EMNLP 2004).
+
+A metric is a function of sums over rows, so a resample is a weight per row and one matrix product. Recordings are
+resampled, not rows: several questions about one recording are not independent.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Value = Callable[[np.ndarray], np.ndarray]  # summed statistics (..., k) -> value (...)
+
+
+class Estimate(NamedTuple):
+    """A value, the ends of its 95 % interval, and how many rows it is from; NaN where there is nothing to score."""
+
+    value: float
+    low: float
+    high: float
+    rows: int
+
+
+class Difference(NamedTuple):
+    """A value less another's, the ends of its 95 % interval, and the two-sided p-value of no difference."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+class Resamples:
+    """
+    The resamples of a run, the same for every metric and system, so that differences are paired.
+
+    Args:
+        units: the recording of each row.
+        samples: how many resamples.
+        seed: of the draws; the intervals are a function of it.
+    """
+
+    def __init__(self, units: Sequence[str], samples: int = 1000, seed: int = 0):
+        _, self.unit = np.unique(np.asarray(units, dtype=str), return_inverse=True)
+        self.count = int(self.unit.max()) + 1 if len(self.unit) else 0
+        share = np.full(self.count, 1 / max(self.count, 1))
+        rng = np.random.default_rng(seed)
+        drawn = rng.multinomial(self.count, share, size=samples) if self.count else np.zeros((samples, 0))
+        self.weights = drawn.astype(np.float32)  # (samples, units)
+
+    def sums(self, statistics: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Statistics (rows, k), of the rows of a mask (rows,) -> their sums in each resample (samples, k)."""
+        kept = statistics if rows is None else np.where(rows[:, None], statistics, 0)
+        by_unit = np.zeros((self.count, statistics.shape[1]))
+        np.add.at(by_unit, self.unit, kept)
+        return self.weights.astype(np.float64) @ by_unit
+
+    def values(self, statistics: np.ndarray, value: Value, rows: np.ndarray | None = None) -> np.ndarray:
+        """The metric in each resample (samples,); NaN where a resample has none of the rows."""
+        return value(self.sums(statistics, rows))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of values (samples,), those that are NaN left out."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def exact_interval(share: float, units: int) -> tuple[float, float]:
+    """The 95 % interval of a share in per cent that is 0 or 100 over so many units (Clopper and Pearson 1934); another
+    share stays as it is."""
+    reach = 100 * (1 - 0.025 ** (1 / units)) if units else 0.0
+    return (0.0, reach) if share == 0 else (100 - reach, 100.0) if share == 100 else (share, share)
+
+
+def estimate(
+    statistics: np.ndarray,
+    value: Value,
+    resamples: Resamples,
+    rows: np.ndarray | None = None,
+    is_share: bool = False,
+) -> Estimate:
+    """
+    A metric over the rows of a mask (rows,), by default all, with its interval.
+
+    Resamples of rows that are all alike are alike, too, which is no certainty: for shares of 0 or 100 per cent the
+    interval is the exact binomial one over recordings.
+    """
+    kept = statistics if rows is None else statistics[rows]
+    if not len(kept):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    found = float(value(kept.sum(0)))
+    low, high = interval(resamples.values(statistics, value, rows))
+    if is_share and low == high:
+        units = resamples.unit if rows is None else resamples.unit[rows]
+        low, high = exact_interval(found, len(np.unique(units[kept[:, 1] > 0])))
+    counted = kept[:, 1] > 0 if statistics.shape[1] == 2 else np.ones(len(kept), dtype=bool)
+    return Estimate(found, low, high, int(counted.sum()))
+
+
+def difference(statistics: np.ndarray, others: np.ndarray, value: Value, resamples: Resamples) -> Difference:
+    """
+    A system's metric less another's on the same rows.
+
+    p is twice the smaller share of resamples in which the difference is not above, or not below, zero; with n
+    resamples it is at least 2 / (n + 1).
+    """
+    values = resamples.values(statistics, value) - resamples.values(others, value)
+    values = values[~np.isnan(values)]
+    observed = float(value(statistics.sum(0)) - value(others.sum(0)))
+    low, high = interval(values)
+    tail = min((values <= 0).sum(), (values >= 0).sum())
+    return Difference(observed, low, high, float(min(1.0, 2 * (tail + 1) / (len(values) + 1))))
+
+
+__all__ = ["Difference", "Estimate", "Resamples", "Value", "difference", "estimate", "exact_interval", "interval"]

@@ -1,0 +1,115 @@
+"""What a cascade hears with: any ASR model of transformers, or the model's own encoder with the CTC head beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from modeling_speechllm import SpeechLLMForConditionalGeneration
+from processing_speechllm import SpeechLLMProcessor
+
+WHISPER_SECONDS = 30
+CTC_HEAD = "ctc_head"
+CTC_HEAD_FILE = "helpers/ctc_head.safetensors"  # not at the top: serving engines load all that lie there
+
+
+class Recogniser(Protocol):
+    """Transcripts of audios (samples,) at `sampling_rate` Hz, in languages (codes or None) that may be told."""
+
+    sampling_rate: int
+
+    def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str | None]) -> list[str]: ...
+
+
+class PipelineRecogniser:
+    """
+    An ASR model through transformers' own pipeline.
+
+    Args:
+        name: Hub id or folder.
+        device: where it runs.
+        dtype: precision of the weights.
+        tell_language: tell Whisper the language; without, it finds out itself. Models that take none ignore it.
+    """
+
+    def __init__(self, name: str, device: torch.device, dtype: str = "auto", tell_language: bool = False):
+        from transformers import pipeline
+
+        if device.type == "cpu" and dtype == "auto":  # half precision, which checkpoints have, is slow there
+            dtype = "float32"
+        try:
+            self.pipe = pipeline("automatic-speech-recognition", model=name, device=device, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"The cascade's recogniser {name} cannot be loaded: {reason} Give the folder or Hub id of an ASR "
+                "model of transformers, or ctc_head."
+            ) from error
+        self.sampling_rate = self.pipe.feature_extractor.sampling_rate
+        self.is_whisper = self.pipe.model.config.model_type == "whisper"
+        self.tell_language = tell_language and self.is_whisper and self._is_multilingual()
+
+    def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str | None]) -> list[str]:
+        """See [`Recogniser`]; audios of one language at a time where it is told."""
+        texts: list[str] = [""] * len(audio)
+        told = [language if self.tell_language else None for language in languages]
+        for language in dict.fromkeys(told):
+            places = [place for place, code in enumerate(told) if code == language]
+            options: dict[str, Any] = {}
+            if self.is_whisper:
+                if any(len(audio[place]) > WHISPER_SECONDS * self.sampling_rate for place in places):
+                    options["return_timestamps"] = True  # how it is read whole
+                options["generate_kwargs"] = {"task": "transcribe"} if self._is_multilingual() else {}
+                if language is not None:
+                    options["generate_kwargs"]["language"] = language
+            inputs = [{"raw": audio[place], "sampling_rate": self.sampling_rate} for place in places]
+            # Whisper pads all audio alike; others hear padding, such as wav2vec2 with its group norm.
+            outputs = self.pipe(inputs, batch_size=len(inputs) if self.is_whisper else 1, **options)
+            for place, output in zip(places, outputs, strict=True):
+                texts[place] = output["text"].strip()
+        return texts
+
+    def _is_multilingual(self) -> bool:
+        return bool(getattr(self.pipe.model.generation_config, "is_multilingual", False))
+
+
+class CTCHeadRecogniser:
+    """
+    The SpeechLLM's own encoder with a linear CTC head over tokens of its LLM, decoded greedily.
+
+    Args:
+        model, processor: the SpeechLLM.
+        head: a safetensors file with `weight` (classes, dim), `bias` (classes,) and `token_ids` (classes - 1,), the
+            LLM's tokens of the classes after the first, which is the blank.
+    """
+
+    def __init__(self, model: SpeechLLMForConditionalGeneration, processor: SpeechLLMProcessor, head: str | Path):
+        if not Path(head).is_file():
+            raise ValueError(f"There is no CTC head {head}. Give a recogniser: --cascade HUB_ID_OR_FOLDER.")
+        weights = load_file(head)
+        self.model, self.processor = model, processor
+        self.weight, self.bias = (weights[name].to(model.device, model.dtype) for name in ("weight", "bias"))
+        self.token_ids = weights["token_ids"].to(model.device)
+        self.sampling_rate = processor.feature_extractor.sampling_rate
+
+    @torch.inference_mode()
+    def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str | None]) -> list[str]:
+        """See [`Recogniser`]; languages play no part."""
+        inputs = self.processor.audio_inputs(list(audio))
+        features = torch.from_numpy(inputs["input_features"]).to(self.model.device, self.model.dtype)
+        mask = torch.from_numpy(inputs["input_features_mask"]).to(self.model.device)
+        frames = self.model.model.audio_tower(features, mask)
+        logits = F.linear(frames.last_hidden_state, self.weight, self.bias)
+        texts = []
+        for best, length in zip(logits.argmax(-1), frames.lengths.tolist(), strict=True):
+            classes = torch.unique_consecutive(best[:length])
+            tokens = self.token_ids[classes[classes > 0] - 1].tolist()
+            texts.append(self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+        return texts
+
+
+__all__ = ["CTC_HEAD", "CTC_HEAD_FILE", "CTCHeadRecogniser", "PipelineRecogniser", "Recogniser"]

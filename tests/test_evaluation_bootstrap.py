@@ -1,0 +1,102 @@
+"""Intervals and paired tests of evaluation against distributions that are known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from speechllm.evaluation.bootstrap import Resamples, difference, estimate
+from speechllm.evaluation.metrics import ratio, share
+
+
+def flags(right: int, rows: int) -> np.ndarray:
+    return share("x", "x", [place < right for place in range(rows)]).statistics
+
+
+def test_the_interval_of_a_share_is_the_binomial_s():
+    # 300 right of 1,000: standard error sqrt(0.3 * 0.7 / 1000) = 1.449 %, 95 % within 1.96 of it
+    found = estimate(flags(300, 1000), ratio(), Resamples(map_names(1000), 4000))
+    error = 100 * math.sqrt(0.3 * 0.7 / 1000)
+    assert found.value == 30 and found.rows == 1000
+    assert found.low == pytest.approx(30 - 1.96 * error, abs=0.2)  # of 4,000 resamples
+    assert found.high == pytest.approx(30 + 1.96 * error, abs=0.2)
+
+
+def map_names(rows: int, per_recording: int = 1) -> list[str]:
+    return [f"recording-{row // per_recording}" for row in range(rows)]
+
+
+def test_rows_of_one_recording_are_no_evidence_of_their_own():
+    # Ten equal rows per recording: the error is that of 100 recordings, sqrt(10) times that of 1,000 rows.
+    statistics = flags(300, 1000)
+    alone = estimate(statistics, ratio(), Resamples(map_names(1000), 2000))
+    together = estimate(statistics, ratio(), Resamples(map_names(1000, 10), 2000))
+    assert together.value == alone.value
+    widths = [found.high - found.low for found in (together, alone)]
+    assert widths[0] / widths[1] == pytest.approx(math.sqrt(10), rel=0.08)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    # 300 samples of 100 normal numbers with mean 5: about 95 % of the intervals hold it (percentile intervals 94).
+    rng = np.random.default_rng(7)
+    held = 0
+    for _ in range(300):
+        numbers = rng.normal(5, 2, 100)
+        statistics = np.stack([numbers, np.ones(100)], axis=1)
+        found = estimate(statistics, ratio(1.0), Resamples(map_names(100), 400))
+        held += found.low <= 5 <= found.high
+    assert 0.90 <= held / 300 <= 0.98
+
+
+def test_the_seed_gives_the_interval():
+    statistics = flags(30, 100)
+    first, again, other = (estimate(statistics, ratio(), Resamples(map_names(100), 200, seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert (first.low, first.high) != (other.low, other.high) or first.value == other.value
+
+
+def test_rows_that_are_all_alike_have_the_exact_binomial_interval():
+    # Clopper and Pearson: with 20 of 20 right the low end p solves p ** 20 = 0.025.
+    found = estimate(flags(20, 20), ratio(), Resamples(map_names(20), 50), is_share=True)
+    assert (found.value, found.high) == (100, 100) and (found.low / 100) ** 20 == pytest.approx(0.025)
+    none = estimate(flags(0, 20), ratio(), Resamples(map_names(20, 2), 50), is_share=True)  # ten recordings
+    assert (none.value, none.low) == (0, 0) and (1 - none.high / 100) ** 10 == pytest.approx(0.025)
+
+
+def test_a_mask_scores_its_rows_alone():
+    statistics = flags(30, 100)
+    mask = np.arange(100) < 60
+    found = estimate(statistics, ratio(), Resamples(map_names(100), 500), mask)
+    assert (found.value, found.rows) == (50, 60)
+    assert found.low < 50 < found.high
+    nothing = estimate(statistics, ratio(), Resamples(map_names(100), 10), np.zeros(100, dtype=bool))
+    assert math.isnan(nothing.value) and nothing.rows == 0
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals_side_by_side():
+    # b is a with five rows of 200 turned wrong: nearly all of the spread is common.
+    a, b = flags(120, 200), flags(115, 200)
+    resamples = Resamples(map_names(200), 2000)
+    found = difference(a, b, ratio(), resamples)
+    assert found.value == pytest.approx(2.5)
+    # five of 200 differ: standard error 100 * sqrt(0.025 * 0.975 / 200) = 1.10
+    assert found.low == pytest.approx(2.5 - 1.96 * 1.10, abs=0.45)
+    assert found.high == pytest.approx(2.5 + 1.96 * 1.10, abs=0.45)
+    assert found.p < 0.05
+    single = estimate(a, ratio(), resamples)
+    assert found.high - found.low < (single.high - single.low) / 2
+
+
+def test_equal_systems_do_not_differ():
+    found = difference(flags(50, 100), flags(50, 100), ratio(), Resamples(map_names(100), 100))
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_a_difference_by_chance_alone_is_rarely_significant():
+    # Two systems with the same chance of being right: p below 0.05 in about one of twenty cases.
+    rng = np.random.default_rng(3)
+    low = 0
+    for _ in range(200):
+        pair = [np.stack([rng.random(150) < 0.5, np.ones(150)], axis=1).astype(float) for _ in range(2)]
+        low += difference(*pair, ratio(), Resamples(map_names(150), 400)).p < 0.05
+    assert 0.01 <= low / 200 <= 0.11
