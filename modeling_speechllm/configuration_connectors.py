@@ -267,9 +267,58 @@ class ConformerCTCConfig(ConnectorConfig):
         return [*front, {"kernel": 2, "stride": 2, "ceil": True}]
 
 
+@dataclass
+class CTCCompressConfig(ConnectorConfig):
+    """CTC over tokens of the LLM, compressed to one of its embeddings per token read (`ctc_compress.py`).
+
+    Args:
+        vocabulary (`int`, defaults to 4096): how many tokens it can read; which ones, `load_vocabulary` says.
+        convolutions (`int`, defaults to 2), kernel (`int`, defaults to 3), stride (`int`, defaults to 2): strided
+            convolutions in front. CTC needs as many places as the transcript has tokens: at 50 frames per second and
+            a product of strides of 4, 12.5 a second.
+        hidden_size (`int`, defaults to 512), blocks (`int`, defaults to 4), heads (`int`, defaults to 8), ffn_size
+            (`int`, defaults to 2048): of the Transformer layers.
+        dropout (`float`, defaults to 0.1): on hidden states and attention weights.
+    """
+
+    type: str = "ctc_compress"
+    vocabulary: int = 4096
+    convolutions: int = 2
+    kernel: int = 3
+    stride: int = 2
+    hidden_size: int = 512
+    blocks: int = 4
+    heads: int = 8
+    ffn_size: int = 2048
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vocabulary < 1 or self.convolutions < 1 or not 1 <= self.stride <= self.kernel:
+            raise ValueError(
+                f"ctc_compress: vocabulary={self.vocabulary}, convolutions={self.convolutions}, kernel={self.kernel}, "
+                f"stride={self.stride}. Use vocabulary and convolutions >= 1, stride >= 1 and kernel >= stride."
+            )
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"ctc_compress: hidden_size={self.hidden_size} must be a multiple of twice heads={self.heads}."
+            )
+
+    def stages(self, window: int) -> list[dict]:
+        """One stage per convolution, each padded."""
+        return [{"kernel": self.kernel, "stride": self.stride, "ceil": True} for _ in range(self.convolutions)]
+
+
 CONNECTOR_CONFIGS = {
     config.type: config
-    for config in (StackMLPConfig, ConvConfig, WindowQFormerConfig, ConformerCTCConfig, WhisperQFormerConfig)
+    for config in (
+        StackMLPConfig,
+        ConvConfig,
+        WindowQFormerConfig,
+        ConformerCTCConfig,
+        WhisperQFormerConfig,
+        CTCCompressConfig,
+    )
 }
 
 # Published connectors by name; docs/connectors.md tells their sources and what differs.
@@ -328,6 +377,7 @@ def connector_config(settings: dict | str | None) -> ConnectorConfig:
 __all__ = [
     "CONNECTOR_CONFIGS",
     "PRESETS",
+    "CTCCompressConfig",
     "ConformerCTCConfig",
     "ConnectorConfig",
     "ConvConfig",

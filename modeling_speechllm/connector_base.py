@@ -21,6 +21,10 @@ class ConnectorOutput(ModelOutput):
         language_logits (`torch.Tensor` of shape `(batch, languages)`, *optional*): of connectors with a language gate.
         language_ctc_logits (`torch.Tensor` of shape `(batch, frames, languages + 1)`, *optional*) and
         language_ctc_lengths (`torch.Tensor` of shape `(batch,)`, *optional*): of an intermediate language CTC.
+        used (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): which audio tokens the LLM is to read; all
+            within `lengths` where there is none. The others are there in number only.
+        ctc_logits (`torch.Tensor` of shape `(batch, places, classes + 1)`, *optional*), the blank last, and
+        ctc_lengths (`torch.Tensor` of shape `(batch,)`, *optional*): of a connector with a CTC of its own.
     """
 
     embeddings: torch.Tensor | None = None
@@ -28,6 +32,9 @@ class ConnectorOutput(ModelOutput):
     language_logits: torch.Tensor | None = None
     language_ctc_logits: torch.Tensor | None = None
     language_ctc_lengths: torch.Tensor | None = None
+    used: torch.Tensor | None = None
+    ctc_logits: torch.Tensor | None = None
+    ctc_lengths: torch.Tensor | None = None
 
 
 def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from .connector_base import (
     zero_past,
 )
 from .convolutions import StridedConv1d
+from .ctc_compress import CTCCompress
 from .lengths import stage_length
 from .query_bank import QueryBank
 from .whisper_qformer import WhisperQFormer
@@ -131,6 +132,7 @@ CONNECTORS = {
     "window_qformer": WindowQFormer,
     "conformer_ctc": ConformerCTC,
     "whisper_qformer": WhisperQFormer,
+    "ctc_compress": CTCCompress,
 }
 
 

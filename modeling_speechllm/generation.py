@@ -13,6 +13,8 @@ from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel, 
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .left_out import leave_out, left_out_places
+
 # What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 FEATURES = ("input_features", "input_features_mask", "language")
@@ -110,12 +112,20 @@ class SpeechGenerationMixin(GenerationMixin):
         merged = input_ids is None or kwargs.get("inputs_embeds") is not None
         self._check_mode(generation_config or self.generation_config, kwargs, merged)
         if merged:
-            kwargs["inputs_embeds"], _ = self.model.get_inputs_embeds(
+            kwargs["inputs_embeds"], audio = self.model.get_inputs_embeds(
                 input_ids, kwargs.get("inputs_embeds"), *features, audio_embeds=kwargs.pop("audio_embeds", None)
             )
+            if audio is not None and audio.left_out is not None:
+                kwargs["attention_mask"], _ = leave_out(audio.left_out, kwargs.get("attention_mask"))
             return super().generate(input_ids, generation_config, *args, **kwargs)
         if kwargs.get("audio_embeds") is None:
-            kwargs["audio_embeds"] = self.model.get_audio_features(*features).pooler_output
+            audio = self.model.get_audio_features(*features)
+            kwargs["audio_embeds"] = audio.pooler_output
+            if audio.connector.used is not None:
+                placeholders = input_ids == self.config.audio_token_id
+                self.model.check_audio_count(placeholders, audio.pooler_output, input_features)
+                left_out = left_out_places(placeholders, audio.connector)
+                kwargs["attention_mask"], _ = leave_out(left_out, kwargs.get("attention_mask"))
         if kwargs.get("assistant_model") is not None:
             kwargs |= dict(zip(FEATURES, features, strict=True))
         return super().generate(input_ids, generation_config, *args, **kwargs)

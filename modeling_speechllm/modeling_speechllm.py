@@ -26,6 +26,7 @@ from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, length_mask
 from .generation import CACHE, SpeechGenerationMixin
+from .left_out import leave_out, left_out_places
 from .llm_head import build_head, scale_logits
 from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
@@ -55,9 +56,11 @@ class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 @dataclass
 class SpeechLLMAudioOutput(BaseModelOutputWithPooling):
-    """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...)."""
+    """Encoder frames, flat audio tokens, and the connector's own output (lengths, language posterior, ...); of a
+    prompt `left_out` `(batch, sequence)`, its places that the connector's `used` leaves out, see [`leave_out`]."""
 
     connector: ConnectorOutput | None = None
+    left_out: torch.Tensor | None = None
 
 
 @dataclass
@@ -206,10 +209,14 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         """CTC logits of the audio tokens over the LLM's vocabulary, with its own frozen input embeddings as the output
         layer (BLOOMZMMS, stage 1); the blank is `ctc_blank`. Arguments as in `get_audio_features`.
 
-        Works with any connector. CTC needs as many audio tokens as the transcript has, and one more wherever a token
-        repeats.
+        Works with any connector; one that has a CTC of its own gives that, -inf for tokens that it cannot read. CTC
+        needs as many audio tokens as the transcript has, and one more wherever a token repeats.
         """
         connected = self.get_audio_features(input_features, input_features_mask, language).connector
+        if connected.ctc_logits is not None:
+            tokens = self.get_input_embeddings().num_embeddings
+            logits = self.multi_modal_projector.over_tokens(connected.ctc_logits, tokens, self.ctc_blank)
+            return SpeechLLMCTCOutput(logits=logits, lengths=connected.ctc_lengths, connector=connected)
         logits = ctc_logits(connected.embeddings, self._embedding_weight())
         return SpeechLLMCTCOutput(logits=logits, lengths=connected.lengths.to(logits.device), connector=connected)
 
@@ -270,6 +277,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             output = self.get_audio_features(input_features, input_features_mask, language)
         placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
         self.check_audio_count(placeholders, output.pooler_output, input_features)
+        if output.connector is not None and output.connector.used is not None:
+            output.left_out = left_out_places(placeholders, output.connector)
         return put_audio(inputs_embeds, placeholders, output.pooler_output), output
 
     def check_no_placeholders(self, input_ids: torch.LongTensor) -> None:
@@ -340,6 +349,9 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         inputs_embeds, audio = self.get_inputs_embeds(
             input_ids, inputs_embeds, input_features, input_features_mask, language, audio_embeds
         )
+        if audio is not None and audio.left_out is not None:
+            attention_mask, places = leave_out(audio.left_out, attention_mask)
+            position_ids = places if position_ids is None else position_ids
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         kwargs[CACHE] = cache

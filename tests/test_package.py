@@ -16,6 +16,8 @@ from speechllm_cli.doctor import IMPORT_NAMES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def requirements() -> list[Requirement]:
     return [Requirement(line) for line in metadata.requires("speechllm")]
 

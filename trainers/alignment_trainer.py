@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_speechllm.conformer_ctc import ctc_logits
+from modeling_speechllm.connector_base import length_mask
 
 from .alignment_config import SpeechAlignmentConfig
 from .data.chats import IGNORED
@@ -34,7 +35,9 @@ class SpeechAlignmentTrainer(SpeechTrainer):
     loss = ctc_weight * CTC / utterances + language_weight * language CTC / labelled utterances
 
     Reported beside the terms: `infeasible`, the share of utterances that have more tokens than CTC can place, which
-    cannot teach anything. If it is not small, take a connector with a higher token rate.
+    cannot teach anything. If it is not small, take a connector with a higher token rate. A connector with a CTC of its
+    own (`ctc_compress`) is trained through that, without the LLM's table; a transcript with a token that it cannot
+    read is infeasible too.
 
     Args:
         model, args ([`SpeechAlignmentConfig`]), train_dataset, eval_dataset, processing_class, peft_config, callbacks:
@@ -73,10 +76,17 @@ class SpeechAlignmentTrainer(SpeechTrainer):
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)
         heard = float(not batch["dummy_audio"])  # the silence of a batch without audio has no transcript
-        table = self.whole_parameters(model.get_input_embeddings())["weight"]
-        logits = ctc_logits(connected.embeddings, table)
         targets, sizes = batch["transcript_ids"], batch["transcript_lengths"]
-        total, infeasible = ctc_loss(logits, connected.lengths, targets, sizes, model.model.ctc_blank)
+        if connected.ctc_logits is None:
+            table = self.whole_parameters(model.get_input_embeddings())["weight"]
+            logits, blank, spelled = ctc_logits(connected.embeddings, table), model.model.ctc_blank, sizes
+        else:
+            logits, blank = connected.ctc_logits, connected.ctc_logits.shape[-1] - 1
+            targets = model.model.multi_modal_projector.classes_of(targets)
+            unknown = ((targets < 0) & length_mask(sizes, targets.shape[1])).any(1)
+            # A transcript that the connector cannot spell counts as one that does not fit.
+            spelled, targets = torch.where(unknown, connected.lengths + 1, sizes), targets.clamp(min=0)
+        total, infeasible = ctc_loss(logits, connected.lengths, targets, spelled, blank)
         terms = {
             "ctc": Term(heard * total, "utterances", self.args.ctc_weight),
             "infeasible": Term(torch.as_tensor(infeasible), "utterances", 0.0),

@@ -79,10 +79,8 @@ class SpeechDistillationTrainer(SpeechTrainer):
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)
-        embeddings = embed_prompts(model, batch, connected)
-        hidden = model.model.language_model(
-            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
+        inputs = embed_prompts(model, batch, connected)
+        hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         terms, teacher = {}, None
         if "teacher_input_ids" in batch:

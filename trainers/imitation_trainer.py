@@ -144,10 +144,8 @@ class SpeechImitationTrainer(SpeechTrainer):
         self.check_cached_teacher("top_k", self.args.transcription_instruction)
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
-        embeddings = embed_prompts(model, batch, connect(model, batch))
-        hidden = model.model.language_model(
-            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
+        inputs = embed_prompts(model, batch, connect(model, batch))
+        hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
         weights = self.args.cross_entropy_weight, self.args.divergence_weight
         return self.response_terms(model, batch, hidden, *weights, end_token_weight=self.args.end_token_weight)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from modeling_speechllm.left_out import leave_out
 from processing_speechllm import SpeechLLMProcessor
 
 from .constrained import allowed_tokens, beam_options, build_trie, label_tokens
@@ -110,7 +111,9 @@ class Answerer:
         if "input_features" not in encoded:
             return encoded
         features, mask = (encoded.pop(name) for name in ("input_features", "input_features_mask"))
-        embeds, _ = self.model.model.get_inputs_embeds(encoded["input_ids"], None, features, mask)
+        embeds, audio = self.model.model.get_inputs_embeds(encoded["input_ids"], None, features, mask)
+        if audio.left_out is not None:
+            encoded["attention_mask"], _ = leave_out(audio.left_out, encoded["attention_mask"])
         return encoded | {"inputs_embeds": embeds}
 
     @torch.inference_mode()

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_speechllm.connector_base import ConnectorOutput, length_mask
+from modeling_speechllm.left_out import leave_out, left_out_places
 from modeling_speechllm.lengths import minimum_input
 from modeling_speechllm.modeling_speechllm import put_audio
 
@@ -30,8 +31,11 @@ def connect(model: PreTrainedModel, batch: dict[str, Any]) -> ConnectorOutput:
     return projector(frames.to(weight.dtype), lengths, language)
 
 
-def embed_prompts(model: PreTrainedModel, batch: dict[str, Any], connected: ConnectorOutput) -> torch.Tensor:
-    """Prompts as embeddings (batch, sequence, dim), audio tokens in place of their placeholders.
+def embed_prompts(
+    model: PreTrainedModel, batch: dict[str, Any], connected: ConnectorOutput
+) -> dict[str, torch.Tensor]:
+    """What the LLM is given: `inputs_embeds` (batch, sequence, dim), audio tokens in place of their placeholders, and
+    `attention_mask`; with a connector that leaves audio tokens out, `position_ids` that do not count them.
 
     A batch without audio takes its dummy's tokens times zero, so that all processes run the same modules.
 
@@ -39,8 +43,10 @@ def embed_prompts(model: PreTrainedModel, batch: dict[str, Any], connected: Conn
         ValueError: placeholders and audio tokens differ in number, with both.
     """
     embeddings = model.model.embed_text(batch["input_ids"])
+    mask = batch["attention_mask"]
     if batch["dummy_audio"]:
-        return embeddings + 0.0 * connected.embeddings.sum().to(embeddings.dtype)
+        embeddings = embeddings + 0.0 * connected.embeddings.sum().to(embeddings.dtype)
+        return {"inputs_embeds": embeddings, "attention_mask": mask}
     used = length_mask(connected.lengths, connected.embeddings.shape[1])
     if "audio_keep" in batch:
         used = used & batch["audio_keep"]
@@ -50,7 +56,12 @@ def embed_prompts(model: PreTrainedModel, batch: dict[str, Any], connected: Conn
             f"The prompts have {int(placeholders.sum())} audio placeholders, the connector gave {int(used.sum())} "
             "audio tokens. Model and processor do not belong together: load both from the same folder."
         )
-    return put_audio(embeddings, placeholders, connected.embeddings[used])
+    inputs = {"inputs_embeds": put_audio(embeddings, placeholders, connected.embeddings[used]), "attention_mask": mask}
+    if connected.used is not None:
+        inputs["attention_mask"], inputs["position_ids"] = leave_out(
+            left_out_places(placeholders, connected, used), mask
+        )
+    return inputs
 
 
 __all__ = ["connect", "embed_prompts"]

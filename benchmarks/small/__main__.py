@@ -1,0 +1,160 @@
+"""python -m benchmarks.small STAGE --out OUT ...: see the README beside."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from benchmarks.small.imitating import ImitationSettings
+from benchmarks.small.reading import AUDIO_SIZE, BINS, ReadingSettings
+
+
+def speak(arguments: argparse.Namespace) -> None:
+    """Sentences spoken by text-to-speech."""
+    from benchmarks.small.speaking import speak
+
+    folder = arguments.out / "speech" / arguments.name
+    speak(arguments.data, folder, arguments.count, workers=arguments.workers)
+
+
+def hear(arguments: argparse.Namespace) -> None:
+    """Encoder frames and Whisper's readings of recordings."""
+    from benchmarks.small.corpora import SOURCES, recordings, spoken_recordings
+    from benchmarks.small.frame_store import FrameStore
+    from benchmarks.small.hearing import Whisper, hear
+
+    whisper = Whisper(arguments.parents / "whisper-base", arguments.device)
+    for source in arguments.source:
+        known = source in SOURCES
+        rows = recordings(arguments.data, source) if known else spoken_recordings(arguments.out / "speech" / source)
+        store = FrameStore(arguments.out / "frames" / source, AUDIO_SIZE, write=True)
+        mels = FrameStore(arguments.out / "mel" / source, BINS, write=True) if arguments.mel else None
+        hear(rows, whisper, store, known, arguments.batch_seconds, arguments.workers, mels)
+
+
+def read(arguments: argparse.Namespace) -> None:
+    """Stage 1: the connector learns to read."""
+    from benchmarks.small.reading import read
+
+    settings = settings_of(ReadingSettings, arguments)
+    read(arguments.out, arguments.parents, arguments.run_name, settings, arguments.minutes, arguments.device)
+
+
+def again(arguments: argparse.Namespace) -> None:
+    """Encoder frames by the encoder that a run trained."""
+    from benchmarks.small.reading import encode_again
+
+    encode_again(arguments.out, arguments.parents, arguments.run_name, arguments.source, arguments.device)
+
+
+def imitate(arguments: argparse.Namespace) -> None:
+    """Stage 2: the LLM that hears answers as the LLM that reads."""
+    from benchmarks.small.imitating import imitate
+
+    settings, place = settings_of(ImitationSettings, arguments), (arguments.out, arguments.parents)
+    imitate(*place, arguments.run_name, arguments.start, settings, arguments.minutes, arguments.device)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """How a run reads and what the LLM makes of it."""
+    from benchmarks.small.measuring import measure
+
+    measure(arguments.out, arguments.parents, arguments.run_name, arguments.count, arguments.device)
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Files for a machine without network, in pieces."""
+    from benchmarks.small.whole import pack
+
+    print(f"{pack(arguments.out, arguments.file)} pieces in {arguments.out}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """An LLM in a GGUF file beside its tokenizer, as a float16 folder."""
+    from benchmarks.small.whole import convert_gguf
+
+    convert_gguf(arguments.folder)
+
+
+def whole(arguments: argparse.Namespace) -> None:
+    """Everything, on one GPU."""
+    from benchmarks.small.whole import whole
+
+    names = ("pieces", "work", "results", "minutes", "device", "sentences", "seeds", "steps", "workers", "rank")
+    whole(**{name: getattr(arguments, name) for name in names}, extra=tuple(arguments.extra))
+
+
+def settings_of(kind: type, arguments: argparse.Namespace) -> ReadingSettings | ImitationSettings:
+    """A dataclass of settings from the options of its names."""
+    values = {field.name: getattr(arguments, field.name) for field in fields(kind)}
+    return kind(**values | {"sources": tuple(values["sources"])})
+
+
+def add_settings(stage: argparse.ArgumentParser, kind: type) -> None:
+    """An option per field of a dataclass of settings."""
+    for field in fields(kind):
+        plural = {"nargs": "+", "type": str} if field.name == "sources" else {"type": type(field.default)}
+        stage.add_argument(f"--{field.name}", default=field.default, **plural)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.small", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    made = {}
+    for run in (speak, hear, read, again, imitate, measure):
+        stage = made[run.__name__] = stages.add_parser(run.__name__, help=run.__doc__)
+        stage.set_defaults(run=run)
+        stage.add_argument("--out", type=Path, required=True)
+        if run in (speak, hear):
+            stage.add_argument("--data", type=Path, required=True)
+            stage.add_argument("--workers", type=int, default=1)
+        if run is not speak:
+            stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
+            stage.add_argument("--device", default="cpu")
+        if run in (read, again, imitate, measure):
+            stage.add_argument("--run", dest="run_name", required=True, help="name of the run's folder")
+        if run in (read, imitate):
+            stage.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
+    made["speak"].add_argument("--name", default="tts", help="of the recordings: a source for hear, read, imitate")
+    made["speak"].add_argument("--count", type=int, default=4000, help="sentences for training")
+    for name in ("hear", "again"):
+        made[name].add_argument("--source", nargs="+", required=True)
+    made["hear"].add_argument(
+        "--mel", action="store_true", help="log-mel features too, from which read trains the encoder"
+    )
+    made["hear"].add_argument("--batch_seconds", type=float, default=240, help="of audio at a time")
+    made["imitate"].add_argument("--start", required=True, help="run whose connector it begins with")
+    made["measure"].add_argument("--count", type=int, default=100, help="recordings of each source")
+    add_settings(made["read"], ReadingSettings)
+    add_settings(made["imitate"], ImitationSettings)
+    stage = stages.add_parser("pack", help=pack.__doc__)
+    stage.set_defaults(run=pack)
+    stage.add_argument("--out", type=Path, required=True)
+    stage.add_argument("--file", nargs="+", required=True, help="NAME=PATH: name in the archive, file or folder")
+    stage = stages.add_parser("convert", help=convert.__doc__)
+    stage.set_defaults(run=convert)
+    stage.add_argument("--folder", type=Path, required=True)
+    stage = stages.add_parser("whole", help=whole.__doc__)
+    stage.set_defaults(run=whole)
+    for name in ("pieces", "work", "results"):
+        stage.add_argument(f"--{name}", type=Path, required=True)
+    for name, value in {
+        "minutes": 9.0,
+        "sentences": 20000,
+        "seeds": 3,
+        "steps": 4000,
+        "workers": 14,
+        "rank": 64,
+    }.items():
+        stage.add_argument(f"--{name}", type=type(value), default=value)
+    stage.add_argument("--device", default="cuda")
+    stage.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="settings of read, last")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

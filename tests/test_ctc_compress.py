@@ -1,0 +1,152 @@
+"""The connector that reads: runs and compression against loops, and an LLM for which blanks are not there."""
+
+import pytest
+import torch
+from conftest import VOCABULARY, random_audio, tiny_speechllm
+
+from modeling_speechllm.connectors import build_connector
+from modeling_speechllm.ctc_compress import runs
+from trainers.objectives.speech_inputs import connect, embed_prompts
+
+SETTINGS = {"type": "ctc_compress", "vocabulary": 5, "hidden_size": 16, "heads": 2, "blocks": 1, "ffn_size": 24}
+
+
+@torch.no_grad()
+def vary(connector, frames, lengths):
+    """Random weights, and a bias for which all classes are about equally often the best."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in connector.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    logits = connector.read(frames, lengths)[0]
+    connector.head.bias -= logits.flatten(0, 1).mean(0)
+
+
+@torch.no_grad()
+def reader():
+    """A SpeechLLM whose connector reads tokens and blanks in turn."""
+    model = tiny_speechllm(connector=SETTINGS)
+    connector = model.model.multi_modal_projector
+    output = model.model.audio_tower(*random_audio(model, [34, 20]))
+    vary(connector, output.last_hidden_state, output.lengths)
+    connector.load_vocabulary(torch.tensor([3, 5, 8, 9, 12]), model.get_input_embeddings().weight)
+    return model
+
+
+def prompt(model, audio_tokens):
+    """Ids with two, then three texts around each row's audio, padded on the left, and their mask."""
+    size = max(audio_tokens) + 5
+    rows = [[7, 4] + [VOCABULARY] * count + [6, 2, 11] for count in audio_tokens]
+    ids = torch.tensor([[0] * (size - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def heard(model, features, features_mask):
+    """Per audio the embeddings that the connector marks as read."""
+    connected = model.get_audio_features(features, features_mask).connector
+    rows = zip(connected.embeddings, connected.used, connected.lengths.tolist(), strict=True)
+    return [row[:length][used[:length]] for row, used, length in rows], connected
+
+
+def test_runs_are_what_greedy_ctc_reads():
+    classes = torch.tensor([[2, 2, 4, 2, 1, 1, 0], [4, 3, 3, 4, 4, 3, 3], [4, 4, 4, 4, 4, 4, 4]])
+    run, begins = runs(classes, torch.tensor([6, 7, 3]), blank=4)
+    assert run.tolist() == [[0, 0, -1, 1, 2, 2, -1], [-1, 0, 0, -1, -1, 1, 1], [-1] * 7]
+    assert begins.int().tolist() == [[1, 0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 0, 1, 0], [0] * 7]
+
+
+def test_a_run_becomes_the_mean_of_its_posterior_weighted_embeddings():
+    frames = torch.randn(1, 60, 10, generator=torch.Generator().manual_seed(1))
+    connector = build_connector(SETTINGS, 10, 12).eval()
+    vary(connector, frames, torch.tensor([60]))
+    with torch.no_grad():
+        output = connector(frames, torch.tensor([60]))
+        places = output.ctc_logits[0].softmax(-1)
+    expected, before = [], None
+    for posterior in places:
+        best = int(posterior.argmax())
+        if best != connector.blank:
+            if best != before:
+                expected.append([])
+            expected[-1].append(posterior[:5] / posterior[:5].sum() @ connector.table.weight.detach())
+        before = best
+    assert 2 <= len(expected) < len(places)
+    torch.testing.assert_close(
+        output.embeddings[0][output.used[0]], torch.stack([torch.stack(row).mean(0) for row in expected])
+    )
+
+
+def test_other_number_of_tokens_than_classes_is_refused():
+    with pytest.raises(ValueError, match="3 tokens for vocabulary=5"):
+        build_connector(SETTINGS, 10, 12).load_vocabulary(torch.arange(3), torch.randn(9, 12))
+
+
+@torch.no_grad()
+def test_the_llm_reads_what_was_read_as_if_the_blanks_were_not_there():
+    model = reader()
+    features, features_mask = random_audio(model, [34, 20])
+    rows, connected = heard(model, features, features_mask)
+    assert all(0 < len(row) < length for row, length in zip(rows, connected.lengths.tolist(), strict=True))
+    ids, mask = prompt(model, connected.lengths.tolist())
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "input_features": features,
+        "input_features_mask": features_mask,
+    }
+    logits = model(**inputs).logits[:, -1]
+    generated = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None)[:, ids.shape[1] :]
+    for row, embeddings in enumerate(rows):
+        text = model.get_input_embeddings().weight
+        alone = torch.cat([text[[7, 4]], embeddings, text[[6, 2, 11]]])[None]
+        torch.testing.assert_close(model(inputs_embeds=alone).logits[0, -1], logits[row], rtol=0, atol=2e-5)
+        expected = model.generate(inputs_embeds=alone, max_new_tokens=4, do_sample=False, eos_token_id=None)
+        assert expected[0].tolist() == generated[row].tolist()
+
+
+@torch.no_grad()
+def test_trainers_give_the_llm_the_same():
+    model = reader()
+    features, features_mask = random_audio(model, [34, 20])
+    lengths = model.get_audio_features(features, features_mask).connector.lengths.tolist()
+    ids, mask = prompt(model, lengths)
+    batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "input_features": features,
+        "input_features_mask": features_mask,
+    }
+    whole = batch | {"dummy_audio": False, "language": None}
+    inputs = embed_prompts(model, whole, connect(model, whole))
+    hidden = model.model.language_model(**inputs).last_hidden_state
+    torch.testing.assert_close(hidden[:, -1], model.model(**batch).last_hidden_state[:, -1], rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_where_nothing_is_read_nothing_is_heard():
+    model = reader()
+    model.model.multi_modal_projector.head.bias[-1] = 1e4
+    features, features_mask = random_audio(model, [34])
+    rows, connected = heard(model, features, features_mask)
+    assert len(rows[0]) == 0
+    ids, mask = prompt(model, connected.lengths.tolist())
+    logits = model(
+        input_ids=ids, attention_mask=mask, input_features=features, input_features_mask=features_mask
+    ).logits
+    silent = model(input_ids=torch.tensor([[7, 4, 6, 2, 11]])).logits
+    torch.testing.assert_close(logits[0, -1], silent[0, -1], rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_classes_and_tokens_name_each_other():
+    model = reader()
+    connector = model.model.multi_modal_projector
+    connector.load_vocabulary(torch.tensor([12, 3, 9, 8, 5]), model.get_input_embeddings().weight)
+    assert connector.classes_of(torch.tensor([[3, 12, 4], [5, 0, 20]])).tolist() == [[1, 0, -1], [4, -1, -1]]
+    model.config.text_config.pad_token_id = 1
+    features, features_mask = random_audio(model, [34])
+    output = model.model.get_ctc_logits(features, features_mask)
+    classes = output.connector.ctc_logits[0]
+    for column, token in enumerate([12, 3, 9, 8, 5, 1]):
+        assert torch.equal(output.logits[0, :, token], classes[:, column])
+    assert torch.isneginf(output.logits[0]).sum(1).tolist() == [VOCABULARY - 6] * len(classes)
