@@ -177,13 +177,20 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
 
     @property
     def ctc_blank(self) -> int:
-        """Token id of CTC's blank: the LLM's padding token, which no transcript holds.
+        """Token id of CTC's blank, which no transcript holds: the connector's `ctc_blank`, else the LLM's padding.
 
         Raises:
-            ValueError: the LLM names none.
+            ValueError: it has no embedding, or there is none.
         """
-        blank = self.config.text_config.pad_token_id
-        if blank is None or not 0 <= blank < self.config.text_config.vocab_size:
+        chosen = self.multi_modal_projector.config.ctc_blank
+        blank = self.config.text_config.pad_token_id if chosen is None else chosen
+        rows = self.config.text_config.vocab_size
+        if chosen is not None and not 0 <= blank < rows:
+            raise ValueError(
+                f"The connector's ctc_blank={blank} has no row in the LLM's {rows} embeddings. Set it to a token that "
+                "no transcript holds, or to None for the LLM's padding token."
+            )
+        if blank is None or not 0 <= blank < rows:
             raise ValueError(
                 f"The LLM's padding token (id {blank}) has no row in its embeddings, so it cannot be CTC's blank. "
                 "Set text_config.pad_token_id to a special token that no transcript holds."

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from .loading import CommandError, report
+from .pages import page
 
-EXAMPLE = """\
+EXAMPLE = f"""\
 60 seconds with it:
   pip install "speechllm[tts]"
   speechllm benchmark audio-mlqa --source google/xquad --split validation --languages en de --items 5 --out mlqa
   speechllm evaluate --model nano --dataset mlqa --dataset_split test --task question --output_dir mlqa-nano
 
-A command that was stopped goes on when it is given again. docs/benchmarks.md says what each benchmark holds.
+A command that was stopped goes on when it is given again. {page("benchmarks")} says what each benchmark holds.
 """
 LABELLED = ("xnli", "mnli", "rte", "wnli", "qnli", "mrpc", "qqp", "sst2", "cola")
 

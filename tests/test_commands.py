@@ -1,9 +1,12 @@
 """The commands in this process: recipes and options, what is refused and how, what a training leaves behind."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,7 @@ from trainers.commands import run as commands
 from trainers.commands.arguments import LaunchArguments, ScriptArguments
 from trainers.commands.inputs import evaluation_split, load_speech_model, weigh_targets
 from trainers.commands.parsing import RECIPES, parse
+from trainers.speech_config import NOT_ACTED_ON
 from trainers.targets.prompts import load_tasks
 
 QUICK = {
@@ -198,7 +202,24 @@ def test_help_lists_settings_and_an_example(command, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "--output_dir" in text and "60 seconds with it" in text and f"speechllm {command} --config nano-" in text
+    assert "--output_dir" in text and "60 seconds with it" in text
+    assert f"speechllm {command} --config nano-" in text or f"speechllm {command} --dataset nano-" in text
+
+
+@pytest.mark.parametrize("command", commands.FIRST)
+def test_the_short_help_shows_ten_settings_and_the_long_one_all_by_group(command, capsys):
+    texts = {}
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit):
+            main([command, *words])
+        texts[len(words)] = capsys.readouterr().out
+    short, long = (set(re.findall(r"^  --(\w+)", texts[size], re.MULTILINE)) for size in (1, 2))
+    assert short == {"config", *commands.FIRST[command]} and len(short) == 11
+    classes = commands.CLASSES[command]
+    refused = set(NOT_ACTED_ON) if command in commands.TRAINERS else set()
+    assert long == {"config"} | {item.name for cls in classes for item in fields(cls) if item.init} - refused
+    assert f"speechllm {command} --help all" in texts[1]
+    assert ("\ntransformers:\n" in texts[2]) == (command in commands.TRAINERS) and "\ndata:\n" in texts[2]
 
 
 def test_the_list_of_commands_imports_nothing_heavy():
@@ -209,6 +230,62 @@ def test_the_list_of_commands_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_the_readme_trains_with_recipes_that_are_packaged():
+    section = (RECIPES.parents[2] / "README.md").read_text(encoding="utf-8").split("## Train")[1].split("\n## ")[0]
+    named = re.findall(r"speechllm (\w+) --config (\S+)", section)
+    assert {command for command, _ in named} == {"targets", "encode", *commands.TRAINERS}
+    for command, recipe in named:
+        parse(commands.CLASSES[command], ["--config", recipe], "test")
+
+
+# What is checked before anything is launched
+
+
+@pytest.fixture
+def unlaunched(monkeypatch):
+    """Fails where processes would be launched or weights loaded."""
+
+    def never(*arguments):
+        raise AssertionError("went on")
+
+    for name in ("start_through_accelerate", "load_speech_model"):
+        monkeypatch.setattr(commands, name, never)
+
+
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        ({"dataset": ["./nowhere.jsonl"]}, "nowhere.jsonl: no such file"),
+        ({"dataset": ["nowhere/train"]}, "nowhere/train: no such file or folder here"),
+        ({"eval_dataset": ["/nowhere"]}, "Check the path in eval_dataset"),
+        ({"model": "./nowhere"}, "model: there is no folder './nowhere'"),
+        ({"model": "nowhere/model"}, "nowhere/model"),
+        ({"connector": "stack_mpl"}, "Unknown connector 'stack_mpl'"),
+        ({"frames_cache": "nowhere"}, "frames_cache: there is no 'nowhere'"),
+        ({"augmentation": {"noise_folder": "nowhere"}}, "no noise_folder 'nowhere'"),
+        ({"report_to": "wandb"}, "pip install wandb"),
+        ({"accelerate_config": "zero2"}, 'pip install "speechllm[deepspeed]"'),
+        ({"accelerate_config": "zero5"}, "no file 'zero5'"),
+        ({"push_to_hub": True}, "HF_HUB_OFFLINE is set"),
+        ({"columns": {"nothing": "text"}}, "no column 'nothing'"),
+    ],
+)
+def test_all_that_can_be_checked_is_checked_before_a_launch(
+    settings, finding, recipe, unlaunched, monkeypatch, capsys
+):
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("wandb", "deepspeed") else known(name)
+    )
+    status, _, errors = run("align", "--config", recipe(**{"accelerate_config": "ddp"} | settings), capsys=capsys)
+    assert status == 2 and finding in errors, errors
+
+
+def test_without_any_argument_the_command_prints_its_help(capsys):
+    assert main([]) == 0
+    assert "60 seconds with it" in capsys.readouterr().out
 
 
 # A training
@@ -411,7 +488,7 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
 @pytest.mark.parametrize("command", commands.CLASSES)
 def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     found = []
-    for name in ("train", "encode", "targets"):
+    for name in ("train", "encode", "targets", "inspect"):
         monkeypatch.setattr(commands, name, lambda *settings: found.extend(settings))
     data = ["--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
     assert main([command, "--model", "nano", *data]) == 0

@@ -329,6 +329,17 @@ def test_instruction_chat_puts_each_part_on_its_own_line():
     assert no_audio == "<|im_start|>user\nHello.<|im_end|>\n"
 
 
+def test_an_instruction_may_say_where_the_speech_stands():
+    """BLOOMZMMS: prefix, speech, postfix, target, with nothing between them."""
+    processor = make_processor(chat_template=None)
+    chat = processor.instruction_chat([clip()], "Repeat the sentence: {audio}. ")
+    chat += [{"role": "assistant", "content": "hello world"}]
+    assert processor.apply_chat_template(chat).endswith("Repeat the sentence: <|audio|>. hello world</s>")
+    two = processor.instruction_chat([clip(), None], "One {audio} two")[0]["content"]
+    assert [block.get("text", block["type"]) for block in two] == ["One ", "audio", "\n", "audio", " two"]
+    assert processor.instruction_chat([], "What is {audio}?")[0]["content"][0]["text"] == "What is {audio}?"
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_special_tokens_spelled_by_the_user_stay_text(template):
     processor = make_processor(chat_template=TEMPLATES[template])

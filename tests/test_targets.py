@@ -78,6 +78,26 @@ def test_every_utterance_gets_its_targets(tmp_path, target_set, targets):
             assert kinds == ["audio"]
 
 
+def test_a_fixed_prompt_stands_in_place_of_the_pool(tmp_path):
+    for target_set, kind in (("T", "T"), ("TMI", "T"), ("continuation", "continuation")):
+        settings = config(tmp_path / target_set, target_set=target_set, fixed_prompt="Repeat the sentence: {audio}. ")
+        report = generate_targets(settings, source(5), Echo())
+        rows = [row for row in read(tmp_path / target_set) if row["target"] == kind]
+        assert len(rows) == 5 and report["other_language"] == 0
+        for row in rows:
+            parts = [block["text"] or block["type"] for block in row["messages"][0]["content"]]
+            assert parts == ["Repeat the sentence: ", "audio", ". "]
+    with pytest.raises(ValueError, match="fixed_prompt is for target_set T, TMI and continuation, not 'MI'"):
+        config(tmp_path, target_set="MI", fixed_prompt="x")
+
+
+def test_weights_of_tasks_that_the_pool_lacks_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="task_weights: the pool has no 'template_translat'. Did you mean"):
+        generate_targets(
+            config(tmp_path, target_set="MI", task_weights={"template_translat": 95}), source(2), Echo()
+        )
+
+
 def test_audio_and_every_other_column_are_carried_over_as_they_were(tmp_path):
     given = source(words=[[{"start": 0.0, "end": 0.5, "word": f"w{i}"}] for i in range(20)])
     generate_targets(config(tmp_path, target_set="MI"), given, Echo())

@@ -56,6 +56,7 @@ class ImitationCollator(SpeechCollator):
         batch["counts"] = {
             "input_tokens": int(batch["attention_mask"].sum()),
             "answer_tokens": int((batch["labels"] != IGNORED).sum()),
+            "answers": int((batch["labels"][:, 1:] != IGNORED).any(-1).sum()) if examples else 0,
         }
         return batch
 
@@ -147,7 +148,8 @@ class SpeechImitationTrainer(SpeechTrainer):
         hidden = model.model.language_model(
             inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
         ).last_hidden_state
-        return self.response_terms(model, batch, hidden, self.args.cross_entropy_weight, self.args.divergence_weight)
+        weights = self.args.cross_entropy_weight, self.args.divergence_weight
+        return self.response_terms(model, batch, hidden, *weights, end_token_weight=self.args.end_token_weight)
 
 
 __all__ = ["ImitationCollator", "SpeechImitationTrainer"]

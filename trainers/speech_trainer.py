@@ -29,7 +29,7 @@ from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.llm_head import scale_logits
 
 from .checkpoints.card import CardFacts
-from .checkpoints.trained_parts import beside_adapters, has_tied_head, tie_head, train_groups
+from .checkpoints.trained_parts import beside_adapters, beside_quantized, has_tied_head, tie_head, train_groups
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .data.chats import IGNORED
@@ -41,6 +41,11 @@ from .objectives.forward_redirection import through_forward
 from .objectives.speech_inputs import connect, embed_prompts
 from .objectives.terms import Term, Totals, weighted_loss
 from .speech_config import SpeechTrainingConfig, check_given
+
+
+def last_places(mask: torch.Tensor) -> torch.Tensor:
+    """(rows, places) bool mask -> the same with the last True of each row alone."""
+    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
 
 
 class SpeechTrainer(WholeCheckpoints, SFTTrainer):
@@ -108,17 +113,18 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if data_collator is None:
             languages = getattr(model.model.multi_modal_projector.config, "languages", None)
             data_collator = self.collator_class(processing_class, args, languages, self.frames_cache, self.bad_rows)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        with beside_quantized(model, adapters=peft_config is not None):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                callbacks=callbacks,
+                **kwargs,
+            )
         self.compute_loss_func = compute_loss_func
         if tied and peft_config is not None:
             tie_head(self.speech_model)
@@ -294,6 +300,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         cross_entropy_weight: float,
         divergence_weight: float,
         teacher: torch.Tensor | None = None,
+        end_token_weight: float = 0.0,
     ) -> dict[str, Term]:
         """The loss terms on the answers, from hidden states (batch, sequence, dim) of the student and, if they are
         there already, of the teacher. Only positions that predict an answer's token get logits."""
@@ -308,13 +315,21 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if divergence_weight:
             args = self.args
             if "teacher_indices" in batch:
-                tokens = TopTokens(batch["teacher_log_probabilities"], batch["teacher_indices"], args.temperature)
-                total = top_k_divergence(student, tokens, head, args.temperature)
+                states = batch["teacher_log_probabilities"], batch["teacher_indices"]
             else:
                 teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
-                read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
-                total = response_divergence(student, read, head, args.divergence, args.jsd_beta, args.temperature)
-            terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
+                states = (teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED],)
+
+            def divergence(student: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+                if len(states) == 2:
+                    return top_k_divergence(student, TopTokens(*states, args.temperature), head, args.temperature)
+                return response_divergence(student, *states, head, args.divergence, args.jsd_beta, args.temperature)
+
+            terms["divergence"] = Term(divergence(student, *states), "answer_tokens", divergence_weight)
+            if end_token_weight:
+                ends = last_places(predicting)[predicting]
+                total = divergence(student[ends], *(state[ends] for state in states))
+                terms["end_token"] = Term(total, "answers", end_token_weight)
         return terms
 
     def check_teacher(self) -> None:

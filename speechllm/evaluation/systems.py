@@ -8,7 +8,6 @@ What is unusual here:
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from transformers.utils import cached_file
 
 from processing_speechllm.audio import AudioError
-from trainers.commands.inputs import load_speech_model
+from trainers.commands.inputs import load_checkpoint
 from trainers.data.loading import source_name
 from trainers.targets.backends import load_llm
 
@@ -249,12 +248,6 @@ class Runner:
     def _finding(self, system: str, item: Item, finding: str) -> dict[str, Any]:
         source = source_name(self.rows.data[item.row]["audio"])
         return {"id": item.id, "system": system, "finding": finding, "source": source}
-
-
-def load_checkpoint(name: str, dtype: str) -> tuple[Any, Any]:
-    """Model and processor of a whole SpeechLLM checkpoint, as training loads them."""
-    unused = dict.fromkeys(("audio", "text", "gguf_file", "connector"))
-    return load_speech_model(SimpleNamespace(model=name, dtype=dtype, pad_to_window=False, **unused))
 
 
 def _load(processor: Any, source: Any, rate: int | None) -> np.ndarray:

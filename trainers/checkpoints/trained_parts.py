@@ -1,7 +1,8 @@
 """Which weights are trained and in what they are held: groups in full, in float32, and adapters beside them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,14 +12,54 @@ from transformers import PreTrainedModel
 from modeling_speechllm.pretrained_speechllm import GROUPS
 
 HALF = (torch.bfloat16, torch.float16)
+QUANTIZED = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit")  # as transformers marks such models
 MODULES = {"encoder": ["audio_tower"], "connector": ["multi_modal_projector"], "llm": ["language_model", "lm_head"]}
 
 
 def train_groups(model: PreTrainedModel, groups: Sequence[str]) -> None:
-    """Freezes all groups of a SpeechLLM but these, which are then held in float32."""
+    """
+    Freezes all groups of a SpeechLLM but these, which are then held in float32.
+
+    Raises:
+        ValueError: a quantised LLM among them.
+    """
+    if "llm" in groups and getattr(model, "is_quantized", False):
+        raise ValueError(
+            "A quantised LLM cannot be trained in full. Take llm out of train_groups and train it by LoRA "
+            "(lora_groups: [llm]), or load it without quantization."
+        )
     model.freeze(*GROUPS)
     model.unfreeze(*groups)
     hold_in_float32(model)
+
+
+@contextmanager
+def beside_quantized(model: PreTrainedModel, adapters: bool) -> Iterator[None]:
+    """
+    Lets a trainer be made for a model with a quantised, frozen LLM: what is trained beside it stays as it is.
+
+    transformers refuses quantised models without adapters, as if their quantised weights were to be trained; TRL
+    rounds all that is trained beside quantised weights to bf16; and bitsandbytes, on CPUs with AVX512-BF16, lays 4-bit
+    weights out anew at the first forward without gradients, through which none pass any more.
+    """
+    if not getattr(model, "is_quantized", False):
+        yield
+        return
+    packed = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    if packed:
+        model.state_dict()  # lays the weights out as they were
+    for module in packed:
+        module.support_avx512bf16_for_cpu = False
+    marks = {name: model.__dict__.pop(name) for name in QUANTIZED if name in model.__dict__ and not adapters}
+    trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    if not adapters:
+        model.is_quantized = False
+    yield
+    vars(model).update(marks)
+    for name, value in model.named_parameters():
+        plain = name.replace("modules_to_save.default.", "").replace("base_layer.", "")
+        if value.requires_grad and value.dtype in HALF:
+            value.data = trained[plain].clone() if plain in trained else value.data.float()
 
 
 def hold_in_float32(model: PreTrainedModel) -> None:
@@ -75,4 +116,4 @@ def has_tied_head(model: PreTrainedModel) -> bool:
     return model.lm_head.weight is model.get_input_embeddings().weight
 
 
-__all__ = ["beside_adapters", "has_tied_head", "hold_in_float32", "tie_head", "train_groups"]
+__all__ = ["beside_adapters", "beside_quantized", "has_tied_head", "hold_in_float32", "tie_head", "train_groups"]

@@ -102,10 +102,14 @@ class ScriptArguments(DataArguments):
             Pad audio to the encoder's window, as Whisper was pretrained. With `audio` and `text` only.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the weights. `"auto"` is that of the checkpoint.
+        quantization (`str`, *optional*):
+            `"8bit"` or `"4bit"`: the LLM's linear layers by bitsandbytes, frozen. Needs `speechllm[quantization]`.
         lora_groups (`list[str]`, *optional*):
             Groups that get LoRA adapters, of `encoder`, `connector` and `llm`.
         lora_rank (`int`), lora_alpha (`int`), lora_dropout (`float`):
             Settings of the adapters.
+        lora_modules (`list[str]`, *optional*):
+            Names of the linear layers that get them, such as `k_proj`. By default all.
         eval_dataset (`list[str]`, *optional*), eval_split (`str`, *optional*):
             Data of the evaluation loss, within the same limits, and their split: by default `validation` of Hub
             datasets and of folders that have one, else `train`.
@@ -121,10 +125,12 @@ class ScriptArguments(DataArguments):
     connector: dict | str | None = described("New connector: a preset, or settings with a type.")
     pad_to_window: bool = described("Pad audio to the encoder's window.", False)
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
+    quantization: str | None = described("The frozen LLM in 8bit or 4bit, by bitsandbytes.")
     lora_groups: list[str] | None = described("Groups that get LoRA adapters: encoder, connector, llm.")
     lora_rank: int = described("Rank of the adapters.", 16)
     lora_alpha: int = described("Scale of the adapters, over the rank.", 32)
     lora_dropout: float = described("Dropout of the adapters.", 0.0)
+    lora_modules: list[str] | None = described("Names of linear layers that get adapters, by default all.")
     eval_dataset: list[str] | None = described("Data of the evaluation loss.")
     eval_split: str | None = described("Split for evaluation; by default validation, of data without one train.")
     target_weights: dict | str | None = described('Target sets and their weights, {"T": 1, "MI": 2}.')
@@ -151,6 +157,8 @@ def check_model_names(arguments: Any) -> None:
         raise ValueError("Give either `model`, or `audio` and `text`, not both.")
     if arguments.model is not None and arguments.gguf_file is not None:
         raise ValueError("gguf_file is a file of `text`; a `model` knows its own. Leave it out.")
+    if arguments.gguf_file is not None and getattr(arguments, "quantization", None) is not None:
+        raise ValueError("gguf_file is dequantised as it is read. Leave quantization out, or give no gguf_file.")
     if arguments.model is not None and arguments.pad_to_window:
         raise ValueError("pad_to_window is for `audio` and `text`; a `model` has its own. Leave it out.")
 

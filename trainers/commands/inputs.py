@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.pretrained_speechllm import GROUPS
+from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
 
 from ..data.bad_rows import BadRows
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_speech_model(
-    arguments: Any, trained_groups: Sequence[str] = ()
+    arguments: Any, trained_groups: Sequence[str] = (), quantization: str | None = None
 ) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
     """
     The model and processor that settings name.
@@ -35,6 +36,7 @@ def load_speech_model(
             [`ScriptArguments`] and [`EncodeConfig`] have.
         trained_groups: groups that will be trained. A checkpoint whose other groups were trained before is no longer
             its parents and a connector, so these are forgotten and it is saved whole.
+        quantization: `8bit` or `4bit` for the LLM, see [`quantization_config`].
 
     Raises:
         ValueError: settings that name no model or two, or a checkpoint that is no SpeechLLM.
@@ -42,31 +44,53 @@ def load_speech_model(
     """
     check_model_names(arguments)
     if arguments.model is None:
+        options = {"dtype": arguments.dtype}
+        if quantization is not None:
+            options["quantization_config"] = quantization_config(quantization)
         model = SpeechLLMForConditionalGeneration.from_parts(
             arguments.audio,
             arguments.text,
             arguments.connector,
             gguf_file=arguments.gguf_file,
             pad_to_window=arguments.pad_to_window,
-            dtype=arguments.dtype,
+            **options,
         )
         return model, SpeechLLMProcessor.from_parts(
             arguments.audio, arguments.text, model.config, gguf_file=arguments.gguf_file
         )
+    model, processor = load_checkpoint(arguments.model, arguments.dtype, quantization)
     settings, _ = PreTrainedConfig.get_config_dict(arguments.model)
-    if settings.get("model_type") != "speechllm":
-        raise ValueError(
-            f"{arguments.model} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint "
-            "as `model`, or join two models with `audio` and `text`."
-        )
-    model = SpeechLLMForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
-    processor = SpeechLLMProcessor.from_pretrained(arguments.model)
     if not set(settings.get("trained_groups") or GROUPS) <= set(trained_groups):
         model.config.parents = None
     if arguments.connector is not None:
         model.replace_connector(arguments.connector)
         processor.connector_stages = model.config.connector_stages
     return model, processor
+
+
+def load_checkpoint(
+    name: str, dtype: str, quantization: str | None = None
+) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
+    """
+    The SpeechLLM and processor of a folder or Hub id.
+
+    Raises:
+        ValueError: a checkpoint that is no SpeechLLM.
+        OSError: a model that cannot be found.
+    """
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    if settings.get("model_type") != "speechllm":
+        raise ValueError(
+            f"{name} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint as "
+            "`model`, or join two models with `audio` and `text`."
+        )
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, whole=not settings.get("trained_groups"))
+    return (
+        SpeechLLMForConditionalGeneration.from_pretrained(name, **options),
+        SpeechLLMProcessor.from_pretrained(name),
+    )
 
 
 def load_training_rows(
@@ -77,6 +101,7 @@ def load_training_rows(
     split: str | None = None,
     streaming: bool = False,
     say: Callable[[str], None] = logger.info,
+    transcribed: bool = True,
 ) -> tuple[Dataset | Stream, FilterReport]:
     """
     The rows of all sources one after the other, with `duration`, within the limits of the settings.
@@ -89,6 +114,7 @@ def load_training_rows(
         split: of every source, by default that of the settings.
         streaming: read rows as they are needed.
         say: told what each source was taken for.
+        transcribed: refuse data without transcripts; otherwise their `text` is None.
 
     Returns:
         the rows, and what the limits removed; of a stream the counts grow as it is read.
@@ -107,6 +133,7 @@ def load_training_rows(
             arguments.columns,
             arguments.dataset_revision,
             arguments.dataset_language,
+            transcribed=transcribed,
             say=say,
         )
         parts.append(with_durations(part, bad_rows))
@@ -184,4 +211,4 @@ def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[
     return mixed, Counter(mixed["target"][:])
 
 
-__all__ = ["evaluation_split", "load_speech_model", "load_training_rows", "weigh_targets"]
+__all__ = ["evaluation_split", "load_checkpoint", "load_speech_model", "load_training_rows", "weigh_targets"]

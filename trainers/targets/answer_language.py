@@ -32,9 +32,9 @@ FUNCTION_WORDS = {
 WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
 
 
-def main_code(language: str | None) -> str | None:
-    """The language of a code with a region or script: "zh-CN" and "zh_Hans" are "zh"."""
-    return re.split(r"[-_]", language.lower())[0] if language else None
+def main_code(language: str | int | None) -> str | None:
+    """The language of a code with a region or script: "zh-CN" and "zh_Hans" are "zh". A number tells none."""
+    return re.split(r"[-_]", language.lower())[0] if isinstance(language, str) and language else None
 
 
 def is_other_language(text: str, language: str) -> bool:

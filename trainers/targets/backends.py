@@ -27,6 +27,7 @@ from transformers import (
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.parents import load_causal_lm, parent_of
+from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.chat_format import lay_out_content, plain_chat_template
 from processing_speechllm.gguf_tokenizer import load_tokenizer
@@ -286,22 +287,34 @@ def load_backend(config: Any, device: torch.device) -> LocalBackend | EndpointBa
             timeout=config.timeout,
             **settings,
         )
-    model, tokenizer = load_llm(config.model, config.revision, config.dtype, config.gguf_file)
-    return LocalBackend(model.to(device), tokenizer, batch_size=config.batch_size, **settings)
+    model, tokenizer = load_llm(config.model, config.revision, config.dtype, config.gguf_file, config.quantization)
+    if config.quantization is None:  # else it is where it was quantised
+        model = model.to(device)
+    return LocalBackend(model, tokenizer, batch_size=config.batch_size, **settings)
 
 
 def load_llm(
-    name: str, revision: str | None = None, dtype: str = "auto", gguf_file: str | None = None
+    name: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    gguf_file: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A causal LM (of a GGUF file if named) and its tokenizer, or a SpeechLLM and its processor, from a Hub id or a
-    folder."""
+    folder; `quantization` is `8bit` or `4bit`."""
     hub = {"revision": revision} if revision is not None else {}
     if gguf_file is not None:
         return load_causal_lm(name, gguf_file=gguf_file, dtype=dtype, **hub), load_tokenizer(name, gguf_file, **hub)
-    if AutoConfig.from_pretrained(name, **hub).model_type == "speechllm":
-        model = SpeechLLMForConditionalGeneration.from_pretrained(name, dtype=dtype, **hub)
+    options = {"dtype": dtype}
+    settings = AutoConfig.from_pretrained(name, **hub)
+    speech = settings.model_type == "speechllm"
+    if quantization is not None:
+        whole = speech and not getattr(settings, "trained_groups", None)
+        options["quantization_config"] = quantization_config(quantization, whole)
+    if speech:
+        model = SpeechLLMForConditionalGeneration.from_pretrained(name, **options, **hub)
         return model, SpeechLLMProcessor.from_pretrained(name, **hub)
-    return load_causal_lm(name, dtype=dtype, **hub), AutoTokenizer.from_pretrained(name, **hub)
+    return load_causal_lm(name, **options, **hub), AutoTokenizer.from_pretrained(name, **hub)
 
 
 def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:

@@ -39,6 +39,16 @@ class TargetsConfig:
         None,
     )
     tasks: list[str] | None = described("Names of the tasks to draw from. Default: all.", None)
+    task_weights: dict[str, float] | str | None = described(
+        "How often each task is drawn, as JSON, 1 where it is not named; '{\"template_translate\": 95}' gives the "
+        "packaged templates BLOOMZMMS' share of translations, 95 per cent. Default: tasks in turn, each as often.",
+        None,
+    )
+    fixed_prompt: str | None = described(
+        "One prompt for every row, {audio} where the speech stands, in place of those of the pool: for T, the T of "
+        "TMI, and continuation.",
+        None,
+    )
     prompt_languages: list[str] | None = described(
         "Languages that prompts are drawn in, or all. Default: each row's own where the pool has it, else English.",
         None,
@@ -58,6 +68,7 @@ class TargetsConfig:
     gguf_file: str | None = described("GGUF file in the model's folder that holds its weights.", None)
     base_url: str | None = described("OpenAI-compatible endpoint, as http://localhost:8000/v1. Default: local.", None)
     dtype: str = described("Number format of a local model: auto, float32, bfloat16 or float16.", "auto")
+    quantization: Literal["8bit", "4bit"] | None = described("A local model in 8 or 4 bits, by bitsandbytes.", None)
     chat_template_kwargs: dict[str, Any] | str | None = described(
         "Variables of the chat template as JSON, for example '{\"enable_thinking\": false}'. Train with the same.",
         None,
@@ -91,6 +102,18 @@ class TargetsConfig:
             raise ValueError(f"target_set={self.target_set!r} asks an LLM. Give model, a Hub id or a folder.")
         if self.tasks is not None and self.target_set != "BI":
             raise ValueError(f"tasks are for target_set='BI', not {self.target_set!r}. Leave them out.")
+        if isinstance(self.task_weights, str):
+            self.task_weights = json.loads(self.task_weights)
+        if self.task_weights is not None:
+            weights = list(self.task_weights.values()) if isinstance(self.task_weights, dict) else [-1]
+            if not weights or any(not isinstance(w, (int, float)) or w < 0 for w in weights):
+                raise ValueError(
+                    f'task_weights={self.task_weights!r} must give tasks weights, such as {{"translate": 3}}.'
+                )
+            if self.target_set not in ("BI", "MI", "TMI"):
+                raise ValueError(f"task_weights are for target_set BI, MI and TMI, not {self.target_set!r}.")
+        if self.fixed_prompt is not None and self.target_set not in ("T", "TMI", "continuation"):
+            raise ValueError(f"fixed_prompt is for target_set T, TMI and continuation, not {self.target_set!r}.")
         if isinstance(self.prompt_languages, str):
             self.prompt_languages = [self.prompt_languages]
         names = ("utterances_per_row", "rows_per_shard", "prompts_per_row", "max_new_tokens", "batch_size")

@@ -47,12 +47,14 @@ from .prompts import (
     choose_pool,
     draw_prompts,
     load_tasks,
+    nearest,
     select_prompts,
     user_turn,
 )
 from .sources import PIECE, describe_source, prepare_source, read_groups
 
 REPEAT, CONTINUE = "repeat", "continue"  # tasks that a pool needs for the target sets T and continuation
+FIXED = "fixed"  # in place of the language of `fixed_prompt`
 FREE = Task("free", (Prompt("free", "", ""),), max_new_tokens=512)
 NEW_TOKENS = 256  # limit of answers to tasks that have none of their own
 Pools = list[dict[str | None, list[Task]]]  # one per kind of target, each as `by_language` gives it
@@ -221,18 +223,28 @@ def load_pools(config: TargetsConfig) -> Pools:
         tasks = select_prompts(load_tasks(folder), config.prompt_split, names, wanted)
         return by_language(tasks) if config.prompt_languages is None else {None: tasks}
 
+    def one(name: str) -> dict[str | None, list[Task]]:
+        if config.fixed_prompt is None:
+            return select(config.task_folder, [name])
+        return {None: [Task(name, (Prompt(f"{name}/{FIXED}/1", FIXED, config.fixed_prompt),))]}
+
     templates = config.template_folder or TEMPLATE_FOLDER
+    if config.task_weights:
+        known = [task.name for task in load_tasks(config.task_folder if config.target_set == "BI" else templates)]
+        for name in config.task_weights:
+            if name not in known:
+                raise ValueError(f"task_weights: the pool has no {name!r}.{nearest(name, known)}")
     match config.target_set:
         case "T":
-            return [select(config.task_folder, [REPEAT])]
+            return [one(REPEAT)]
         case "BI":
             return [select(config.task_folder, config.tasks)]
         case "MI":
             return [select(templates, None)]
         case "TMI":
-            return [select(config.task_folder, [REPEAT]), select(templates, None)]
+            return [one(REPEAT), select(templates, None)]
         case "continuation":
-            return [select(config.task_folder, [CONTINUE])]
+            return [one(CONTINUE)]
     return [{None: [FREE]}]
 
 
@@ -248,11 +260,12 @@ def plan_row(config: TargetsConfig, pools: Pools, table: pa.Table, row: int, ind
     spoken = main_code(languages[0])
     for kind, pool in zip(kinds, pools, strict=True):
         count = 1 if kind == "T" else config.prompts_per_row
-        for task, prompt in draw_prompts(choose_pool(pool, spoken, count), count, rng):
+        weights = None if kind == "T" else config.task_weights
+        for task, prompt in draw_prompts(choose_pool(pool, spoken, count), count, rng, weights):
             wording, target = prompt.wording(languages, rng)
             chat = user_turn(wording, len(texts))
             limit = None if config.max_new_tokens is not None else task.max_new_tokens or NEW_TOKENS
-            same = prompt.language if spoken in (prompt.language, None) else None
+            same = prompt.language if spoken in (prompt.language, None) and prompt.language != FIXED else None
             expected = None if kind == "T" else spoken if kind == "free" else target or same
             digest = hashlib.sha256(f"{config.seed}|{index}|{len(items)}".encode()).digest()
             seed = int.from_bytes(digest[:4], "big") >> 1  # endpoints take 31 bits

@@ -25,7 +25,7 @@ whose prompts all say `{audio}`, or one taken from a user's own prompt collectio
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,12 +33,12 @@ from typing import Any
 
 import yaml
 
-from processing_speechllm.chat_messages import instruction_chat
+from processing_speechllm.chat_messages import AUDIO, instruction_chat
 
 TASK_FOLDER = Path(__file__).parent / "tasks"
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 TASK_KEYS = ("description", "held_out", "held_out_prompts", "language_names", "max_new_tokens", "prompts")
-AUDIO, LANGUAGE = "{audio}", "{language}"
+LANGUAGE = "{language}"
 SENTINEL = "THE_SPEECH_STANDS_HERE"
 SPLITS = ("train", "unseen_prompts", "unseen_tasks")
 
@@ -83,12 +83,7 @@ def user_turn(wording: str, audios: int) -> list[dict]:
 
     An empty wording gives the audio alone (instruction-free, AZeroS).
     """
-    if AUDIO not in wording and wording:
-        return instruction_chat([None] * audios, wording)
-    prefix, _, postfix = wording.partition(AUDIO)
-    blocks = [block for _ in range(audios) for block in ({"type": "text", "text": "\n"}, {"type": "audio"})][1:]
-    content = [{"type": "text", "text": prefix}, *blocks, {"type": "text", "text": postfix}]
-    return [{"role": "user", "content": [block for block in content if block.get("text") != ""]}]
+    return instruction_chat([None] * audios, wording or AUDIO)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -248,9 +243,12 @@ def select_prompts(
     return chosen
 
 
-def draw_prompts(tasks: list[Task], count: int, rng: random.Random) -> list[tuple[Task, Prompt]]:
-    """`count` random prompts: tasks uniformly and without repetition as far as they go, then a prompt of the task;
-    no prompt twice."""
+def draw_prompts(
+    tasks: list[Task], count: int, rng: random.Random, weights: Mapping[str, float] | None = None
+) -> list[tuple[Task, Prompt]]:
+    """`count` random prompts, none twice. Tasks are drawn uniformly and without repetition as far as they go, or each
+    time by their weights (1 where none is given), as one draws from a pool that has more of some; then a prompt of the
+    task."""
     drawn, unused = [], {task.name: list(task.prompts) for task in tasks}
     while len(drawn) < count:
         open_tasks = [task for task in tasks if unused[task.name]]
@@ -259,7 +257,12 @@ def draw_prompts(tasks: list[Task], count: int, rng: random.Random) -> list[tupl
             raise ValueError(
                 f"{count} different prompts per row are asked for, but the pool has {total}. Ask for less."
             )
-        for task in rng.sample(open_tasks, min(len(open_tasks), count - len(drawn))):
+        if weights is None:
+            chosen = rng.sample(open_tasks, min(len(open_tasks), count - len(drawn)))
+        else:
+            shares = [weights.get(task.name, 1.0) for task in open_tasks]
+            chosen = rng.choices(open_tasks, shares if any(shares) else None)
+        for task in chosen:
             pool = unused[task.name]
             drawn.append((task, pool.pop(rng.randrange(len(pool)))))
     return drawn

@@ -193,6 +193,12 @@ BENCHMARK = Layout(
     made_splits("benchmark"),
     load_made,
 )
+TRANSCRIBED = Layout(
+    "transcribed data",
+    "manifest.json and data/*.parquet, as `speechllm transcribe` writes",
+    made_splits("recogniser"),
+    load_made,
+)
 SAVED = Layout("saved dataset", "what `Dataset.save_to_disk` writes", saved_splits, load_saved)
 PARQUET = Layout(
     "Parquet folder",
@@ -213,4 +219,14 @@ RECORDINGS = Layout(
     "recordings without transcripts", f"files of {', '.join(AUDIO_SUFFIXES)}", recording_splits, load_recordings
 )
 
-__all__ = ["AUDIOFOLDER", "BENCHMARK", "PAIRS", "PARQUET", "RECORDINGS", "SAVED", "TARGETS", "cut_notes"]
+__all__ = [
+    "AUDIOFOLDER",
+    "BENCHMARK",
+    "PAIRS",
+    "PARQUET",
+    "RECORDINGS",
+    "SAVED",
+    "TARGETS",
+    "TRANSCRIBED",
+    "cut_notes",
+]

@@ -17,6 +17,7 @@ from .layout import AUDIO_SUFFIXES, Layout, Opened, Rows, choose_split
 LAYOUTS = (
     folders.TARGETS,
     folders.BENCHMARK,
+    folders.TRANSCRIBED,
     folders.SAVED,
     *corpora.LAYOUTS,
     *kaldi.LAYOUTS,
