@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from speechllm.evaluation.bootstrap import Resamples, difference, estimate
+from speechllm.evaluation import pictures
+from speechllm.evaluation.bootstrap import Estimate, Resamples, difference, estimate
 from speechllm.evaluation.metrics import ratio, share
-from speechllm.evaluation.tables import cell_in_full, cell_in_short
+from speechllm.evaluation.tables import Row, Table, cell_in_full, cell_in_short
 
 
 def flags(right: int, rows: int) -> np.ndarray:
@@ -72,6 +73,16 @@ def test_without_spread_nothing_is_known_of_other_values():
     found = difference(single, single - [2.0, 0.0], ratio(), Resamples(map_names(1)))
     assert found.value == 50 and np.isnan([found.low, found.high, found.p]).all()
     assert cell_in_full(found, "%") == "50.0" == cell_in_short(found, "%")
+
+
+def test_a_picture_of_zeros_has_an_axis_that_can_be_read(monkeypatch, tmp_path):
+    axes = []
+    original = pictures._draw_panel
+    monkeypatch.setattr(pictures, "_draw_panel", lambda axis, *given: (original(axis, *given), axes.append(axis)))
+    zero = Estimate(0.0, float("nan"), float("nan"), 3)
+    pictures.draw(Table("zeros", "Zeros", ("speech",), (Row("error rate", "%", (zero,)),)), tmp_path)
+    (axis,) = axes
+    assert axis.get_ylim() == (0, 1) and not any(len(line.get_xdata()) for line in axis.lines[1:-1])
 
 
 def test_a_mask_scores_its_rows_alone():

@@ -305,13 +305,14 @@ def test_the_names_of_classes_stand_for_their_numbers():
 
 
 def test_local_data_without_test_and_train_are_scored_on_the_only_split_there_is(tmp_path, capsys):
-    write_rows(tmp_path / "one" / "validation", tone_rows(2))
-    assert default_split(str(tmp_path / "one")) == "validation"
+    (tmp_path / "data").mkdir()
+    tone_rows(2).to_parquet(str(tmp_path / "data" / "validation-00000.parquet"))
+    assert default_split(str(tmp_path)) == "validation"
     assert "scored on 'validation', the only split there is" in capsys.readouterr().err
     for name, wanted in (("train", "train"), ("test", "test")):  # the last one beside the other two
-        write_rows(tmp_path / "one" / name, tone_rows(2))
-        assert default_split(str(tmp_path / "one")) == wanted
-    assert capsys.readouterr().err == ""
+        tone_rows(2).to_parquet(str(tmp_path / "data" / f"{name}-00000.parquet"))
+        assert default_split(str(tmp_path)) == wanted
+    assert "only split" not in capsys.readouterr().err
 
 
 def test_context_takes_its_place_or_stands_before_the_instruction():

@@ -305,6 +305,13 @@ def test_recordings_alone_are_rows_where_no_transcripts_are_needed(tmp_path):
     assert (rows["id"][:], rows.column_names) == (["a/x.wav"], ["audio", "id"])
 
 
+def test_recordings_whose_transcripts_lie_below_are_not_taken_without_them(tmp_path):
+    manifest = json.dumps({"audio": write(tmp_path / "one" / "x.wav", 0).name, "text": "one"})
+    write_text(tmp_path / "one" / "manifest.jsonl", manifest)
+    with pytest.raises(ValueError, match="one: each a manifest. Give these."):
+        load_rows(tmp_path, transcribed=False)
+
+
 def test_recordings_without_a_text_file_are_counted(tmp_path):
     pairs(tmp_path)
     (tmp_path / "txt" / "s0" / "clip0.txt").unlink()

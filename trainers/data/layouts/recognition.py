@@ -45,10 +45,14 @@ def find_layout(path: Path, transcribed: bool = True) -> tuple[Layout, dict[str,
     """
     if (path / "manifest.jsonl").is_file():
         return manifests.MANIFESTS, {"train": [path / "manifest.jsonl"]}
-    for layout in LAYOUTS if transcribed else (*LAYOUTS, folders.RECORDINGS):
+    for layout in LAYOUTS:
         splits = layout.splits(path)
         if splits:
             return layout, splits
+    if not transcribed and not _layouts_below(path):  # whose transcripts would be lost
+        splits = folders.RECORDINGS.splits(path)
+        if splits:
+            return folders.RECORDINGS, splits
     raise ValueError(_not_recognised(path))
 
 
@@ -137,6 +141,17 @@ def local_splits(source: str | Path, transcribed: bool = True) -> list[str]:
     return ["train"] if path.is_file() else list(find_layout(path, transcribed)[1])
 
 
+def _layouts_below(path: Path) -> dict[str, list[str]]:
+    """Names of layouts -> the folders directly below that are of them."""
+    told: dict[str, list[str]] = {}
+    for place in sorted(path.iterdir()):
+        if place.is_dir() and not place.name.startswith("."):
+            layout = next((layout for layout in LAYOUTS if layout.splits(place)), None)
+            if layout is not None:
+                told.setdefault(layout.name, []).append(place.name)
+    return told
+
+
 def _not_recognised(path: Path) -> str:
     inside = sorted(path.iterdir())
     below = [place for place in inside if place.is_dir() and not place.name.startswith(".")]
@@ -144,11 +159,7 @@ def _not_recognised(path: Path) -> str:
     found = [f"{count:,} {kind}" for kind, count in kinds.most_common(LISTED)]
     names = ", ".join(place.name for place in below[:LISTED]) + ", ..." * (len(below) > LISTED)
     found += [f"folders {names}"] * bool(below)
-    told: dict[str, list[str]] = {}
-    for place in below:
-        layout = next((layout for layout in LAYOUTS if layout.splits(place)), None)
-        if layout is not None:
-            told.setdefault(layout.name, []).append(place.name)
+    told = _layouts_below(path)
     hints = [f"\n{', '.join(names)}: each a {name}. Give these." for name, names in told.items()]
     if any(kind in AUDIO_SUFFIXES for kind in kinds) and not told:
         hints.append("\nThere are recordings, but nothing that says what is spoken in them.")
