@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if names.count("-") > 1:
             raise CommandError('"-" is given twice, but standard input holds one recording. Give it once.')
-        missing = [name for name in names if not (name == "-" or _is_url(name) or os.path.exists(name))]
+        missing = [name for name in names if name and not (name == "-" or _is_url(name) or os.path.exists(name))]
         if len(missing) == len(names):  # else the others are answered
             for name in missing:
                 report(f"{name}: no such file. Check the path.")

@@ -40,8 +40,8 @@ class InspectConfig:
     Args:
         output_dir (`str`, *optional*):
             Folder for the figures as JSON and the lengths as a picture. `--out` is the same.
-        model (`str`, *optional*), audio (`str`, *optional*), text (`str`, *optional*), connector (*optional*),
-        pad_to_window (`bool`), dtype (`str`):
+        model (`str`, *optional*), audio (`str`, *optional*), text (`str`, *optional*), gguf_file (*optional*),
+        connector (*optional*), pad_to_window (`bool`), dtype (`str`):
             The model that is to be trained, as for a training.
         objective (`str`, *optional*, defaults to `"imitate"`):
             The command that is planned: align, imitate or distill.
@@ -55,6 +55,7 @@ class InspectConfig:
     model: str | None = described("SpeechLLM that is to be trained: a folder or Hub id, or nano.")
     audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
     text: str | None = described("LLM to join with audio, a folder or Hub id.")
+    gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
     connector: dict | str | None = described("New connector: a preset, or settings with a type.")
     pad_to_window: bool = described("Pad audio to the encoder's window.", False)
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
