@@ -96,6 +96,11 @@ def _is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
+def _elsewhere(name: str) -> bool:
+    """Whether a recording is no path: standard input, a web address, or one that holds or names a file itself."""
+    return name == "-" or _is_url(name) or name.lower().startswith(("file:", "data:"))
+
+
 def _source(name: str) -> Any:
     """A recording as the processor takes it."""
     if name == "-":
@@ -109,10 +114,15 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if names.count("-") > 1:
             raise CommandError('"-" is given twice, but standard input holds one recording. Give it once.')
+<<<<<<< HEAD
         missing = [name for name in names if name and not (name == "-" or _is_url(name) or os.path.exists(name))]
+=======
+        missing = [name for name in names if not (_elsewhere(name) or os.path.exists(os.path.expanduser(name)))]
+>>>>>>> main
         if len(missing) == len(names):  # else the others are answered
             for name in missing:
-                report(f"{name}: no such file. Check the path.")
+                found = f"{name}: no such file. Check" if name else "The name of the audio file is empty. Give"
+                report(f"{found} the path.")
             return 2
         pipe = load_pipeline(arguments.model)
     except CommandError as error:

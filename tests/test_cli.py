@@ -69,6 +69,11 @@ def test_options_may_stand_anywhere(folder, recordings, capsys, order):
     assert (row["audio"], row["instruction"]) == (recordings[0], "What is said?")
 
 
+def test_a_file_address_is_a_recording(folder, recordings, capsys):
+    assert main(["ask", "file://" + recordings[0], "What is said?", "--model", str(folder)]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_without_an_instruction_the_audio_is_transcribed(folder, recordings, capsys):
     main(["ask", recordings[0], "--model", str(folder), "--json"])
     main(["ask", recordings[0], DEFAULT_INSTRUCTION, "--model", str(folder), "--json"])

@@ -43,8 +43,8 @@ def load_speech_model(
         OSError: a model that cannot be found.
     """
     check_model_names(arguments)
-    options = {"dtype": arguments.dtype}
     if arguments.model is None:
+        options = {"dtype": arguments.dtype}
         if quantization is not None:
             options["quantization_config"] = quantization_config(quantization)
         model = SpeechLLMForConditionalGeneration.from_parts(
@@ -58,22 +58,39 @@ def load_speech_model(
         return model, SpeechLLMProcessor.from_parts(
             arguments.audio, arguments.text, model.config, gguf_file=arguments.gguf_file
         )
+    model, processor = load_checkpoint(arguments.model, arguments.dtype, quantization)
     settings, _ = PreTrainedConfig.get_config_dict(arguments.model)
-    if settings.get("model_type") != "speechllm":
-        raise ValueError(
-            f"{arguments.model} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint "
-            "as `model`, or join two models with `audio` and `text`."
-        )
-    if quantization is not None:
-        options["quantization_config"] = quantization_config(quantization, whole=not settings.get("trained_groups"))
-    model = SpeechLLMForConditionalGeneration.from_pretrained(arguments.model, **options)
-    processor = SpeechLLMProcessor.from_pretrained(arguments.model)
     if not set(settings.get("trained_groups") or GROUPS) <= set(trained_groups):
         model.config.parents = None
     if arguments.connector is not None:
         model.replace_connector(arguments.connector)
         processor.connector_stages = model.config.connector_stages
     return model, processor
+
+
+def load_checkpoint(
+    name: str, dtype: str, quantization: str | None = None
+) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
+    """
+    The SpeechLLM and processor of a folder or Hub id.
+
+    Raises:
+        ValueError: a checkpoint that is no SpeechLLM.
+        OSError: a model that cannot be found.
+    """
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    if settings.get("model_type") != "speechllm":
+        raise ValueError(
+            f"{name} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint as "
+            "`model`, or join two models with `audio` and `text`."
+        )
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, whole=not settings.get("trained_groups"))
+    return (
+        SpeechLLMForConditionalGeneration.from_pretrained(name, **options),
+        SpeechLLMProcessor.from_pretrained(name),
+    )
 
 
 def load_training_rows(
@@ -196,4 +213,4 @@ def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[
     return mixed, Counter(mixed["target"][:])
 
 
-__all__ = ["evaluation_split", "load_speech_model", "load_training_rows", "weigh_targets"]
+__all__ = ["evaluation_split", "load_checkpoint", "load_speech_model", "load_training_rows", "weigh_targets"]

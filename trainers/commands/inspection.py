@@ -205,8 +205,10 @@ def plan(config: InspectConfig, rows: Dataset, trainers: dict[str, tuple[type, t
         "device_memory": device_memory(),
     }
     found["cache"] = cache_cost(model, processor, rows, total)
-    if config.probe_updates:
-        found["probe"] = probe(config, model, processor, rows, trainers[config.objective])
+    told = [place for place, text in enumerate(rows["text"][:]) if text]
+    if config.probe_updates and told:  # rows without a transcript cannot be trained on
+        some = rows.select(told) if len(told) < len(rows) else rows
+        found["probe"] = probe(config, model, processor, some, trainers[config.objective])
         updates = max(len(rows) / config.batch_size, 1)
         found["epoch_seconds"] = found["probe"]["seconds_per_update"] * updates
     found["settings"] = choose_settings(config, found, seconds)
@@ -339,6 +341,11 @@ def plan_lines(found: dict[str, Any], config: InspectConfig) -> list[str]:
             f"  time, measured     {probe_['seconds_per_update']:.2g} s per update of {config.batch_size} rows "
             f"({config.objective}, {probe_['updates']} updates{peak}): {in_time(found['epoch_seconds'])} per epoch"
         )
+    else:
+        reason = (
+            "no row has a transcript; speechllm transcribe writes them" if config.probe_updates else "not asked for"
+        )
+        lines.append(f"  time               not measured: {reason}")
     share = f", {cache['seconds'] / found['epoch_seconds']:.0%} of an epoch" if probe_ else ""
     lines += [
         f"  caching frames     {in_bytes(cache['bytes'])} on disk, {in_time(cache['seconds'])} of encoding{share}",
