@@ -114,11 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if names.count("-") > 1:
             raise CommandError('"-" is given twice, but standard input holds one recording. Give it once.')
-<<<<<<< HEAD
-        missing = [name for name in names if name and not (name == "-" or _is_url(name) or os.path.exists(name))]
-=======
         missing = [name for name in names if not (_elsewhere(name) or os.path.exists(os.path.expanduser(name)))]
->>>>>>> main
         if len(missing) == len(names):  # else the others are answered
             for name in missing:
                 found = f"{name}: no such file. Check" if name else "The name of the audio file is empty. Give"
