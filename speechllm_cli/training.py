@@ -32,9 +32,9 @@ not exist is refused with the nearest that does. A command that was stopped goes
 """
 DATA = "  python -m benchmarks.nanoworld.recordings --out nano-data     spoken requests, in a clone of the repository"
 EXAMPLES = {
-    "inspect": ["speechllm inspect --dataset nano-data --model nano"],
+    "inspect": ["speechllm inspect --dataset nano-data/train --model nano"],
     "transcribe": [
-        "speechllm transcribe --dataset nano-data --asr openai/whisper-tiny --out nano-transcribed",
+        "speechllm transcribe --dataset nano-data/train --asr openai/whisper-tiny --out nano-transcribed",
         "speechllm align --config nano-align --dataset nano-transcribed --max_wer 0.1",
     ],
     "targets": ["speechllm targets --config nano-targets", "head nano-targets/manifest.json"],

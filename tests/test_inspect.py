@@ -119,6 +119,13 @@ def test_with_a_model_the_command_measures_an_update_and_chooses_settings(folder
     assert np.isclose(model["epoch_seconds"], model["probe"]["seconds_per_update"] * 5 / 2)
 
 
+def test_without_transcripts_nothing_is_timed_and_that_is_said(tmp_path, capsys):
+    soundfile.write(tmp_path / "0.wav", tone(0, 0.5), RATE)
+    assert main(["inspect", "--dataset", str(tmp_path), "--model", "nano"]) == 0
+    said = capsys.readouterr().out
+    assert "1 rows without transcript" in said and "not measured: no row has a transcript" in said
+
+
 def test_a_training_begins_with_its_estimate(tmp_path, capsys, folder):
     arguments = ["--model", "nano", "--dataset", str(folder), "--output_dir", str(tmp_path / "out")]
     options = "--max_steps 6 --per_device_train_batch_size 2 --disable_tqdm true --save_strategy no --max_bad_share 1"

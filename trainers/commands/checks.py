@@ -130,7 +130,9 @@ def check_model(settings: Any) -> None:
     model, audio, text = (getattr(settings, name, None) for name in ("model", "audio", "text"))
     connector = getattr(settings, "connector", None)
     if audio is not None and text is not None:
-        SpeechLLMConfig.from_parts(_config(audio, "audio"), _config(text, "text"), connector)
+        SpeechLLMConfig.from_parts(
+            _config(audio, "audio"), _config(text, "text", getattr(settings, "gguf_file", None)), connector
+        )
     elif model is not None:
         try:
             found, _ = PreTrainedConfig.get_config_dict(model)
@@ -141,10 +143,10 @@ def check_model(settings: Any) -> None:
         connector_config(connector)
 
 
-def _config(name: str, setting: str) -> Any:
+def _config(name: str, setting: str, gguf_file: str | None = None) -> Any:
     """The config of a model."""
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **({} if gguf_file is None else {"gguf_file": gguf_file}))
     except (OSError, ValueError) as error:
         raise ValueError(_unread(setting, name, error)) from error
 

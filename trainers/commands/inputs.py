@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Value, concatenate_datasets, interleave_datasets
 from datasets import IterableDataset as Stream
 from transformers import PreTrainedConfig
 
@@ -136,6 +136,8 @@ def load_training_rows(
             transcribed=transcribed,
             say=say,
         )
+        if "text" not in (part.column_names or ["text"]):
+            part = part.add_column("text", [None] * len(part), feature=Value("string"))
         parts.append(with_durations(part, bad_rows))
     rows = parts[0]
     if len(parts) > 1:

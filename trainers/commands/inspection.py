@@ -40,8 +40,8 @@ class InspectConfig:
     Args:
         output_dir (`str`, *optional*):
             Folder for the figures as JSON and the lengths as a picture. `--out` is the same.
-        model (`str`, *optional*), audio (`str`, *optional*), text (`str`, *optional*), connector (*optional*),
-        pad_to_window (`bool`), dtype (`str`):
+        model (`str`, *optional*), audio (`str`, *optional*), text (`str`, *optional*), gguf_file (*optional*),
+        connector (*optional*), pad_to_window (`bool`), dtype (`str`):
             The model that is to be trained, as for a training.
         objective (`str`, *optional*, defaults to `"imitate"`):
             The command that is planned: align, imitate or distill.
@@ -55,6 +55,7 @@ class InspectConfig:
     model: str | None = described("SpeechLLM that is to be trained: a folder or Hub id, or nano.")
     audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
     text: str | None = described("LLM to join with audio, a folder or Hub id.")
+    gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
     connector: dict | str | None = described("New connector: a preset, or settings with a type.")
     pad_to_window: bool = described("Pad audio to the encoder's window.", False)
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
@@ -204,8 +205,10 @@ def plan(config: InspectConfig, rows: Dataset, trainers: dict[str, tuple[type, t
         "device_memory": device_memory(),
     }
     found["cache"] = cache_cost(model, processor, rows, total)
-    if config.probe_updates:
-        found["probe"] = probe(config, model, processor, rows, trainers[config.objective])
+    told = [place for place, text in enumerate(rows["text"][:]) if text]
+    if config.probe_updates and told:  # rows without a transcript cannot be trained on
+        some = rows.select(told) if len(told) < len(rows) else rows
+        found["probe"] = probe(config, model, processor, some, trainers[config.objective])
         updates = max(len(rows) / config.batch_size, 1)
         found["epoch_seconds"] = found["probe"]["seconds_per_update"] * updates
     found["settings"] = choose_settings(config, found, seconds)
@@ -338,6 +341,11 @@ def plan_lines(found: dict[str, Any], config: InspectConfig) -> list[str]:
             f"  time, measured     {probe_['seconds_per_update']:.2g} s per update of {config.batch_size} rows "
             f"({config.objective}, {probe_['updates']} updates{peak}): {in_time(found['epoch_seconds'])} per epoch"
         )
+    else:
+        reason = (
+            "no row has a transcript; speechllm transcribe writes them" if config.probe_updates else "not asked for"
+        )
+        lines.append(f"  time               not measured: {reason}")
     share = f", {cache['seconds'] / found['epoch_seconds']:.0%} of an epoch" if probe_ else ""
     lines += [
         f"  caching frames     {in_bytes(cache['bytes'])} on disk, {in_time(cache['seconds'])} of encoding{share}",

@@ -176,7 +176,7 @@ def check(command: str, settings: Sequence[Any], accelerate_config: str | None) 
         check_model(others[0])
     elif command in ("encode", "inspect"):
         check_model(config)
-    if accelerate_config is None:
+    if accelerate_config is None or others[0].streaming:
         return
     bad_rows = BadRows(None, max_share=1.0, minimum=1)
     if command in TRAINERS:
