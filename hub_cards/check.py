@@ -125,7 +125,8 @@ def check_dataset(folder: str | os.PathLike) -> Iterator[Finding]:
 def files_of(folder: Path) -> list[Path]:
     """All files of a folder that a push would send."""
     hidden = (".git", ".cache", "__pycache__")
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not set(hidden) & set(path.parts)]
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in files if not set(hidden) & set(path.relative_to(folder).parts)]
 
 
 def check_files(folder: Path) -> Iterator[Finding]:
@@ -168,6 +169,9 @@ def check_weights(folder: Path) -> Iterator[Finding]:
 def check_sizes(folder: Path) -> Iterator[Finding]:
     """Sizes that the Hub bears."""
     sizes = {path: path.stat().st_size for path in files_of(folder)}
+    if not sizes:
+        yield Finding("FAIL", "sizes", f"{folder} is empty", "give what speechllm export has written")
+        return
     largest = max(sizes, key=sizes.get)
     detail = f"{sum(sizes.values()) / 1e6:.1f} MB in {len(sizes)} files, the largest {largest.name}"
     if sizes[largest] > LARGEST_FILE:
@@ -202,10 +206,7 @@ def check_pickle(folder: Path) -> Iterator[Finding]:
 def _texts(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in files_of(folder):
         if path.suffix.lower() in TEXTS and path.name not in VOCABULARIES:
-            try:
-                yield path, path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue
+            yield path, path.read_text(encoding="utf-8", errors="replace")
 
 
 def check_secrets(folder: Path) -> Iterator[Finding]:

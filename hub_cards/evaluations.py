@@ -82,7 +82,7 @@ def dataset_of(settings: dict[str, Any]) -> dict[str, Any]:
     sources = settings.get("dataset") or ["unnamed data"]
     sources = [sources] if isinstance(sources, str) else sources
     names = [source if is_hub_id(source) else source.rstrip("/").rpartition("/")[2] for source in sources]
-    dataset = {"name": " + ".join(names), "config": settings.get("dataset_name")}
+    dataset = {"name": " + ".join(names), "config": settings.get("dataset_config")}
     split = settings.get("dataset_split") or settings.get("split")
     if len(sources) == 1 and is_hub_id(sources[0]):
         dataset["id"] = sources[0]

@@ -122,6 +122,8 @@ def load_checkpoint(checkpoint: Path, settings: ExportSettings) -> Any:
         return merge_adapters(checkpoint, settings)
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} has no config.json. Give a checkpoint of a training, or a saved model.")
+    if settings.base:
+        raise ValueError(f"{checkpoint} holds no adapters, so --base {settings.base} changes nothing. Leave it out.")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "speechllm":
         raise ValueError(f"{checkpoint} is a {config.get('model_type')} model, not a SpeechLLM. Export a SpeechLLM.")
@@ -198,7 +200,10 @@ def export_facts(checkpoint: Path, out: Path, model: Any, processor: Any, settin
     kept = merge_facts(kept, {"model": model_section})
     kept["model"].setdefault("name", (settings.repository or checkpoint.resolve().name).rpartition("/")[2])
     for path in settings.results or []:
-        found = results_facts(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            found = results_facts(json.loads(Path(path).read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON ({error}). Give results.json of speechllm evaluate.") from error
         for section, entries in found.items():
             kept[section] = [*(kept.get(section) or []), *without_places(entries)]
     return kept

@@ -5,6 +5,7 @@ share-alike licence binds the model that contains it or is made from it, so the 
 `other` with a `license_name`.
 """
 
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -86,7 +87,7 @@ def conflicts(stated: str | None, license_name: str | None, parents: list[dict[s
         elif license in BINDING:
             remedy = f"--license {license}; {BINDING[license]}"
             found.append(Conflict(f"{name} is under {license}, the card says {stated}", remedy))
-        elif license in NON_COMMERCIAL and stated in NON_COMMERCIAL:
+        elif license in NON_COMMERCIAL and stated in NON_COMMERCIAL and not re.search("-sa-|-nd-", license):
             continue
         elif license in SHARE_ALIKE | NON_COMMERCIAL:
             kind = "non-commercial" if license in NON_COMMERCIAL else "share-alike"

@@ -53,25 +53,17 @@ def plan_push(folder: str | Path, settings: PushSettings, dry_run: bool = False)
     Raises:
         PushError: a name that cannot be used or is taken, no token, no right, no network.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(settings.repository)
-    except HFValidationError as error:
-        raise PushError(f"{settings.repository!r} is no name of a repository: {error}") from error
-    if settings.repository.count("/") != 1:
-        raise PushError(f"{settings.repository!r} does not say whose it is. Give OWNER/NAME.")
+    check_name(settings.repository)
     folder = Path(folder)
     files = files_of(folder)
     try:
         there = remote_files(settings)
+        state = "new" if there is None else f"exists, {len(there)} files" if there else "exists, empty"
     except NotAsked as error:
         if not dry_run:
             raise
         yield f"The Hub was not asked whether {settings.repository} is there. {error}"
-        there = None
-    state = "new" if there is None else f"exists, {len(there)} files" if there else "exists, empty"
+        there, state = None, "not known whether it is there"
     privacy = ", private" if settings.private and there is None else ""
     yield f"To {settings.kind} {settings.repository}, branch {settings.branch} ({state}{privacy}):"
     for path in files[:LISTED]:
@@ -82,6 +74,22 @@ def plan_push(folder: str | Path, settings: PushSettings, dry_run: bool = False)
     gone = sorted(set(there or []) - {str(path.relative_to(folder)) for path in files})
     if gone:
         yield f"Removed there: {', '.join(gone[:10])}{' ...' if len(gone) > 10 else ''}"
+
+
+def check_name(repository: str) -> None:
+    """
+    Raises:
+        PushError: a name that no repository can have, or without its owner.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise PushError(f"{repository!r} is no name of a repository: {error}") from error
+    if repository.count("/") != 1:
+        raise PushError(f"{repository!r} does not say whose it is. Give OWNER/NAME.")
 
 
 def remote_files(settings: PushSettings) -> list[str] | None:
@@ -193,4 +201,4 @@ class _explained:
         return f"The Hub refused ({code}): {message} {remedy}"
 
 
-__all__ = ["NotAsked", "PushError", "PushSettings", "plan_push", "push_folder", "remote_files"]
+__all__ = ["NotAsked", "PushError", "PushSettings", "check_name", "plan_push", "push_folder", "remote_files"]

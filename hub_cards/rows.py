@@ -92,9 +92,11 @@ def column_batches(rows: Any, names: list[str]) -> Iterator[dict[str, list]]:
 
 
 def _language(code: Any) -> str:
-    """A row's language; of a row with several utterances, theirs if it is one."""
-    codes = set(code) if isinstance(code, list) else {code}
-    return "several" if len(codes) > 1 else codes.pop() or "unknown"
+    """A row's language; of a row with several utterances, theirs if it is one. A number, a label of some connector, is
+    no language that a card could state."""
+    spoken = code if isinstance(code, list) else [code]
+    codes = {one if isinstance(one, str) and one else "unknown" for one in spoken}
+    return "several" if len(codes) > 1 else codes.pop() if codes else "unknown"
 
 
 def cached_commit(name: str) -> str | None:

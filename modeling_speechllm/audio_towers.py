@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, is_tracing, torch_compilable_check
 
 from .audio_encoders import ENCODER_CLASSES
 from .audio_families import (
@@ -53,6 +53,11 @@ class AudioTowerOutput(ModelOutput):
 def pad_time(sequence: torch.Tensor, size: int) -> torch.Tensor:
     """Zeros at the end of dimension 1 up to `size`."""
     return F.pad(sequence, (0, 0) * (sequence.ndim - 2) + (0, size - sequence.shape[1]))
+
+
+def longest(lengths: torch.Tensor, size: int) -> int:
+    """The greatest of `lengths`, at least 1; in a compiled graph, which has one shape for all data, `size`."""
+    return size if is_tracing() else max(int(lengths.max()), 1)
 
 
 class AudioTower(nn.Module):
@@ -123,29 +128,34 @@ class AudioTower(nn.Module):
                     f"input_features_mask has {input_features_mask.shape[-1]} positions, input_features {size}. "
                     "Pass both as the processor made them."
                 )
-            if not torch.equal(input_features_mask.bool(), length_mask(lengths, size)):
-                raise ValueError("input_features must be padded on the right: its mask has a 0 before a 1.")
-        frames = output_length(lengths, self.stages)
-        if (frames < 1).any():
-            row = int((frames < 1).nonzero()[0])
-            raise ValueError(
-                f"Audio row {row} has {int(lengths[row])} input positions, too few for one encoder frame "
-                f"({minimum_input(self.stages)} are needed). Drop or lengthen this audio."
+            torch_compilable_check(
+                (input_features_mask.bool() == length_mask(lengths, size)).all(),
+                "input_features must be padded on the right: its mask has a 0 before a 1.",
             )
+        frames = output_length(lengths, self.stages)
+        torch_compilable_check((frames > 0).all(), lambda: self._too_short(lengths, frames))
         if self.frozen:
             self.encoder.eval()
         with torch.no_grad() if self.frozen else nullcontext():
             hidden = self._run_windows(input_features.to(self.encoder.dtype), lengths, layers, mix)
-        hidden = hidden[:, : int(frames.max())]
+        hidden = hidden[:, : longest(frames, hidden.shape[1])]
         past = ~length_mask(frames, hidden.shape[1])
         hidden = hidden.masked_fill(past.view(*past.shape, *[1] * (hidden.ndim - 2)), 0.0)
         return AudioTowerOutput(last_hidden_state=hidden, lengths=frames)
+
+    def _too_short(self, lengths: torch.Tensor, frames: torch.Tensor) -> str:
+        """What is wrong with the first row that makes no frame."""
+        row = int((frames < 1).nonzero()[0])
+        return (
+            f"Audio row {row} has {int(lengths[row])} input positions, too few for one encoder frame "
+            f"({minimum_input(self.stages)} are needed). Drop or lengthen this audio."
+        )
 
     def _run_windows(
         self, features: torch.Tensor, lengths: torch.Tensor, layers: list[int] | None, mix: Callable | None
     ) -> torch.Tensor:
         """Cut into windows, run those that hold audio as one batch, and put their frames back in order."""
-        features = features[..., : max(int(lengths.max()), 1)]
+        features = features[..., : longest(lengths, features.shape[-1])]
         if features.shape[-1] <= self.window_size:
             return self._encode_mixed(features, lengths, layers, mix)
         count = -(-(features.shape[-1] - self.window_size) // self.window_step) + 1

@@ -1,5 +1,6 @@
 """Joining pretrained parts: `SpeechLLMForConditionalGeneration.from_parts` and what it is made of."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -7,16 +8,26 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.integrations import deepspeed
-from transformers.utils.hub import resolve_revision
 
 from .audio_encoders import load_encoder
 from .audio_towers import build_audio_tower
 from .configuration_connectors import connector_config
-from .configuration_speechllm import AUDIO_TOKEN, SpeechLLMConfig
+from .configuration_speechllm import SpeechLLMConfig
+from .connector_base import Connector
 from .connectors import build_connector
-from .partial_checkpoints import check_keys
+from .parents import (
+    HUB_ARGUMENTS,
+    SOURCE_ARGUMENTS,
+    chosen,
+    load_causal_lm,
+    naming,
+    parent_of,
+    placeholder_id,
+    read_decoder,
+)
+from .partial_checkpoints import record_parents
 
 
 @contextmanager
@@ -32,71 +43,6 @@ def without_zero_init() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
-def parent_of(part: str | PreTrainedModel, revision: str | None) -> dict[str, str | None]:
-    """Hub id or folder (empty for a model never loaded from one) and the commit, None for a folder."""
-    name = part if isinstance(part, str) else part.config.name_or_path
-    commit = resolve_revision(name, revision) if name else None
-    commit = getattr(commit, "resolved", commit)  # as a string it is the branch that was asked for
-    return {"id": name, "revision": commit}
-
-
-def load_causal_lm(text: str, **kwargs: Any) -> PreTrainedModel:
-    """Causal LM from a Hub id or folder.
-
-    Raises:
-        ValueError: an encoder-decoder or a family without a causal LM class, by name; missing weights.
-    """
-    causal_lm, info = AutoModelForCausalLM.from_pretrained(text, output_loading_info=True, **kwargs)
-    check_keys(text, info["missing_keys"], [], [])
-    return causal_lm
-
-
-def placeholder_id(text: str, revision: str | None = None) -> int:
-    """Id of the audio placeholder in the LLM's tokenizer, or the one it gets when added at the end.
-
-    Raises:
-        ValueError: no tokenizer there.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(text, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"No tokenizer was found with the LLM {text!r}, so the id of the audio placeholder is unknown. "
-            "Pass audio_token_id=..., or a folder that holds the tokenizer too."
-        ) from error
-    return tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer))
-
-
-def read_decoder(settings: dict | str | None, **hub: Any) -> tuple[dict | str | None, PreTrainedModel | None]:
-    """The pretrained Whisper decoder that a `whisper_qformer` connector names, and the settings with its sizes.
-
-    Raises:
-        ValueError: the checkpoint is no whole Whisper model.
-    """
-    if not isinstance(settings, dict) or not settings.get("decoder"):
-        return settings, None
-    config = AutoConfig.from_pretrained(settings["decoder"], **hub)
-    if config.model_type != "whisper" or (config.architectures or [""])[0] == "WhisperEncoder":
-        raise ValueError(f"decoder={settings['decoder']!r} is no whole Whisper checkpoint, so it has no decoder.")
-    sizes = {
-        "hidden_size": config.d_model,
-        "decoder_layers": config.decoder_layers,
-        "heads": config.decoder_attention_heads,
-        "ffn_size": config.decoder_ffn_dim,
-        "positions": config.max_target_positions,
-    }
-    model, info = AutoModel.from_pretrained(settings["decoder"], output_loading_info=True, **hub)
-    check_keys(settings["decoder"], info["missing_keys"], [], [])
-    return sizes | settings, model.decoder
-
-
-def build_lm_head(text_config: Any) -> nn.Linear:
-    """A new output layer of the shape that the family's own causal LM has (width, vocabulary, bias)."""
-    with torch.device("meta"):
-        head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
-    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
-
-
 def assemble(
     model_class: type, config: SpeechLLMConfig, encoder: PreTrainedModel, causal_lm: PreTrainedModel
 ) -> PreTrainedModel:
@@ -105,72 +51,136 @@ def assemble(
     Raises:
         ValueError: an LLM family whose logits cannot be reproduced, by name.
     """
-    family = causal_lm.config.model_type
-    if causal_lm.config.is_encoder_decoder:
-        raise ValueError(f"LLM family {family!r} is an encoder-decoder; a SpeechLLM needs a decoder-only causal LM.")
+    check_family(causal_lm)
     with torch.device("meta"):
         model = model_class(config)
-    device = causal_lm.get_input_embeddings().weight.device
     base = model.model
-    base.language_model = causal_lm.base_model
+    base.language_model = decoder_of(causal_lm)
     model.lm_head = causal_lm.get_output_embeddings()
     base.audio_tower = build_audio_tower(
         encoder.config,
         config.audio_window,
         config.pad_to_window,
-        encoder=encoder.to(device=device, dtype=causal_lm.dtype),
+        encoder=encoder.to(device=execution_device(causal_lm), dtype=causal_lm.dtype),
     )
     config.audio_config, config.text_config = encoder.config, base.language_model.config
-    put_connector(model)
-    model.generation_config = causal_lm.generation_config
     for name in ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit"):
         if name in causal_lm.__dict__:
             setattr(model, name, getattr(causal_lm, name))
+    put_connector(model)
+    model.generation_config = causal_lm.generation_config
     check_same_logits(model, causal_lm)
     return model
 
 
+def new_connector(config: SpeechLLMConfig, embeddings: nn.Module) -> Connector:
+    """The connector of a config between its encoder and an LLM with these embeddings, without initialised weights."""
+    return build_connector(
+        config.connector,
+        config.audio_size,
+        embeddings.embedding_dim,
+        config.audio_window,
+        audio_layers=len(config.audio_layers),
+        attention=config._attn_implementation or "sdpa",
+    )
+
+
+def execution_device(model: PreTrainedModel) -> torch.device:
+    """Where a model computes, also one whose weights are kept elsewhere (`device_map` with "cpu" or "disk")."""
+    places = (getattr(model, "hf_device_map", None) or {}).values()
+    device = next((place for place in places if str(place) not in ("cpu", "disk")), None)
+    if device is not None:
+        return torch.device(device)
+    device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def put_connector(model: PreTrainedModel) -> None:
     """Gives a SpeechLLM a new connector with the settings of its config, on the LLM's device, in its precision."""
-    base, config = model.model, model.config
-    embeddings = base.get_input_embeddings()
-    connector = build_connector(
-        config.connector, config.audio_size, embeddings.embedding_dim, config.audio_window, len(config.audio_layers)
-    )
-    base.multi_modal_projector = connector.to(device=embeddings.weight.device, dtype=base.language_model.dtype)
+    base = model.model
+    connector = new_connector(model.config, base.get_input_embeddings())
+    base.audio_layers = model.config.audio_layers
+    base.multi_modal_projector = connector.to(device=execution_device(model), dtype=base.language_model.dtype)
     base.multi_modal_projector.apply(model._init_weights)
 
 
-@torch.no_grad()
-def check_same_logits(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
-    """Refuses LLM families whose logits are not head(decoder(embeddings)) with the scales that the model knows.
+def decoder_of(causal_lm: PreTrainedModel) -> PreTrainedModel:
+    """The LLM without its head, also of families that name it otherwise than they say (Llama 4)."""
+    if causal_lm.base_model is not causal_lm:
+        return causal_lm.base_model
+    kind = MODEL_MAPPING.get(type(causal_lm.config), None)
+    return next((part for part in causal_lm.children() if kind is not None and type(part) is kind), causal_lm)
+
+
+def check_family(causal_lm: PreTrainedModel) -> None:
+    """Refuses what is no decoder-only causal LM.
 
     Raises:
         ValueError: the family and the finding.
     """
-    embeddings = causal_lm.get_input_embeddings()
-    if embeddings.weight.device.type == "meta":
-        return
     family = causal_lm.config.model_type
-    input_ids = torch.arange(4, device=embeddings.weight.device)[None] * (embeddings.num_embeddings // 4)
+    if causal_lm.config.is_encoder_decoder:
+        raise ValueError(f"LLM family {family!r} is an encoder-decoder; a SpeechLLM needs a decoder-only causal LM.")
+    text_config = decoder_of(causal_lm).config
+    if type(text_config) not in MODEL_MAPPING:
+        raise ValueError(f"LLM family {family!r} is not supported: transformers has no class of its decoder alone.")
+    if causal_lm.get_output_embeddings() is None:
+        raise ValueError(f"LLM family {family!r} is not supported: it has no output layer that is one linear map.")
+
+
+@torch.no_grad()
+def check_same_logits(model: PreTrainedModel, causal_lm: PreTrainedModel) -> None:
+    """Refuses LLM families whose logits are not head(decoder(embeddings)) with the scales that the model knows, or
+    that cannot go on token by token from a cache.
+
+    Raises:
+        ValueError: the family and the finding.
+    """
+    device = causal_lm.get_input_embeddings().weight.device
+    if device.type == "meta":
+        return
+    refusal = f"LLM family {causal_lm.config.model_type!r} is not supported:"
+    input_ids = torch.arange(4, device=device)[None] * (model.config.text_config.vocab_size // 4)
     input_ids[input_ids == model.config.audio_token_id] += 1
     training = causal_lm.training
     causal_lm.eval()
     model.eval()
     expected = causal_lm(input_ids=input_ids).logits
     try:
-        logits = model(input_ids=input_ids).logits
-    except (TypeError, ValueError, AttributeError) as error:
+        hidden = model.model(input_ids=input_ids).last_hidden_state
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{refusal} it does not run from embeddings ({error}).") from error
+    width = model.lm_head.in_features
+    if hidden.shape[-1] != width:
         raise ValueError(
-            f"LLM family {family!r} is not supported: it does not run from embeddings ({error})."
-        ) from error
-    causal_lm.train(training)
+            f"{refusal} its head takes {width} features and its last layer gives {hidden.shape[-1]}, so it has a "
+            "layer between them, which speechllm does not know."
+        )
+    logits = model.compute_logits(hidden)
     tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance):
         raise ValueError(
-            f"LLM family {family!r} is not supported: its logits are not its head's output with the scales and soft "
-            f"caps known to speechllm (largest difference {(logits - expected).abs().max():.3g})."
+            f"{refusal} its logits are not its head's output with the scales and soft caps known to speechllm "
+            f"(largest difference {(logits - expected).abs().max():.3g})."
         )
+    expected, after = (_last_logits(part, input_ids) for part in (causal_lm, model))
+    if after is None:
+        raise ValueError(f"{refusal} it keeps no cache of transformers' kind, without which it cannot generate here.")
+    if not torch.allclose(after, expected, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"{refusal} from its cache it goes on otherwise than by itself (largest difference of the logits "
+            f"{(after - expected).abs().max():.3g}), so it cannot generate here."
+        )
+    causal_lm.train(training)
+
+
+def _last_logits(causal_lm: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor | None:
+    """Logits of the last token, read with the cache of those before it; None without a cache."""
+    start = causal_lm(input_ids=input_ids[:, :-1], use_cache=True)
+    name = next((name for name in ("cache", "past_key_values") if start.get(name) is not None), None)
+    if name is None:
+        return None
+    return causal_lm(input_ids=input_ids[:, -1:], use_cache=True, **{name: start[name]}).logits
 
 
 class Composable:
@@ -180,13 +190,14 @@ class Composable:
     @without_zero_init()
     def from_parts(
         cls,
-        audio: str | PreTrainedModel,
-        text: str | PreTrainedModel,
+        audio: str | os.PathLike | PreTrainedModel,
+        text: str | os.PathLike | PreTrainedModel,
         connector: dict | str | None = None,
         *,
         audio_token_id: int | None = None,
         audio_revision: str | None = None,
         text_revision: str | None = None,
+        gguf_file: str | None = None,
         config: SpeechLLMConfig | None = None,
         pad_to_window: bool = False,
         audio_window: int | None = None,
@@ -204,6 +215,8 @@ class Composable:
             audio_token_id: id of the audio placeholder. By default that of `<|audio|>` in the LLM's tokenizer, else
                 the first id after it, which is the one the processor gives the added token.
             audio_revision, text_revision: Hub revisions.
+            gguf_file: name of a GGUF file in `text`: its weights are taken, dequantised, and its tokenizer where there
+                are no files of one beside it. Recorded with the parents.
             config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
             pad_to_window, audio_window: see [`SpeechLLMConfig`].
             **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The
@@ -212,31 +225,50 @@ class Composable:
 
         Raises:
             ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
+            OSError: a parent that is not found, by name.
         """
-        parents = {"audio": parent_of(audio, audio_revision), "text": parent_of(text, text_revision)}
+        audio, text = (os.fspath(part) if isinstance(part, os.PathLike) else part for part in (audio, text))
+        hub = chosen(kwargs, HUB_ARGUMENTS)
+        by_name = [group for group, part in (("encoder", audio), ("llm", text)) if isinstance(part, str)]
+        parents = {
+            "audio": parent_of(audio, audio_revision),
+            "text": parent_of(text, text_revision, gguf_file=gguf_file, **chosen(kwargs, SOURCE_ARGUMENTS)),
+        }
         if isinstance(text, str):
             implementations = kwargs.pop("attn_implementation", None)
             if not isinstance(implementations, dict):
-                implementations = dict.fromkeys(("audio_config", "text_config"), implementations)
-            text_kwargs = kwargs | {"attn_implementation": implementations.get("text_config")}
-            causal_lm = load_causal_lm(text, revision=text_revision, **text_kwargs)
+                implementations = dict.fromkeys(("audio_config", "text_config", ""), implementations)
+            causal_lm = load_causal_lm(
+                text,
+                None if config is None else config.text_config,
+                revision=text_revision,
+                gguf_file=gguf_file,
+                attn_implementation=implementations.get("text_config"),
+                **kwargs,
+            )
+        elif kwargs or gguf_file:
+            raise TypeError(
+                f"{', '.join(sorted(kwargs) or ['gguf_file'])}: arguments of loading are for an LLM given by id or "
+                "folder. Load the model with them, or name it instead."
+            )
         else:
             causal_lm, implementations = text, {}
         if isinstance(audio, str):
-            hub = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
-            audio = load_encoder(
-                audio,
-                None if config is None else config.audio_config,
-                revision=audio_revision,
-                dtype=causal_lm.dtype,
-                attn_implementation=implementations.get("audio_config"),
-                **hub,
-            )
+            with naming("Speech encoder", audio):
+                audio = load_encoder(
+                    audio,
+                    None if config is None else config.audio_config,
+                    revision=audio_revision,
+                    dtype=causal_lm.dtype,
+                    attn_implementation=implementations.get("audio_config"),
+                    **hub,
+                )
         decoder = None
         if config is None:
-            connector, decoder = read_decoder(connector)
+            connector, decoder = read_decoder(connector, **hub)
             if audio_token_id is None:
-                audio_token_id = placeholder_id(parents["text"]["id"], text_revision)
+                source = {key: value for key, value in parents["text"].items() if key in ("gguf_file", "subfolder")}
+                audio_token_id = placeholder_id(parents["text"]["id"], revision=text_revision, **source, **hub)
             config = SpeechLLMConfig.from_parts(
                 audio.config,
                 causal_lm.config,
@@ -246,9 +278,12 @@ class Composable:
                 audio_window=audio_window,
                 initializer_range=getattr(causal_lm.config.get_text_config(), "initializer_range", 0.02),
             )
+        if implementations.get("") is not None:  # the connector's; those of the parts are theirs already
+            config._attn_implementation = {"": implementations[""]}
         config.parents = parents if all(parent["id"] for parent in parents.values()) else None
         config.dtype = causal_lm.dtype
         model = assemble(cls, config, audio, causal_lm)
+        record_parents(model, by_name)
         if decoder is not None:
             model.model.multi_modal_projector.load_decoder(decoder)
         model.freeze("encoder", "llm")

@@ -15,10 +15,13 @@ class ConnectorConfig:
         type (`str`): name in `CONNECTOR_CONFIGS`.
         layers (`"all"` or `list[int]`, *optional*): encoder layers whose softmax-weighted sum is read (BLOOMZMMS: all
             of them), 0 being the input of the first layer. By default the encoder's output.
+        ctc_blank (`int`, *optional*): token of the LLM that is the blank of CTC over its vocabulary; no transcript may
+            hold it. By default the LLM's padding token.
     """
 
     type: str = ""
     layers: str | list[int] | None = None
+    ctc_blank: int | None = None
 
     def __post_init__(self):
         if not (self.layers in (None, "all") or isinstance(self.layers, list) and len(self.layers) > 0):
@@ -211,8 +214,8 @@ class ConformerCTCConfig(ConnectorConfig):
     Args:
         layers (defaults to `"all"`): see [`ConnectorConfig`].
         reduced_size (`int`, defaults to 128): frames are mapped to it first.
-        channels (`int`, defaults to 64): of the two-dimensional convolutions that follow. Ours: the paper does not
-            tell, and ESPnet's own front, as many as `hidden_size`, would exceed the paper's size by 0.04 B.
+        channels (`int`, *optional*, defaults to `hidden_size`): of the two-dimensional convolutions that follow, as in
+            ESPnet's front.
         hidden_size (`int`, defaults to 1024), blocks (`int`, defaults to 17), heads (`int`, defaults to 8): of the
             E-Branchformer.
         ffn_size (`int`, defaults to 2048): inner width of its feed-forward halves.
@@ -220,14 +223,14 @@ class ConformerCTCConfig(ConnectorConfig):
         kernel (`int`, defaults to 31): of its depthwise convolutions.
         dropout (`float`, defaults to 0.1): on hidden states, positions and attention weights.
         languages (`list[str]` or `int`, defaults to 0): names or number of the languages that the intermediate CTC
-            tells apart (its blank is one more, the last); 0 is no such CTC.
+            tells apart (its blank is one more, the last), at half the rate of the blocks; 0 is no such CTC.
         language_block (`int`, defaults to 3): the block after which it reads and conditions.
     """
 
     type: str = "conformer_ctc"
     layers: str | list[int] | None = "all"
     reduced_size: int = 128
-    channels: int = 64
+    channels: int | None = None
     hidden_size: int = 1024
     blocks: int = 17
     heads: int = 8
@@ -240,6 +243,7 @@ class ConformerCTCConfig(ConnectorConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.channels = self.hidden_size if self.channels is None else self.channels
         if self.reduced_size < 7:  # two convolutions of kernel 3 and stride 2
             raise ValueError(f"conformer_ctc: reduced_size={self.reduced_size} must be at least 7.")
         if self.hidden_size % (2 * self.heads) or self.gating_size % 2 or self.kernel % 2 == 0:
@@ -338,7 +342,7 @@ PRESETS = {
         "heads": 16,
         "ffn_size": 4096,
     },
-    "bloomzmms": {"type": "conformer_ctc", "languages": 139},
+    "bloomzmms": {"type": "conformer_ctc", "languages": 139, "ctc_blank": 0},  # <unk> of BLOOM
     "diva": {"type": "whisper_qformer", "queries": 448, "decoder_layers": 32},
     "lad-soft": LAD | {"selection": "soft"},
     "lad-hard": LAD | {"selection": "hard"},

@@ -5,6 +5,8 @@ processor, which imports nothing of this package, and the model count alike.
 """
 
 import copy
+import os
+import tempfile
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -66,6 +68,10 @@ class SpeechLLMConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
+    # What `Trainer` cannot gather from several processes: no batch in its first dimension.
+    keys_to_ignore_at_inference = [
+        *("past_key_values", "cache", "audio_hidden_states", "connector", "router_logits", "aux_loss"),
+    ]
     # Sharded by transformers itself (`distributed_config`): beside the LLM's own units, encoder and connector are each
     # gathered at once. Inside them, batches differ in how often a module runs.
     base_model_fsdp_plan = {"audio_tower": "free_full_weight", "multi_modal_projector": "free_full_weight"}
@@ -161,6 +167,23 @@ class SpeechLLMConfig(PreTrainedConfig):
         for name in self.sub_configs:
             content[name].pop("_name_or_path", None)
         return content
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """As transformers' own, but of a config that can be loaded again.
+
+        Raises:
+            ValueError: values set since it was made that no config can have, or fields that it does not know.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                file = os.path.join(folder, "config.json")
+                self.to_json_file(file)
+                type(self).from_json_file(file)
+        except Exception as error:  # of any field, of any part's config
+            raise ValueError(
+                f"This config could not be loaded again, so it is not saved: {error} Correct what was set on it."
+            ) from error
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_parts(

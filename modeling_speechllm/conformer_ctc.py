@@ -2,7 +2,8 @@
 
 BLOOMZMMS (Denisov & Vu 2024, arXiv 2404.10922): all encoder layers mixed, normalised per utterance, subsampled to an
 eighth by an E-Branchformer (Kim et al. 2022, arXiv 2210.00077) and a length adaptor. After an early block a CTC tells
-the language, and its posteriors are fed back (self-conditioning, Nozaki & Komatsu 2021, arXiv 2104.02724).
+the language at half the rate, and its posteriors are fed back (self-conditioning, Nozaki & Komatsu 2021, arXiv
+2104.02724).
 
 Unusual here:
 - Padding never leaks: whatever slides over time or attends sees zeros, or nothing, past each row's length.
@@ -11,6 +12,7 @@ Unusual here:
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,13 +39,12 @@ def ctc_logits(embeddings: torch.Tensor, embedding_weight: torch.Tensor) -> torc
     return F.linear(embeddings.to(embedding_weight), embedding_weight.detach())
 
 
-def utterance_norm(frames: torch.Tensor, lengths: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Mean 0 and variance 1 over the valid frames of each row and channel; `frames` are zero past `lengths`."""
-    count = lengths[:, None, None]
+def utterance_norm(frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Mean 0 over the valid frames of each row and channel, the variance as it is (ESPnet's `utterance_mvn` as
+    BLOOMZMMS has it); `frames` are zero past `lengths`."""
     values = frames.float()
-    centred = zero_past(values - values.sum(1, keepdim=True) / count, lengths)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return (centred * (variance + eps).rsqrt()).to(frames.dtype)
+    mean = values.sum(1, keepdim=True) / lengths[:, None, None]
+    return zero_past(values - mean, lengths).to(frames.dtype)
 
 
 def relative_positions(time: int, size: int, device: torch.device) -> torch.Tensor:
@@ -213,23 +214,35 @@ class Subsampling(nn.Module):
         return self.linear(frames), lengths
 
 
+class LengthAdaptor(nn.Module):
+    """Halves the frames: a convolution of kernel and stride 2 and ReLU (Li et al. 2021, arXiv 2010.12829)."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.convolution = StridedConv1d(size, size, kernel_size=2, stride=2)
+
+    def forward(self, hidden: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, time, size), (batch,) -> (batch, half the time, rounded up, size), (batch,)."""
+        hidden = fill_last(zero_past(hidden, lengths), 2, 2)
+        return F.relu(self.convolution(hidden.transpose(1, 2))).transpose(1, 2), (lengths + 1) // 2
+
+
 class ConformerCTC(Connector):
     """The adaptor of BLOOMZMMS, see the module; for its stage 1, [`ctc_logits`] of the output."""
 
-    def __init__(
-        self, config: ConformerCTCConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0
-    ):
-        super().__init__(config, audio_size, text_size, window, audio_layers)
+    def __init__(self, config: ConformerCTCConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
         size = config.hidden_size
         self.reduce = nn.Linear(audio_size, config.reduced_size)
         self.subsampling = Subsampling(config, self.stages[:2])
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(EBranchformerBlock(config) for _ in range(config.blocks))
         if config.language_count:
+            self.language_adaptor = LengthAdaptor(size)
             self.language_head = nn.Linear(size, config.language_count + 1)
             self.language_condition = nn.Linear(config.language_count + 1, size)
         self.norm = nn.LayerNorm(size)
-        self.length_adaptor = StridedConv1d(size, size, kernel_size=2, stride=2)
+        self.length_adaptor = LengthAdaptor(size)
         self.linear = nn.Linear(size, text_size)
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
@@ -241,11 +254,11 @@ class ConformerCTC(Connector):
         for number, block in enumerate(self.blocks, start=1):
             hidden = block(hidden, lengths, positions)
             if self.config.language_count and number == self.config.language_block:
-                output.language_ctc_logits = self.language_head(hidden)
-                output.language_ctc_lengths = lengths
-                hidden = hidden + self.language_condition(output.language_ctc_logits.softmax(-1))
-        hidden = fill_last(zero_past(self.norm(hidden), lengths), 2, 2)
-        hidden = F.relu(self.length_adaptor(hidden.transpose(1, 2))).transpose(1, 2)
+                halved, output.language_ctc_lengths = self.language_adaptor(hidden, lengths)
+                output.language_ctc_logits = self.language_head(halved)
+                posteriors = output.language_ctc_logits.softmax(-1).repeat_interleave(2, dim=1)
+                hidden = hidden + self.language_condition(posteriors[:, : hidden.shape[1]])
+        hidden, _ = self.length_adaptor(self.norm(hidden), lengths)
         output.embeddings = self.linear(hidden)
         return output
 

@@ -73,8 +73,15 @@ def fold_windows(
     return windows[used], window_lengths[used], used
 
 
+def rows_of_windows(rows: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """(batch, ...) -> (windows, ...): each row once for each of its windows that [`fold_windows`] kept."""
+    return rows if used.shape[1] == 1 else rows[used.nonzero()[:, 0]]
+
+
 def unfold_tokens(tokens: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     """(rows, n, dim) outputs of the windows that [`fold_windows`] kept -> (batch, windows * n, dim)."""
+    if used.shape[1] == 1:  # one window each: nothing was left out
+        return tokens
     unfolded = tokens.new_zeros(*used.shape, *tokens.shape[1:])
     unfolded[used] = tokens
     return unfolded.flatten(1, 2)
@@ -113,9 +120,18 @@ class Connector(nn.Module):
         text_size: width of the LLM's embeddings.
         window: encoder frames per window of the tower.
         audio_layers: how many encoder layers arrive, 0 for the output alone.
+        attention: transformers' name of the attention, where the connector's comes from there.
     """
 
-    def __init__(self, config: ConnectorConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
+    def __init__(
+        self,
+        config: ConnectorConfig,
+        audio_size: int,
+        text_size: int,
+        window: int,
+        audio_layers: int = 0,
+        attention: str = "sdpa",
+    ):
         super().__init__()
         self._no_split_modules = [type(self).__name__]  # one unit of FSDP and of `device_map`
         self.config = config
@@ -140,6 +156,9 @@ class Connector(nn.Module):
             output.lengths = output_length(lengths, self.stages)
         return output
 
+    def set_attn_implementation(self, attention: str) -> None:
+        """Computes attention in another way; a connector without attention of transformers has nothing to set."""
+
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         """As `forward`, after layers were mixed; lengths left out of the output follow from `stages`."""
         raise NotImplementedError
@@ -153,6 +172,7 @@ __all__ = [
     "fill_last",
     "fold_windows",
     "length_mask",
+    "rows_of_windows",
     "unfold_tokens",
     "zero_past",
 ]

@@ -1,5 +1,7 @@
 """Connectors: encoder frames to LLM input embeddings. One class per architecture, one dictionary for all."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,7 +10,15 @@ from transformers.activations import ACT2FN
 
 from .configuration_connectors import ConvConfig, StackMLPConfig, WindowQFormerConfig, connector_config
 from .conformer_ctc import ConformerCTC
-from .connector_base import Connector, ConnectorOutput, fill_last, fold_windows, unfold_tokens, zero_past
+from .connector_base import (
+    Connector,
+    ConnectorOutput,
+    fill_last,
+    fold_windows,
+    rows_of_windows,
+    unfold_tokens,
+    zero_past,
+)
 from .convolutions import StridedConv1d
 from .ctc_compress import CTCCompress
 from .lengths import stage_length
@@ -22,8 +32,8 @@ class StackMLP(Connector):
     Ultravox (stack 8, RMS norms, SwiGLU) and Voxtral (stack 4, GELU, no norm) are settings of it.
     """
 
-    def __init__(self, config: StackMLPConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
-        super().__init__(config, audio_size, text_size, window, audio_layers)
+    def __init__(self, config: StackMLPConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
         stacked, hidden = audio_size * config.width, config.hidden_size or text_size
         gated = config.activation == "swiglu"
         self.norm = nn.RMSNorm(stacked, eps=1e-6) if config.norm else nn.Identity()
@@ -52,8 +62,8 @@ class Conv(Connector):
     BLSP (Wang et al. 2023, arXiv 2309.00916; code cwang621/blsp): three convolutions, one token per 8 frames.
     """
 
-    def __init__(self, config: ConvConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
-        super().__init__(config, audio_size, text_size, window, audio_layers)
+    def __init__(self, config: ConvConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
         hidden = config.hidden_size or audio_size
         sizes = [audio_size, *[hidden] * (config.convolutions - 1), text_size]
         self.convolutions = nn.ModuleList(
@@ -80,10 +90,8 @@ class WindowQFormer(Connector):
     2505.08699): 15 frames and 3 queries. Windows are folded into the batch, the last one filled up with zero frames.
     """
 
-    def __init__(
-        self, config: WindowQFormerConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0
-    ):
-        super().__init__(config, audio_size, text_size, window, audio_layers)
+    def __init__(self, config: WindowQFormerConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
         self.bank = QueryBank(config, config.hidden_size, audio_size)
         qformer_config = Blip2QFormerConfig(
             hidden_size=config.hidden_size,
@@ -95,18 +103,27 @@ class WindowQFormer(Connector):
             encoder_hidden_size=audio_size,
             cross_attention_frequency=1,
         )
-        self.qformer = AutoModel.from_config(qformer_config)
+        attention = qformer_attention(kwargs.get("attention", "sdpa"))
+        self.qformer = AutoModel.from_config(qformer_config, attn_implementation=attention)
         self.linear = nn.Linear(config.hidden_size, text_size)
+
+    def set_attn_implementation(self, attention: str) -> None:
+        self.qformer.set_attn_implementation(qformer_attention(attention))
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         queries, language_logits = self.bank(frames, lengths, language)
         windows, _, used = fold_windows(frames, lengths, self.config.width)
         output = self.qformer(
-            query_embeds=queries[used.nonzero()[:, 0]],
+            query_embeds=rows_of_windows(queries, used),
             encoder_hidden_states=fill_last(windows, self.config.width, self.config.width),
         )
         tokens = self.linear(output.last_hidden_state)
         return ConnectorOutput(embeddings=unfold_tokens(tokens, used), language_logits=language_logits)
+
+
+def qformer_attention(attention: str) -> str:
+    """The nearest attention that BLIP-2's Q-Former has; it knows no flash attention."""
+    return "sdpa" if "flash" in attention else attention
 
 
 CONNECTORS = {
@@ -120,11 +137,11 @@ CONNECTORS = {
 
 
 def build_connector(
-    settings: dict | str, audio_size: int, text_size: int, window: int = 1500, audio_layers: int = 0
+    settings: dict | str, audio_size: int, text_size: int, window: int = 1500, audio_layers: int = 0, **kwargs: Any
 ) -> Connector:
     """The connector that `settings` (`{"type": name, ...}`, or a name) name; other arguments as in [`Connector`]."""
     config = connector_config(settings)
-    return CONNECTORS[config.type](config, audio_size, text_size, window, audio_layers)
+    return CONNECTORS[config.type](config, audio_size, text_size, window, audio_layers=audio_layers, **kwargs)
 
 
 __all__ = ["CONNECTORS", "Conv", "StackMLP", "WindowQFormer", "build_connector"]

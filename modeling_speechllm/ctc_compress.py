@@ -13,6 +13,8 @@ Unusual here:
   and `table` is a copy of these rows.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -99,8 +101,8 @@ def runs(classes: torch.Tensor, lengths: torch.Tensor, blank: int) -> tuple[torc
 class CTCCompress(Connector):
     """See the module."""
 
-    def __init__(self, config: CTCCompressConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0):
-        super().__init__(config, audio_size, text_size, window, audio_layers)
+    def __init__(self, config: CTCCompressConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
         sizes = [audio_size, *[config.hidden_size] * config.convolutions]
         self.norm = nn.LayerNorm(audio_size)
         self.convolutions = nn.ModuleList(

@@ -5,7 +5,7 @@
 Unusual here:
 - The LLM is taken as it is. Its embedding table is not resized (the placeholder id may lie outside it), and scales,
   soft caps and biases after its last layer are kept, so a text-only prompt gives the LLM's own logits.
-- `generate` merges the audio into `inputs_embeds` once, before beams are expanded.
+- Nothing on the way depends on the data but the windows of long audio, so text and short audio compile in one graph.
 """
 
 from dataclasses import dataclass
@@ -13,37 +13,43 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin
+from transformers import AutoModel, Cache
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 
-from .audio_towers import build_audio_tower
-from .composition import Composable, build_lm_head
+from .audio_families import audio_layer_count
+from .audio_towers import AudioTowerOutput, build_audio_tower
+from .composition import Composable, new_connector
 from .configuration_speechllm import SpeechLLMConfig
 from .conformer_ctc import ctc_logits
 from .connector_base import ConnectorOutput, length_mask
-from .connectors import build_connector
+from .generation import CACHE, SpeechGenerationMixin
 from .left_out import leave_out, left_out_places
+from .llm_head import build_head, scale_logits
+from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
-
-# What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
-CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
 class SpeechLLMModelOutputWithPast(BaseModelOutputWithPast):
     """Base output plus `audio_hidden_states` `(audio tokens, dim)`, the embeddings put in place of placeholders, and
-    what else the connector gave."""
+    what else the connector gave; of a mixture of experts `router_logits`."""
 
+    router_logits: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
     connector: ConnectorOutput | None = None
 
 
 @dataclass
 class SpeechLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Causal LM output plus `audio_hidden_states` and `connector` of [`SpeechLLMModelOutputWithPast`]."""
+    """Causal LM output plus `audio_hidden_states` and `connector` of [`SpeechLLMModelOutputWithPast`]; of a mixture of
+    experts asked for `output_router_logits` also `router_logits`, `(tokens, experts)` per layer, and their `aux_loss`,
+    which the loss contains, weighted."""
 
+    aux_loss: torch.Tensor | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
     connector: ConnectorOutput | None = None
 
@@ -66,24 +72,17 @@ class SpeechLLMCTCOutput(ModelOutput):
     connector: ConnectorOutput | None = None
 
 
-def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
-    """What a causal LM does to its logits after the head: Cohere's scale, Granite's divisor, Gemma's soft cap."""
-    if getattr(text_config, "logit_scale", None) is not None:
-        logits = logits * text_config.logit_scale
-    if getattr(text_config, "logits_scaling", None) is not None:
-        logits = logits / text_config.logits_scaling
-    if getattr(text_config, "final_logit_softcapping", None) is not None:
-        cap = text_config.final_logit_softcapping
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
 def put_audio(inputs_embeds: torch.Tensor, placeholders: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
     """Puts audio tokens `(audio tokens, dim)` in order in place of the placeholders, a `(batch, sequence)` mask, of a
     prompt's embeddings `(batch, sequence, dim)`."""
     audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
     placeholders = placeholders.to(inputs_embeds.device)[..., None].expand_as(inputs_embeds)
     return inputs_embeds.masked_scatter(placeholders, audio)
+
+
+def may_hold_tokens(cache: Cache | None) -> bool:
+    """Whether a cache holds tokens, or is of a kind that does not tell (a state alone, as Mamba's)."""
+    return cache is not None and (all(getattr(cache, "is_linear", [False])) or cache.get_seq_length() > 0)
 
 
 class SpeechLLMModel(SpeechLLMPreTrainedModel):
@@ -95,10 +94,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         super().__init__(config)
         self.audio_tower = build_audio_tower(config.audio_config, config.audio_window, config.pad_to_window)
         self.language_model = AutoModel.from_config(config.text_config)
-        text_size = self.language_model.get_input_embeddings().embedding_dim
-        self.multi_modal_projector = build_connector(
-            config.connector, config.audio_size, text_size, config.audio_window, len(config.audio_layers)
-        )
+        self.multi_modal_projector = new_connector(config, self.language_model.get_input_embeddings())
+        self.audio_layers = config.audio_layers  # of the encoder, which the connector mixes
         self.post_init()
 
     @classmethod
@@ -117,7 +114,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         language: torch.LongTensor | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> SpeechLLMAudioOutput:
         """Encoder frames and the audio tokens made of them.
 
@@ -127,21 +125,51 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             input_features_mask (`torch.Tensor` of shape `(audios, positions or samples)`, *optional*): 1 where valid.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): indices into the connector's `languages`,
                 -1 for unknown.
+            output_hidden_states (`bool`, defaults to `False`): return the frames of every encoder layer as well.
+            output_attentions (`bool`, defaults to `False`): refused, see below.
 
         Returns:
             `last_hidden_state`: encoder frames `(audios, frames, dim)`, with gradients and layers to mix
             `(audios, frames, layers, dim)`; `pooler_output`: embeddings of the valid
-            audio tokens of all audios in order, `(audio tokens, LLM dim)`; what else the connector gives.
+            audio tokens of all audios in order, `(audio tokens, LLM dim)`; if asked for `hidden_states`, from the
+            input of the first layer to the output `(audios, frames, dim)` each; what else the connector gives.
+
+        Raises:
+            ValueError: attentions, which are of windows and passes and not of whole audios; layers of an encoder that
+                ends in an adapter.
         """
-        layers = self.config.audio_layers
+        if output_attentions:
+            raise ValueError(
+                "get_audio_features has no attentions: the encoder runs on windows of several audios at once. For "
+                "those of one window call model.audio_tower.encoder itself with attn_implementation='eager'."
+            )
+        layers = self.audio_layers
+        if output_hidden_states:
+            states = self.audio_tower(
+                input_features, input_features_mask, list(range(audio_layer_count(self.config.audio_config) + 1))
+            )
+            hidden = states.last_hidden_state
+            chosen = hidden[:, :, layers] if layers else hidden[:, :, -1]
+            output = self._connect(AudioTowerOutput(last_hidden_state=chosen, lengths=states.lengths), language)
+            output.hidden_states = hidden.unbind(2)
+            return output
         # Without gradients a window's layers are mixed as soon as they are there: an hour of all of them is large.
-        mix = self.multi_modal_projector.layer_mix if layers and not torch.is_grad_enabled() else None
-        frames = self.audio_tower(input_features, input_features_mask, layers, mix)
+        mix = self._mix_layers if layers and not torch.is_grad_enabled() else None
+        return self._connect(self.audio_tower(input_features, input_features_mask, layers, mix), language)
+
+    def _mix_layers(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The connector's mix, as a function: hooks of `device_map` move the modules among a module's arguments."""
+        return self.multi_modal_projector.layer_mix(hidden_states)
+
+    def _connect(self, frames: AudioTowerOutput, language: torch.LongTensor | None) -> SpeechLLMAudioOutput:
+        """Encoder frames through the connector."""
+        # Offloaded weights are nowhere (on the meta device) until their module runs, and it moves its inputs then.
         weight = next(self.multi_modal_projector.parameters())
+        device = frames.lengths.device if weight.device.type == "meta" else weight.device
         connected = self.multi_modal_projector(
-            frames.last_hidden_state.to(weight.device, weight.dtype),
-            frames.lengths.to(weight.device),
-            language if language is None else language.to(weight.device),
+            frames.last_hidden_state.to(device, weight.dtype),
+            frames.lengths.to(device),
+            language if language is None else language.to(device),
         )
         valid = length_mask(connected.lengths, connected.embeddings.shape[1])
         return SpeechLLMAudioOutput(
@@ -152,13 +180,20 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
 
     @property
     def ctc_blank(self) -> int:
-        """Token id of CTC's blank: the LLM's padding token, which no transcript holds.
+        """Token id of CTC's blank, which no transcript holds: the connector's `ctc_blank`, else the LLM's padding.
 
         Raises:
-            ValueError: the LLM names none.
+            ValueError: it has no embedding, or there is none.
         """
-        blank = self.config.text_config.pad_token_id
-        if blank is None or not 0 <= blank < self.get_input_embeddings().num_embeddings:
+        chosen = self.multi_modal_projector.config.ctc_blank
+        blank = self.config.text_config.pad_token_id if chosen is None else chosen
+        rows = self.config.text_config.vocab_size
+        if chosen is not None and not 0 <= blank < rows:
+            raise ValueError(
+                f"The connector's ctc_blank={blank} has no row in the LLM's {rows} embeddings. Set it to a token that "
+                "no transcript holds, or to None for the LLM's padding token."
+            )
+        if blank is None or not 0 <= blank < rows:
             raise ValueError(
                 f"The LLM's padding token (id {blank}) has no row in its embeddings, so it cannot be CTC's blank. "
                 "Set text_config.pad_token_id to a special token that no transcript holds."
@@ -182,8 +217,16 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             tokens = self.get_input_embeddings().num_embeddings
             logits = self.multi_modal_projector.over_tokens(connected.ctc_logits, tokens, self.ctc_blank)
             return SpeechLLMCTCOutput(logits=logits, lengths=connected.ctc_lengths, connector=connected)
-        logits = ctc_logits(connected.embeddings, self.get_input_embeddings().weight)
+        logits = ctc_logits(connected.embeddings, self._embedding_weight())
         return SpeechLLMCTCOutput(logits=logits, lengths=connected.lengths.to(logits.device), connector=connected)
+
+    def _embedding_weight(self) -> torch.Tensor:
+        """(vocabulary, dim) input embeddings, from disk where they are offloaded there."""
+        embeddings = self.get_input_embeddings()
+        if embeddings.weight.device.type != "meta":
+            return embeddings.weight
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        return load_offloaded_parameter(self, f"{name}.weight")
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
@@ -191,20 +234,20 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         """(batch, sequence) bool mask of audio placeholders, by id, or by embedding where no ids are given."""
         if input_ids is not None:
             return input_ids == self.config.audio_token_id
-        embeddings = self.get_input_embeddings()
-        if self.config.audio_token_id >= embeddings.num_embeddings:
+        rows = self.config.text_config.vocab_size
+        if self.config.audio_token_id >= rows:
             raise ValueError(
                 f"The audio placeholder (id {self.config.audio_token_id}) has no row in the LLM's embedding table "
-                f"({embeddings.num_embeddings} rows), so it cannot be found in inputs_embeds. "
+                f"({rows} rows), so it cannot be found in inputs_embeds. "
                 "Pass input_ids together with inputs_embeds: the ids only mark the places."
             )
-        placeholder = embeddings(torch.tensor(self.config.audio_token_id, device=embeddings.weight.device))
-        return (inputs_embeds == placeholder.to(inputs_embeds.device)).all(-1)
+        token = torch.full((1,), self.config.audio_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token).to(inputs_embeds.device)).all(-1)
 
     def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """The LLM's embeddings of ids, `(..., dim)`; those of placeholders stand for nothing."""
         # A placeholder id may lie outside the table: any row will do, it is replaced.
-        outside = input_ids >= self.get_input_embeddings().num_embeddings
+        outside = input_ids >= self.config.text_config.vocab_size
         return self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
 
     def get_inputs_embeds(
@@ -214,9 +257,10 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         language: torch.LongTensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, SpeechLLMAudioOutput | None]:
         """The prompt as embeddings `(batch, sequence, dim)`, audio in place of its placeholders; and the audio's own
-        output.
+        output. Audio is given as features, or as `audio_embeds` `(audio tokens, dim)` that were made of them.
 
         Raises:
             ValueError: placeholders and audio tokens differ in number, with both.
@@ -225,20 +269,42 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             raise ValueError("SpeechLLM got neither input_ids nor inputs_embeds. Pass the processor's output.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_text(input_ids)
-        if input_features is None or len(input_features) == 0:
+        if audio_embeds is not None:
+            output = SpeechLLMAudioOutput(pooler_output=audio_embeds)
+        elif input_features is None or len(input_features) == 0:
             return inputs_embeds, None
+        else:
+            output = self.get_audio_features(input_features, input_features_mask, language)
         placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
-        output = self.get_audio_features(input_features, input_features_mask, language)
-        audio = output.pooler_output
-        if int(placeholders.sum()) != len(audio):
-            raise ValueError(
-                f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
-                f"placeholders, {len(input_features)} audio(s) give {len(audio)} audio tokens. Prepare both with one "
-                "processor call, without truncation, and with the processor saved beside this model."
-            )
-        if output.connector.used is not None:
+        self.check_audio_count(placeholders, output.pooler_output, input_features)
+        if output.connector is not None and output.connector.used is not None:
             output.left_out = left_out_places(placeholders, output.connector)
-        return put_audio(inputs_embeds, placeholders, audio), output
+        return put_audio(inputs_embeds, placeholders, output.pooler_output), output
+
+    def check_no_placeholders(self, input_ids: torch.LongTensor) -> None:
+        """Raises a ValueError if a prompt without audio has placeholders."""
+        placeholders = self.get_placeholder_mask(input_ids)
+        torch_compilable_check(
+            ~placeholders.any(),
+            lambda: (
+                f"The prompt has {int(placeholders.sum())} audio placeholders but no input_features were given. "
+                "Pass the audio to the processor, or take the placeholders out of the prompt."
+            ),
+        )
+
+    def check_audio_count(
+        self, placeholders: torch.Tensor, audio: torch.Tensor, input_features: torch.Tensor | None = None
+    ) -> None:
+        """Raises a ValueError with both counts unless there is a placeholder for each of the audio tokens."""
+        audios = "the given audio_embeds are" if input_features is None else f"{len(input_features)} audio(s) give"
+        torch_compilable_check(
+            placeholders.sum() == len(audio),
+            lambda: (
+                f"Audio features and audio tokens do not match: the prompt has {int(placeholders.sum())} audio "
+                f"placeholders, {audios} {len(audio)} audio tokens. Prepare both with one processor call, without "
+                "truncation, and with the processor saved beside this model."
+            ),
+        )
 
     @can_return_tuple
     def forward(
@@ -252,6 +318,7 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         language: torch.LongTensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMModelOutputWithPast:
@@ -262,39 +329,47 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             inputs_embeds (`torch.Tensor` of shape `(batch, sequence, dim)`): in place of `input_ids`, or beside them,
                 in which case the ids only mark the placeholders.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): language of each audio, -1 for unknown.
+            audio_embeds (`torch.Tensor` of shape `(audio tokens, dim)`, *optional*): in place of features, the
+                `pooler_output` that `get_audio_features` made of them.
             cache, past_key_values (`Cache`, *optional*): one thing under its name from transformers 5.24 on and its
                 name before; either may be passed with any version.
         """
-        if input_features is None and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
-            placeholders = int(self.get_placeholder_mask(input_ids).sum())
-            if placeholders:
-                raise ValueError(
-                    f"The prompt has {placeholders} audio placeholders but no input_features were given. "
-                    "Pass the audio to the processor, or take the placeholders out of the prompt."
-                )
+        cache = past_key_values if cache is None else cache
+        no_audio = input_features is None and audio_embeds is None
+        if no_audio and inputs_embeds is None and cache is None and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "A SpeechLLM in training got no audio: input_features is None. A trainer that knows no audio has left "
+                "it out; give it data_collator=SpeechChatCollator(processor) of speechllm's trainers and "
+                "remove_unused_columns=False. For a batch that is text alone on purpose pass empty input_features, "
+                "torch.zeros(0)."
+            )
+        if no_audio and input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1:
+            if not may_hold_tokens(cache):  # else they may be candidates, which can be any token
+                self.check_no_placeholders(input_ids)
         inputs_embeds, audio = self.get_inputs_embeds(
-            input_ids, inputs_embeds, input_features, input_features_mask, language
+            input_ids, inputs_embeds, input_features, input_features_mask, language, audio_embeds
         )
         if audio is not None and audio.left_out is not None:
             attention_mask, places = leave_out(audio.left_out, attention_mask)
             position_ids = places if position_ids is None else position_ids
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        kwargs[CACHE] = past_key_values if cache is None else cache
+        kwargs[CACHE] = cache
         outputs = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **kwargs
         )
         return SpeechLLMModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: outputs.get(CACHE)},
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            router_logits=outputs.get("router_logits"),
             audio_hidden_states=None if audio is None else audio.pooler_output,
             connector=None if audio is None else audio.connector,
         )
 
 
-class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, GenerationMixin):
+class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, SpeechGenerationMixin):
     """Hears and reads, writes text: [`SpeechLLMModel`] with the LLM's head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -303,10 +378,20 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
 
     def __init__(self, config: SpeechLLMConfig):
         super().__init__(config)
+        self.parent_digests: dict[str, Digests] = {}  # of the groups that were loaded from their parents by name
         self.model = SpeechLLMModel(config)
-        self.lm_head = build_lm_head(config.text_config)
+        self.lm_head, self.router_loss = build_head(config.text_config)
         self._name_tied_embedding()
         self.post_init()
+
+    def init_parallel_plans(self) -> None:
+        """The head is sharded where the LLM is: not beside a family without a plan, nor where it is tied to embeddings
+        that stay whole."""
+        super().init_parallel_plans()
+        embedding = self._tied_weights_keys["lm_head.weight"].removesuffix(".weight")
+        tied_to_whole = self.config.tie_word_embeddings and embedding not in self._tp_plan
+        if tied_to_whole or not self.model.language_model.tp_plan:
+            self._tp_plan.pop("lm_head")
 
     def _name_tied_embedding(self) -> None:
         """Families name their embedding differently (`embed_tokens`, `wte`, `word_embeddings`, ...)."""
@@ -348,17 +433,25 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         language: torch.LongTensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SpeechLLMCausalLMOutputWithPast:
         """
         Args:
-            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): next-token targets, -100 is ignored.
+            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): next-token targets, -100 is ignored;
+                placeholders must be.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): as in transformers; a bool mask
                 `(batch, sequence)` gives logits `(positions, vocabulary)`.
 
         Other arguments as in [`SpeechLLMModel.forward`].
         """
+        if labels is not None:
+            torch_compilable_check(
+                (labels != self.config.audio_token_id).all(),
+                f"labels: audio placeholders (id {self.config.audio_token_id}) stand for no token that the LLM could "
+                "say. Set the labels to -100 there.",
+            )
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -369,14 +462,22 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             language=language,
+            audio_embeds=audio_embeds,
             **kwargs,
         )
         logits = self.compute_logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        aux_loss = None
+        if outputs.router_logits is not None and self.router_loss is not None:
+            aux_loss = self.router_loss(outputs.router_logits, attention_mask)
+            if loss is not None:
+                loss = loss + self.router_loss.weight * aux_loss.to(loss.device)
         return SpeechLLMCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=aux_loss,
+            router_logits=outputs.router_logits,
             logits=logits,
             **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
@@ -384,44 +485,6 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Ge
             audio_hidden_states=outputs.audio_hidden_states,
             connector=outputs.connector,
         )
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: torch.LongTensor | None = None,
-        generation_config: Any = None,
-        *args: Any,
-        input_features: torch.Tensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        language: torch.LongTensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `GenerationMixin.generate`; the audio is encoded and merged once, so beams and several returned
-        sequences work with any number of audios per prompt. With `input_ids` the result starts with the prompt,
-        placeholders included; with `inputs_embeds` alone it holds the new tokens only.
-        """
-        input_ids = kwargs.pop("input_ids", inputs)
-        for name in ("past_key_values", "cache"):
-            if name in kwargs:
-                kwargs[CACHE] = kwargs.pop(name)
-        if input_features is not None and len(input_features) > 0:
-            kwargs["inputs_embeds"], audio = self.model.get_inputs_embeds(
-                input_ids, kwargs.get("inputs_embeds"), input_features, input_features_mask, language
-            )
-            if audio.left_out is not None:
-                kwargs["attention_mask"], _ = leave_out(audio.left_out, kwargs.get("attention_mask"))
-        if input_ids is None or kwargs.get("inputs_embeds") is None:
-            return super().generate(input_ids, generation_config, *args, **kwargs)
-        # The stand-in must not be the padding id, from which `generate` infers a missing attention mask.
-        padding = kwargs.get(
-            "pad_token_id", getattr(generation_config or self.generation_config, "pad_token_id", None)
-        )
-        prompt = input_ids.masked_fill(input_ids >= self.lm_head.out_features, 0 if padding != 0 else 1)
-        result = super().generate(prompt, generation_config, *args, **kwargs)
-        sequences = result if isinstance(result, torch.Tensor) else result.sequences
-        copies = len(sequences) // len(input_ids)
-        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0).to(sequences.device)
-        return result
 
 
 __all__ = ["SpeechLLMForConditionalGeneration", "SpeechLLMModel", "SpeechLLMPreTrainedModel"]

@@ -3,6 +3,8 @@
 A checkpoint can hold the trained parts alone; loading it fetches the frozen parents and checks every key.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from .audio_families import WHISPER_FAMILIES
 from .composition import without_zero_init
 from .configuration_speechllm import SpeechLLMConfig
 from .connector_base import Initialized
-from .partial_checkpoints import check_keys, load_trained, save_trained, trained_groups
+from .parents import check_keys, naming
+from .partial_checkpoints import TRAINED_FILE, load_trained, save_trained, trained_groups
 
 GROUPS = ("encoder", "connector", "llm")
 
@@ -38,6 +41,17 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Initialized):
             module.initialize(self.config.initializer_range)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
+        """As in transformers; the connector follows the model's own, which a dict names `""`."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        self.base_model.multi_modal_projector.set_attn_implementation(self.config._attn_implementation)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Initialised as transformers' own models are: it takes weights of other code that are all loaded for
+        initialised, and then buffers that a module fills in its children (Falcon-H1's multipliers) stay empty."""
+        return False
 
     def group_modules(self) -> dict[str, list[nn.Module]]:
         """The three groups that are frozen, trained and saved by name."""
@@ -70,22 +84,25 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
         tied = getattr(self, "all_tied_weights_keys", {})
         return {key for key in self.state_dict() if key.startswith(prefixes) and key not in tied}
 
-    def save_pretrained(self, save_directory: str, trained_only: bool = False, **kwargs: Any) -> None:
-        """Saves the whole model, or with `trained_only` the groups that have trained parameters.
+    def save_pretrained(self, save_directory: str | os.PathLike, trained_only: bool = False, **kwargs: Any) -> None:
+        """Saves the whole model, or with `trained_only` what is not its parents' alone.
 
         Args:
             save_directory: folder.
-            trained_only: write `trained.safetensors` with the trained groups, and into `config.json` the ids and
-                revisions of the frozen parents (known after `from_parts`).
-            **kwargs: `PreTrainedModel.save_pretrained` arguments.
+            trained_only: write `trained.safetensors` with the connector and every group that is trained or whose
+                weights differ from those of the parent it was loaded from (an adapter merged, resized embeddings),
+                and into `config.json` the ids and revisions of the parents (known after `from_parts`).
+            **kwargs: `PreTrainedModel.save_pretrained` arguments: `state_dict`, `is_main_process`, `push_to_hub`, ...
 
         Raises:
-            ValueError: `trained_only` without known parents, or with nothing trained.
+            ValueError: `trained_only` without known parents, or with adapters that are not merged.
         """
         if trained_only:
-            save_trained(self, save_directory)
-        else:
-            super().save_pretrained(save_directory, **kwargs)
+            save_trained(self, save_directory, **kwargs)
+            return
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):  # what an earlier call left would be loaded in its place by some
+            Path(save_directory, TRAINED_FILE).unlink(missing_ok=True)
 
     @classmethod
     @without_zero_init()
@@ -97,19 +114,23 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: keys that are missing, mismatched or unexpected, by name.
+            OSError: a checkpoint or a parent that is not found, by name.
         """
         source = pretrained_model_name_or_path
         if source is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(source, *args, **kwargs)
+        source = os.fspath(source)
         wants_info = kwargs.pop("output_loading_info", False)
         if trained_groups(source, kwargs):
-            model = cls._load_trained(source, kwargs)
+            with naming("SpeechLLM", source):
+                model = cls._load_trained(source, kwargs)
             info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         else:
             accepted = kwargs.pop("ignore_mismatched_sizes", False)
-            model, info = super().from_pretrained(
-                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+            with naming("SpeechLLM", source):
+                model, info = super().from_pretrained(
+                    source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                )
             mismatched = [] if accepted else [key[0] for key in info["mismatched_keys"]]
             check_keys(source, info["missing_keys"], info["unexpected_keys"], mismatched)
         return (model, info) if wants_info else model

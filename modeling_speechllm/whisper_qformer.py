@@ -1,5 +1,7 @@
 """The Whisper decoder as a Q-Former (DiVA, Held et al. 2024, arXiv 2410.02678; LAD, arXiv 2603.07025)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import WhisperConfig
@@ -7,7 +9,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
 from .configuration_connectors import WhisperQFormerConfig
-from .connector_base import Connector, ConnectorOutput, fold_windows, length_mask, unfold_tokens
+from .connector_base import Connector, ConnectorOutput, fold_windows, length_mask, rows_of_windows, unfold_tokens
 from .query_bank import QueryBank
 
 
@@ -19,13 +21,11 @@ class WhisperQFormer(Connector):
     of a shorter one are attended as they are, without the silence that pads Whisper's own windows.
     """
 
-    def __init__(
-        self, config: WhisperQFormerConfig, audio_size: int, text_size: int, window: int, audio_layers: int = 0
-    ):
-        super().__init__(config, audio_size, text_size, window, audio_layers)
+    def __init__(self, config: WhisperQFormerConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
         self.window = window
         size = config.hidden_size or audio_size
-        self.decoder_config = decoder_config(config, size)
+        self.decoder_config = decoder_config(config, size, kwargs.get("attention", "sdpa"))
         self.audio_projection = nn.Identity() if size == audio_size else nn.Linear(audio_size, size)
         self.bank = QueryBank(config, size, audio_size)
         self.embed_positions = nn.Embedding(config.positions, size)
@@ -38,7 +38,8 @@ class WhisperQFormer(Connector):
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         queries, language_logits = self.bank(frames, lengths, language)
         windows, window_lengths, used = fold_windows(self.audio_projection(frames), lengths, self.window)
-        hidden = queries[used.nonzero()[:, 0]] + self.embed_positions.weight[: queries.shape[1]]
+        positions = self.embed_positions(torch.arange(queries.shape[1], device=queries.device))
+        hidden = rows_of_windows(queries, used) + positions
         no_cache = None  # by position: its keyword is another from transformers 5.24 on
         causal = create_causal_mask(self.decoder_config, hidden, None, no_cache)
         cross = create_bidirectional_mask(
@@ -51,6 +52,9 @@ class WhisperQFormer(Connector):
             hidden = layer(hidden, causal, windows, encoder_attention_mask=cross, use_cache=False)
         tokens = self.linear(self.layer_norm(hidden))
         return ConnectorOutput(embeddings=unfold_tokens(tokens, used), language_logits=language_logits)
+
+    def set_attn_implementation(self, attention: str) -> None:
+        self.decoder_config._attn_implementation = attention
 
     def load_decoder(self, decoder: nn.Module) -> None:
         """Takes the weights of a pretrained `WhisperDecoder` (all but its vocabulary).
@@ -70,7 +74,7 @@ class WhisperQFormer(Connector):
         self.load_state_dict(state, strict=False)
 
 
-def decoder_config(config: WhisperQFormerConfig, size: int) -> WhisperConfig:
+def decoder_config(config: WhisperQFormerConfig, size: int, attention: str) -> WhisperConfig:
     """The settings as transformers' decoder layers read them."""
     whisper = WhisperConfig(
         d_model=size,
@@ -79,7 +83,7 @@ def decoder_config(config: WhisperQFormerConfig, size: int) -> WhisperConfig:
         decoder_ffn_dim=config.ffn_size or 4 * size,
         max_target_positions=config.positions,
     )
-    whisper._attn_implementation = "sdpa"
+    whisper._attn_implementation = attention
     return whisper
 
 

@@ -111,6 +111,8 @@ def _exists(path: str) -> bool:
 
 def _read_file(path: str) -> bytes:
     name = shortened(path)
+    if not path:
+        raise AudioError("The name of the audio file is empty. Give its path.")
     try:
         file = Path(path).expanduser()
         mode = file.stat().st_mode

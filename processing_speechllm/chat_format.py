@@ -16,13 +16,14 @@ from transformers.utils.chat_template_utils import _get_template_variables, rend
 
 from .control_tokens import BREAK, encode_marked, has_marked_text
 
-# For LLMs without a chat format (GPT-2, BLOOMZ): no role names; what the user says, a line break, the answer, the end.
+# For LLMs without a chat format (GPT-2, BLOOMZ): no role names; what the user says, a line break unless that ends in
+# white space itself (BLOOMZMMS: "Repeat the sentence: {audio}. "), the answer, the end.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
     {%- if message['role'] == 'assistant' %}
         {%- generation %}{{- message['content'] + (eos_token or '') }}{% endgeneration %}
     {%- else %}
-        {{- message['content'] + '\\n' }}
+        {{- message['content'] + ('' if message['content'][-1:] in (' ', '\\n') else '\\n') }}
     {%- endif %}
 {%- endfor %}"""
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+AUDIO = "{audio}"  # in an instruction: where the speech stands
 AUDIO_KINDS = ("audio", "input_audio", "audio_url")
 SOURCE_KEYS = ("audio", "array", "bytes", "path", "url", "data", "base64", "tokens", "input_audio", "audio_url")
 LIKE_A_SOURCE = re.compile("audio|file|path|ur[il]|data|array|bytes|wav", re.IGNORECASE)  # in the name of a key
@@ -21,13 +22,20 @@ FORM = '{"role": "user", "content": "..."}'
 def instruction_chat(audio: list, instruction: str) -> list[dict]:
     """One user turn: every audio, then the instruction, each on a line of its own. An audio may be None (given later).
 
+    An instruction that says `{audio}` has the audios there, with nothing added around them.
     Training and the pipeline both build their prompts here, so that a model is asked as it was taught.
     """
     content = []
     for source in audio:
         content += [{"type": "audio"} if source is None else {"type": "audio", "audio": source}]
         content += [{"type": "text", "text": "\n"}]
-    return [{"role": "user", "content": [*content[:-1], {"type": "text", "text": "\n" * bool(audio) + instruction}]}]
+    if audio and AUDIO in instruction:
+        prefix, _, last = instruction.partition(AUDIO)
+    else:
+        prefix, last = "", "\n" * bool(audio) + instruction
+    content = [{"type": "text", "text": prefix}, *content[:-1], {"type": "text", "text": last}]
+    content = [block for block in content if block.get("text") != ""] or [{"type": "text", "text": instruction}]
+    return [{"role": "user", "content": content}]
 
 
 def is_chat(value: Any) -> bool:
@@ -128,6 +136,7 @@ def collect_audio(chats: list[list[dict]], given: list, need_sources: bool) -> t
                 for block in blocks:
                     kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
                     if kind == "text" and isinstance(block.get("text"), str):
+                        check_text(block["text"])
                         new_blocks.append({"type": "text", "text": block["text"]})
                     elif kind in AUDIO_KINDS:
                         source = block_source(block)
@@ -149,6 +158,17 @@ def collect_audio(chats: list[list[dict]], given: list, need_sources: bool) -> t
     return new_chats, sources
 
 
+def check_text(text: str) -> None:
+    """Raise a `ValueError` for half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text {text!r} cannot be written in UTF-8: character {error.start} is half of one. It was read in "
+            "another encoding than it was written in; repair it there, or take such characters out."
+        ) from error
+
+
 def block_source(block: Mapping) -> Any:
     """An audio block's source as `load_audio` takes it, or None. Keys whose value is None do not count."""
     given = {key: block[key] for key in SOURCE_KEYS if block.get(key) is not None}
@@ -156,7 +176,7 @@ def block_source(block: Mapping) -> Any:
     if not given:
         others = [key for key in block if key not in ("type", *SOURCE_KEYS) and LIKE_A_SOURCE.search(str(key))]
         if kind != "audio" or any(block[key] is not None for key in others):
-            found = f"has {' and '.join(map(repr, others))}, but " if others else ""
+            found = f"has {' and '.join(map(repr, others))}, but " if others else "has "
             raise ValueError(
                 f"A content block of kind {kind!r} {found}no audio under a known key. Use one of: "
                 f"{', '.join(SOURCE_KEYS)}."

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from transformers.utils.chat_template_utils import Chat
 
 from .audio import LoadedAudio, as_audio_list
-from .chat_messages import AUDIO_KINDS, collect_audio, instruction_chat, is_chat, normalize_chats
+from .chat_messages import AUDIO_KINDS, check_text, collect_audio, instruction_chat, is_chat, normalize_chats
 
 DEFAULT_INSTRUCTION = "Transcribe the speech."
 ROW_KEYS = {"audio", "instruction", "messages"}
@@ -78,6 +78,8 @@ def make_prompt(
     sampling_rate: float | None = None,
 ) -> dict[str, Prompt]:
     """One input in any form -> its prompt, with its audios decoded by the processor."""
+    if inputs is None:
+        raise ValueError("The input is None. Pass an audio, or a row with an instruction alone.")
     if isinstance(inputs, (list, tuple)) and is_chat(inputs):  # of a dataset of chats
         inputs = {"messages": list(inputs)}
     if isinstance(inputs, Mapping) and "messages" in inputs:
@@ -144,6 +146,7 @@ def check_instruction(instruction: Any) -> None:
             f"The instruction must be a string, not {type(instruction).__name__}. To ask each audio something else, "
             'pass rows: [{"audio": ..., "instruction": ...}, ...].'
         )
+    check_text(instruction)
     if not instruction.strip():
         raise ValueError(f'The instruction is empty. Say what to do, or leave it out for "{DEFAULT_INSTRUCTION}"')
 

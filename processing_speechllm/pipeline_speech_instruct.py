@@ -259,11 +259,9 @@ class SpeechInstructPipeline(Pipeline):
         if language is not None:
             index = self.model.config.connector["languages"].index(language)
             labels = features.new_full((len(features),), index).long()
-        embeds, audio = self.model.model.get_inputs_embeds(
-            encoded["input_ids"], None, features, encoded["input_features_mask"], labels
-        )
-        merged = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-        return merged | {"inputs_embeds": embeds}, audio.connector.language_logits.float().softmax(-1)
+        audio = self.model.get_audio_features(features, encoded["input_features_mask"], labels)
+        heard = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        return heard | {"audio_embeds": audio.pooler_output}, audio.connector.language_logits.float().softmax(-1)
 
     def _with_languages(self, prompts: list[Prompt], posteriors: Any) -> list[Prompt]:
         """The prompts with the most probable language of each of their audios and the posterior over all."""

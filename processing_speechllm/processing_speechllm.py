@@ -11,11 +11,12 @@ What is unusual here:
 import copy
 import math
 import numbers
+import os
 from bisect import bisect_left, bisect_right
 from typing import Any
 
 import numpy as np
-from transformers import AddedToken, AutoFeatureExtractor, AutoTokenizer, BatchFeature
+from transformers import AddedToken, AutoFeatureExtractor, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .audio import LoadedAudio, as_audio_list, load_audio
@@ -35,6 +36,7 @@ from .chat_format import (
 from .chat_messages import collect_audio, instruction_chat, normalize_chats
 from .control_tokens import has_marked_text, mark_inputs
 from .feature_kinds import FeatureKind, feature_kind
+from .gguf_tokenizer import load_tokenizer
 from .stages import check_stages, fill, stage_length
 
 MAX_FRAME = 1_000_000  # feature frames or samples; no encoder frame spans more
@@ -117,7 +119,9 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.min_samples = self._find_min_samples()
 
     @classmethod
-    def from_parts(cls, audio: Any, text: Any, config: Any, **kwargs) -> "SpeechLLMProcessor":
+    def from_parts(
+        cls, audio: Any, text: Any, config: Any, gguf_file: str | None = None, **kwargs
+    ) -> "SpeechLLMProcessor":
         """
         Processor for a composed model.
 
@@ -126,6 +130,7 @@ class SpeechLLMProcessor(ProcessorMixin):
             text: Hub id or folder of the LLM, or a tokenizer. An object is copied, not changed.
             config: the model's config; its `audio_stages`, `connector_stages`, `pad_to_window`, `audio_window_inputs`
                 `audio_feature_size` and `audio_token_id` are read, and the positions of its LLM.
+            gguf_file: name of a GGUF file in `text`, whose tokenizer is taken where there are no files of one.
             **kwargs: further arguments of the constructor, for example `chat_template` or `max_audio_seconds`.
 
         Raises:
@@ -134,7 +139,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         by_name = isinstance(audio, str) or hasattr(audio, "__fspath__")
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio) if by_name else copy.deepcopy(audio)
         by_name = isinstance(text, str) or hasattr(text, "__fspath__")
-        tokenizer = AutoTokenizer.from_pretrained(text) if by_name else copy.deepcopy(text)
+        tokenizer = load_tokenizer(os.fspath(text), gguf_file) if by_name else copy.deepcopy(text)
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         kwargs.setdefault("audio_stages", config.audio_stages)
         kwargs.setdefault("connector_stages", config.connector_stages)

@@ -68,9 +68,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if re.fullmatch(r"\s*-?\d{1,18}\s*", text) else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not a number of tokens; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; give 1 or more")
     return number
 
 
@@ -93,7 +93,12 @@ def _names_audio(text: str) -> bool:
 
 
 def _is_url(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
+    return text.lower().startswith(("http://", "https://"))
+
+
+def _elsewhere(name: str) -> bool:
+    """Whether a recording is no path: standard input, a web address, or one that holds or names a file itself."""
+    return name == "-" or _is_url(name) or name.lower().startswith(("file:", "data:"))
 
 
 def _source(name: str) -> Any:
@@ -109,6 +114,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if names.count("-") > 1:
             raise CommandError('"-" is given twice, but standard input holds one recording. Give it once.')
+        missing = [name for name in names if not (_elsewhere(name) or os.path.exists(os.path.expanduser(name)))]
+        if len(missing) == len(names):  # else the others are answered
+            for name in missing:
+                found = f"{name}: no such file. Check" if name else "The name of the audio file is empty. Give"
+                report(f"{found} the path.")
+            return 2
         pipe = load_pipeline(arguments.model)
     except CommandError as error:
         report(error)

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from .loading import CommandError, report
+from .pages import page
 
-EXAMPLE = """\
+EXAMPLE = f"""\
 60 seconds with it:
   pip install "speechllm[tts]"
   speechllm benchmark audio-mlqa --source google/xquad --split validation --languages en de --items 5 --out mlqa
   speechllm evaluate --model nano --dataset mlqa --dataset_split test --task question --output_dir mlqa-nano
 
-A command that was stopped goes on when it is given again. docs/benchmarks.md says what each benchmark holds.
+A command that was stopped goes on when it is given again. {page("benchmarks")} says what each benchmark holds.
 """
 LABELLED = ("xnli", "mnli", "rte", "wnli", "qnli", "mrpc", "qqp", "sst2", "cola")
 
@@ -88,7 +89,7 @@ def _add_bloomzmms(options: argparse.ArgumentParser) -> None:
 
 def _add_recordings(options: argparse.ArgumentParser) -> None:
     options.add_argument("--split", default="test", help="split of the transcribed set; a manifest is one: train")
-    options.add_argument("--dataset_name", help="configuration of a Hub dataset")
+    options.add_argument("--dataset_config", help="configuration of a Hub dataset")
     options.add_argument("--columns", type=json.loads, help='other names of columns, as \'{"sentence": "text"}\'')
     options.add_argument("--language", help="code, if the rows do not say theirs")
 
@@ -211,7 +212,7 @@ def _bloomzmms(arguments: argparse.Namespace) -> Iterator[tuple[Any, str, Any]]:
 
 def _recordings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What says how a transcribed set is read."""
-    names = {"split": "split", "dataset_name": "name", "columns": "columns", "language": "language"}
+    names = {"split": "split", "dataset_config": "name", "columns": "columns", "language": "language"}
     return {name: getattr(arguments, option) for option, name in names.items()}
 
 

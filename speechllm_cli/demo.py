@@ -17,6 +17,8 @@ EXAMPLE = """\
 A tick marks an answer that is the expected one, letter by letter. The exit status is 0 if all are, else 1.
 """
 
+WIDTHS = [6, 35, 24, 9]  # with two spaces between them 80 columns
+
 
 def add_parser(commands: Any) -> None:
     """Adds `demo` to the subparsers."""
@@ -57,23 +59,49 @@ def display_width(text: str) -> int:
 
 
 def format_table(rows: list[list[str]], widths: list[int] | None = None) -> Iterable[str]:
-    """Lines of left-aligned columns."""
-    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    """
+    Lines of left-aligned columns.
+
+    Args:
+        rows: cells.
+        widths: most columns of a terminal that each may take; cells that are wider go on below.
+    """
+    widest = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    widths = widest if widths is None else [min(pair) for pair in zip(widest, widths, strict=True)]
     for row in rows:
-        cells = [cell + " " * (width - display_width(cell)) for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join(cells).rstrip()
+        pieces = [wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for line in range(max(map(len, pieces))):
+            cells = [piece[line] if line < len(piece) else "" for piece in pieces]
+            padded = [cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths, strict=True)]
+            yield "  ".join(padded).rstrip()
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` columns, broken at spaces, and within words that are longer."""
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if display_width(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] * bool(lines[-1])
+        for character in word:
+            if display_width(lines[-1] + character) > width > 0:
+                lines.append("")
+            lines[-1] += character
+    return lines
 
 
 def run_examples(pipe: Any, examples: list[dict]) -> tuple[list[list[str]], int, int]:
     """Asks everything; returns the table's rows, how many answers were as expected, and how many there are."""
     rows, right, total = [], 0, 0
     for example in examples:
-        rows.append([Path(example["file"]).name, f"“{example['text']}”", "", "", ""])
+        rows.append([Path(example["file"]).name, f"“{example['text']}”", "", ""])
         for question in example["questions"]:
             answer = ask_pipeline(pipe, [example["file"]], question["instruction"])
             as_expected = answer == question["expected"]
-            remark = "" if as_expected else f"expected: {question['expected']}"
-            rows.append(["", question["instruction"], answer, "✓" if as_expected else "✗", remark])
+            remark = "" if as_expected else f" expected: {question['expected']}"
+            rows.append(["", question["instruction"], answer, "✓" if as_expected else f"✗{remark}"])
             right, total = right + as_expected, total + 1
     return rows, right, total
 
@@ -90,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         report(error)
         return 2
     rows, right, total = run_examples(pipe, examples)
-    for line in format_table(rows):
+    for line in format_table(rows, WIDTHS):
         print(line)
     languages = len({example["language"] for example in examples})
     seconds = time.perf_counter() - started

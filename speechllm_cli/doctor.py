@@ -6,6 +6,7 @@ never its end.
 
 import argparse
 import importlib
+import importlib.util
 import io
 import os
 import platform
@@ -38,6 +39,11 @@ TORCH_REMEDY = (
     'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio>=2.11" "torchcodec>=0.17" (from PyPI also for use '
     "on the CPU: torchaudio 2.11 does not load beside CPU-only wheels of torch)"
 )
+
+
+# Packages that are installed together, and may be hidden by others of the same name.
+PACKAGES = ("modeling_speechllm", "processing_speechllm", "trainers", "hub_cards", "speechllm")
+REINSTALL = "pip install --force-reinstall --no-deps . in a clone of the repository"
 
 
 def add_parser(commands: Any) -> None:
@@ -88,6 +94,53 @@ def check_package(requirement: Any) -> Finding:
     except Exception as error:  # ImportError, but also OSError and RuntimeError from binaries that do not fit
         return Finding("FAIL", name, f"{version} cannot be imported: {describe(error)}", remedy)
     return Finding("ok", name, version)
+
+
+def check_extras() -> Iterator[Finding]:
+    """Each extra that the package declares: installed whole and in the declared range, or how to get it."""
+    from packaging.requirements import Requirement
+
+    extras: dict[str, list[Any]] = {
+        name: [] for name in metadata.metadata("speechllm").get_all("Provides-Extra") or []
+    }
+    for line in metadata.requires("speechllm") or []:
+        requirement = Requirement(line)
+        for name, wanted in extras.items():
+            if requirement.marker is not None and requirement.marker.evaluate({"extra": name}):
+                wanted.append(requirement)
+    for name, wanted in extras.items():
+        states = [describe_extra(requirement) for requirement in wanted]
+        missing = [state for state, is_fine in states if not is_fine]
+        remedy = f'pip install "speechllm[{name}]"' if missing else ""
+        detail = f"not whole: {', '.join(missing)}" if missing else ", ".join(state for state, _ in states)
+        yield Finding("note" if missing else "ok", f"extra {name}", detail, remedy)
+
+
+def describe_extra(requirement: Any) -> tuple[str, bool]:
+    """A package of an extra with its version, and whether it is there in the declared range."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed", False
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{requirement.name} {version} is outside {requirement.specifier}", False
+    return f"{requirement.name} {version}", True
+
+
+def check_places() -> Iterator[Finding]:
+    """Whether the packages that are installed together are imported from the same place: `trainers` and `hub_cards`
+    are names that other projects, or a folder in the current directory, may have too."""
+    home = Path(__file__).parents[1].resolve()
+    for name in PACKAGES:
+        found = importlib.util.find_spec(name)
+        if found is None or not found.submodule_search_locations:
+            yield Finding("FAIL", name, f"is not where speechllm is, in {home}", REINSTALL)
+            continue
+        place = Path(next(iter(found.submodule_search_locations))).resolve()
+        if place.parent != home:
+            remedy = f"rename or uninstall {place}, or run in another folder: it stands before the {name} of speechllm"
+            yield Finding("FAIL", name, f"is imported from {place}, not from {home / name}", remedy)
+    yield Finding("ok", "place", str(home))
 
 
 def check_devices() -> Iterator[Finding]:
@@ -159,6 +212,8 @@ def check_embedded_model() -> Iterator[Finding]:
 CHECKS: list[tuple[str, Callable[[], Iterator[Finding]], str]] = [
     ("python", check_python, "reinstall Python"),
     ("packages", check_packages, "install speechllm: pip install . in a clone of the repository"),
+    ("places", check_places, REINSTALL),
+    ("extras", check_extras, "install speechllm: pip install . in a clone of the repository"),
     ("devices", check_devices, TORCH_REMEDY),
     ("decoders", check_decoders, "see the failures above; pip install . in a clone of the repository repairs them"),
     ("embedded model", check_embedded_model, "see the failures above; else pip install --force-reinstall --no-deps ."),

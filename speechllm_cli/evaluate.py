@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from .loading import report
+from .pages import page
 
 NAME = "evaluate"
 HELP = "score a SpeechLLM beside its text bound, a cascade, a second model"
 DESCRIPTION = """\
-Scores a SpeechLLM beside what it must be compared with; see docs/evaluation.md.
+Scores a SpeechLLM beside what it must be compared with; see {page}.
 
 Settings come from a YAML recipe, a file or a packaged one by name, and from options, which win. A run that was stopped
 goes on when its command is given again.
@@ -47,7 +48,11 @@ def run(arguments: Sequence[str]) -> int:
     place = "nothing had begun"
     try:
         config, launch = parse(
-            (EvaluationConfig, LaunchArguments), arguments, "speechllm evaluate", DESCRIPTION, EXAMPLE
+            (EvaluationConfig, LaunchArguments),
+            arguments,
+            "speechllm evaluate",
+            DESCRIPTION.format(page=page("evaluation")),
+            EXAMPLE,
         )
         if launch.accelerate_config is not None and LAUNCHED not in os.environ:
             return start_through_accelerate(launch.accelerate_config, NAME, arguments)

@@ -50,11 +50,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 (a check failed) or 2 (wrong usage, unusable input)."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] in training.HELP:  # their parsers need heavy imports
+    if not argv:
+        build_parser().print_help()
+        return 0
+    if argv[0] in training.HELP:  # their parsers need heavy imports
         return training.run(argv[0], argv[1:])
-    if argv and argv[0] == evaluate.NAME:
+    if argv[0] == evaluate.NAME:
         return evaluate.run(argv[1:])
-    arguments = build_parser().parse_args(argv, argparse.Namespace(command_line=argv))
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv, argparse.Namespace(command_line=argv))
+    if rest and (not hasattr(arguments, "inputs") or any(word.startswith("-") and word != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # of `ask`: argparse takes no inputs after an option
+        arguments.inputs += rest
     sys.stdout.reconfigure(errors="replace")  # an answer in Chinese must not end a program whose terminal is Latin-1
     try:
         status = arguments.run(arguments)

@@ -82,8 +82,8 @@ def add_overlap_parser(commands: Any) -> None:
     )
     parser.add_argument("--training", nargs="+", required=True, metavar="DATA", help="folders, manifests or Hub ids")
     parser.add_argument("--evaluation", nargs="+", required=True, metavar="DATA", help="folders, manifests or Hub ids")
-    parser.add_argument("--training_split", default="train", help="split of Hub data (train)")
-    parser.add_argument("--evaluation_split", default="test", help="split of Hub data (test)")
+    parser.add_argument("--training_split", default="train", help="split of the training data (train)")
+    parser.add_argument("--evaluation_split", help="its split (test; of local data without one: train)")
     parser.add_argument("--audio", action="store_true", help="compare recordings too; all are decoded")
     parser.add_argument("--card", nargs="+", metavar="FOLDER", help="exported models or data sets whose cards say it")
     parser.set_defaults(run=run_overlap)
@@ -149,11 +149,13 @@ def run_overlap(arguments: argparse.Namespace) -> int:
         from trainers.commands.card import display_name
         from trainers.data.loading import load_rows
 
+        for folder in arguments.card or []:
+            check_card_takes(folder)
         entries = []
         for training in arguments.training:
             rows = load_rows(training, arguments.training_split)
             for evaluation in arguments.evaluation:
-                other = load_rows(evaluation, arguments.evaluation_split)
+                other = load_rows(evaluation, arguments.evaluation_split or evaluation_split(evaluation))
                 names = display_name(training), display_name(evaluation)
                 entries.append(find_overlap(rows, other, *names, arguments.audio))
                 found = entries[-1]
@@ -173,6 +175,36 @@ def run_overlap(arguments: argparse.Namespace) -> int:
         report(error)
         return 2
     return 0
+
+
+def evaluation_split(source: str) -> str:
+    """`test`, or `train` for local data without a split of that name, such as a manifest."""
+    path = Path(source)
+    places = ("test", "test-*.parquet", "data/test-*.parquet")
+    here = path.is_file() or (path / "manifest.jsonl").is_file() or not any(any(path.glob(p)) for p in places)
+    return "train" if path.exists() and here else "test"
+
+
+def check_card_takes(folder: str) -> None:
+    """
+    Raises:
+        CommandError: a folder without a card, or one whose card has words that writing it anew would lose.
+    """
+    from hub_cards.dataset_card import has_own_card, render_dataset_card
+    from hub_cards.facts import FACTS_FILE, read_facts
+    from hub_cards.model_card import render_model_card
+
+    path, card = Path(folder), Path(folder) / "README.md"
+    if is_dataset(folder) and has_own_card(path):
+        return
+    if not (path / FACTS_FILE).is_file():
+        raise CommandError(f"{folder} has no {FACTS_FILE}. Give what speechllm export has written.")
+    render = render_dataset_card if is_dataset(folder) else render_model_card
+    if card.is_file() and card.read_text(encoding="utf-8") != render(read_facts(path)):
+        raise CommandError(
+            f"{card} was edited by hand, or is of an older version: it differs from what {FACTS_FILE} gives, and "
+            f"would be written anew. Put your words into {FACTS_FILE} (notes, limits), remove the card, and try again."
+        )
 
 
 def put_overlap(folder: str, entries: list[dict]) -> None:
@@ -211,13 +243,14 @@ def check(folder: str, load: bool = True) -> int:
 
 def run_push(arguments: argparse.Namespace) -> int:
     """Returns 0, 1 if the folder fails the check, or 2 if the Hub refused or could not be reached."""
-    from hub_cards.push import PushError, PushSettings, plan_push, push_folder
+    from hub_cards.push import PushError, PushSettings, check_name, plan_push, push_folder
 
     kind = "dataset" if is_dataset(arguments.folder) else "model"
     settings = PushSettings(
         arguments.repository, kind, arguments.private, arguments.branch, arguments.message, arguments.update
     )
     try:
+        check_name(arguments.repository)
         load_packages()
         if check(arguments.folder):
             return 1

@@ -1,11 +1,15 @@
-"""`speechllm align`, `imitate`, `distill`, `targets` and `encode`: their help; the work is in `trainers.commands`."""
+"""`speechllm align`, `imitate`, `distill`, `targets`, `encode`, `inspect` and `transcribe`: their help; the work is in
+`trainers.commands` and `speechllm.evaluation`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from .loading import report
+from .pages import page
 
 HELP = {
+    "inspect": "look at data before training: lengths, findings, memory, time, settings",
+    "transcribe": "let an ASR model write missing transcripts, and the WER of given ones",
     "targets": "let the LLM answer prompts about transcripts: what a connector learns to imitate",
     "encode": "run the frozen encoder once over the data, for trainings that read its frames from disk",
     "align": "train a connector to spell the transcript in the LLM's tokens (CTC)",
@@ -13,11 +17,13 @@ HELP = {
     "distill": "train a connector to move the LLM to where the transcript moves it",
 }
 DESCRIPTIONS = {
-    "targets": "Writes the LLM's answers about the transcripts of a dataset; see docs/targets.md.",
-    "encode": "Writes what the frozen encoder makes of a dataset; see docs/caching.md.",
-    "align": "Stage 1 of BLOOMZMMS: CTC over the LLM's embeddings; see docs/training.md.",
-    "imitate": "Cross-entropy on answers, divergence from the LLM that reads, or both; see docs/training.md.",
-    "distill": "DiVA, LAD and response distillation; see docs/training.md.",
+    "inspect": "Says what is in a data set and, with a model, what a training on it takes; see {data}.",
+    "transcribe": "Writes the rows with text where it is missing and wer where it is not; see {data}.",
+    "targets": "Writes the LLM's answers about the transcripts of a dataset; see {targets}.",
+    "encode": "Writes what the frozen encoder makes of a dataset; see {caching}.",
+    "align": "Stage 1 of BLOOMZMMS: CTC over the LLM's embeddings; see {training}.",
+    "imitate": "Cross-entropy on answers, divergence from the LLM that reads, or both; see {training}.",
+    "distill": "DiVA, LAD and response distillation; see {training}.",
 }
 SETTINGS = """\
 
@@ -26,6 +32,11 @@ not exist is refused with the nearest that does. A command that was stopped goes
 """
 DATA = "  python -m benchmarks.nanoworld.recordings --out nano-data     spoken requests, in a clone of the repository"
 EXAMPLES = {
+    "inspect": ["speechllm inspect --dataset nano-data/train --model nano"],
+    "transcribe": [
+        "speechllm transcribe --dataset nano-data/train --asr openai/whisper-tiny --out nano-transcribed",
+        "speechllm align --config nano-align --dataset nano-transcribed --max_wer 0.1",
+    ],
     "targets": ["speechllm targets --config nano-targets", "head nano-targets/manifest.json"],
     "encode": ["speechllm encode --config nano-encode"],
     "align": ["speechllm align --config nano-align", "speechllm align --config nano-align --learning_rate 1e-3"],
@@ -54,5 +65,12 @@ def run(command: str, arguments: Sequence[str]) -> int:
         return 2
     lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
     example = f"60 seconds with it, on a CPU:\n{DATA}\n{lines}\n"
-    description = f"{DESCRIPTIONS[command]}\n{SETTINGS}"
-    return commands.main(command, arguments, description, example, known_models={"nano": speechllm.NANO})
+    known = {name: page(name) for name in ("data", "targets", "caching", "training")}
+    description = f"{DESCRIPTIONS[command].format(**known)}\n{SETTINGS}"
+    elsewhere = {}
+    if command == "transcribe":
+        from speechllm.evaluation.transcripts import TranscribeConfig, transcribe
+        from trainers.commands.arguments import DataArguments, LaunchArguments
+
+        elsewhere = {"classes": (TranscribeConfig, DataArguments, LaunchArguments), "work": transcribe}
+    return commands.main(command, arguments, description, example, {"nano": speechllm.NANO}, **elsewhere)

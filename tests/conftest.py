@@ -27,6 +27,7 @@ from transformers import (
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 from modeling_speechllm.audio_families import audio_stages
 from modeling_speechllm.lengths import receptive_field
+from modeling_speechllm.partial_checkpoints import record_parents
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -177,6 +178,12 @@ def tiny_speechllm(audio="whisper", text=None, connector=None, audio_token_id=VO
     )
     torch.manual_seed(0)
     return scatter_weights(SpeechLLMForConditionalGeneration(config)).eval()
+
+
+def name_parents(model):
+    """Lets a tiny model pass for one that was just joined of the parents "a" and "b"."""
+    model.config.parents = {"audio": {"id": "a", "revision": None}, "text": {"id": "b", "revision": None}}
+    record_parents(model, ["encoder", "llm"])
 
 
 def positions(name, *half_frames):

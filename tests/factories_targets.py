@@ -51,7 +51,7 @@ def source(rows: int = 20, **columns: list) -> Dataset:
 
 
 def config(folder, **changes) -> TargetsConfig:
-    settings = {"dataset": "given", "output_dir": str(folder), "model": "some/llm", "rows_per_shard": 3}
+    settings = {"output_dir": str(folder), "model": "some/llm", "rows_per_shard": 3}
     return TargetsConfig(**settings | changes)
 
 

@@ -297,7 +297,7 @@ BAD_CHATS = {
     ),
     "input_audio of nothing": (
         [{"role": "user", "content": [{"type": "input_audio"}]}],
-        "kind 'input_audio' no audio under a known key",
+        "kind 'input_audio' has no audio under a known key",
         "Use one of: audio",
     ),
     "two sources": (

@@ -11,7 +11,7 @@ from factories_processing import RATE, encoded, make_tokenizer, sine
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, LlamaForCausalLM, WhisperForConditionalGeneration
 
-from processing_speechllm import SpeechLLMProcessor
+from processing_speechllm import AudioError, SpeechLLMProcessor
 from trainers.cache import encode
 from trainers.cache import store as cache_store
 from trainers.cache.config import EncodeConfig
@@ -187,6 +187,42 @@ def test_bad_rows_are_set_aside_counted_and_listed(tmp_path):
     report = encode_dataset(model, processor, [*ROWS[:2], bad[0] | {"audio": ROWS[2]["audio"]}], config_of(tmp_path))
     assert (report.kept, report.audios, report.bad) == (2, 1, 0)  # the repaired row is tried again
     assert BadRows(tmp_path / "bad_rows", 1.0, 1).read() == []
+
+
+def test_a_row_that_was_set_aside_is_bad_audio_to_who_reads_the_cache(tmp_path):
+    model, processor = parts_of()
+    pair = {"id": "pair", "audio": [ROWS[0]["audio"], {"bytes": None, "path": "gone.wav"}]}
+    bad = {"id": "empty", "audio": {"bytes": b"", "path": "a.wav"}}
+    encode_dataset(model, processor, [*ROWS[:2], pair, bad], config_of(tmp_path))
+    cache = FrameCache(tmp_path)
+    for key in ("empty", "pair/0", "pair/1"):
+        with pytest.raises(AudioError, match="Set aside when the cache .* was written"):
+            cache.frames(key)
+    with pytest.raises(KeyError, match="not in the cache"):
+        cache.frames("never seen")
+
+
+def test_shards_are_written_by_time_too(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(cache_store.time, "monotonic", lambda: next(clock))
+    model, processor = parts_of()
+    config = config_of(tmp_path, shard_seconds=60, batch_seconds=0.01)
+    monkeypatch.setattr(encode, "encode_frames", _killed_at(6, encode.encode_frames))
+    with pytest.raises(KeyboardInterrupt):
+        encode_dataset(model, processor, ROWS, config)
+    kept = cache_store.read_shards(tmp_path / "frames", "")["items"]
+    assert len(kept) >= 2  # of a shard that would hold a gigabyte
+
+
+def _killed_at(call, function):
+    calls = iter(range(1, 1000))
+
+    def run(*arguments):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return run
 
 
 def test_too_many_bad_rows_stop_the_run(tmp_path, monkeypatch):

@@ -64,6 +64,11 @@ FAULTS = {
     "pickle by name": (append("optimizer.pt", "x"), "pickle", "optimizer.pt"),
     "pickle by content": (lambda f: (f / "state.json").write_bytes(b"\x80\x04K\x01."), "pickle", "state.json"),
     "a Hub token": (append("README.md", "hf_" + "a" * 34), "secrets", "README.md:"),
+    "a Hub token in Latin-1": (
+        lambda f: (f / "notes.txt").write_bytes(b"M\xfcller: hf_" + b"a" * 34),
+        "secrets",
+        "notes.txt:1",
+    ),
     "a key in the settings": (append("facts.json", ' "api_key": "0123456789abcdef"'), "secrets", "a password"),
     "a path": (append("README.md", "\ntrained in /home/somebody/run\n"), "absolute paths", "/home/somebody"),
     "a path of Windows": (append("README.md", "\nC:\\Users\\somebody\n"), "absolute paths", "C:\\Users"),
@@ -85,6 +90,16 @@ def test_each_fault_is_a_failing_line_with_a_remedy(folder, fault):
     found = [finding for finding in failing(folder) if finding.subject == subject]
     assert found and detail in found[0].detail, [vars(finding) for finding in failing(folder)]
     assert all(finding.remedy for finding in found)
+
+
+def test_a_folder_below_a_cache_is_seen(folder, tmp_path):
+    inside = shutil.copytree(folder, tmp_path / ".cache" / "folder")
+    append("README.md", "hf_" + "a" * 34)(inside)
+    assert [finding.subject for finding in failing(inside)] == ["secrets"]
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path):
+    assert any(finding.detail == f"{tmp_path} is empty" for finding in failing(tmp_path))
 
 
 def test_a_card_edited_by_hand_is_noted_not_refused(folder):

@@ -1,5 +1,6 @@
 """The `speechllm` command, in this process with a tiny random model, and twice as installed."""
 
+import importlib.util
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from packaging.requirements import Requirement
 import speechllm
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
-from speechllm_cli import demo, doctor
+from speechllm_cli import ask, demo, doctor
 from speechllm_cli.ask import LANGUAGES, split_inputs
 from speechllm_cli.loading import ask_pipeline, load_pipeline
 from speechllm_cli.main import main
@@ -58,6 +59,19 @@ def test_ask_prints_the_answer_of_the_pipeline(folder, recordings, capsys):
     expected = ask_pipeline(load_pipeline(str(folder)), [recordings[0]], "What is said?")
     assert expected.strip()
     assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (2, 3, 0, 1)])
+def test_options_may_stand_anywhere(folder, recordings, capsys, order):
+    words = [[recordings[0]], ["What is said?"], ["--model", str(folder)], ["--json"]]
+    assert main(["ask", *(word for number in order for word in words[number])]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["audio"], row["instruction"]) == (recordings[0], "What is said?")
+
+
+def test_a_file_address_is_a_recording(folder, recordings, capsys):
+    assert main(["ask", "file://" + recordings[0], "What is said?", "--model", str(folder)]) == 0
+    assert capsys.readouterr().out.strip()
 
 
 def test_without_an_instruction_the_audio_is_transcribed(folder, recordings, capsys):
@@ -132,6 +146,9 @@ def test_a_bad_recording_is_one_line_and_the_others_are_answered(folder, recordi
         (["nowhere.wav", "also-nowhere.mp3"], "no such file"),
         (["-", "-"], "given twice"),
         (["TONE", ""], "instruction is empty"),
+        ([""], "name of the audio file is empty"),
+        (["TONE", "say \udcff"], "is half of one"),
+        (["HTTP://127.0.0.1:9/a.wav"], "cannot be downloaded"),
     ],
 )
 def test_unusable_input_exits_with_2_and_says_why(folder, recordings, capsys, inputs, finding):
@@ -201,7 +218,11 @@ def test_languages_of_whisper_are_known():
     assert set(WHISPER_LANGUAGES) - {"jw"} <= LANGUAGES  # Whisper calls Javanese by a withdrawn code
 
 
-@pytest.mark.parametrize("arguments", ["", "sing", "ask", "ask a.wav --json --stream", "ask a.wav --max-new-tokens 0"])
+WRONG = ["sing", "ask", "ask a.wav --json --stream", "ask a.wav --max-new-tokens 0"]
+WRONG += ["ask a.wav --max-new-tokens many", "ask a.wav --json --bogus b", "check folder another"]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
@@ -240,6 +261,53 @@ def test_table_columns_align_over_wide_and_combining_characters():
     rows = [["厨房", "|"], ["nhà bếp", "|"], ["e\u0301", "|"], ["Küche", "|"]]
     assert len({demo.display_width(line) for line in demo.format_table(rows)}) == 1
     assert [demo.display_width(row[0]) for row in rows] == [4, 7, 1, 5]
+
+
+def test_the_demo_fits_80_columns():
+    rows = [
+        ["en.wav", "“turn off the radio in the kitchen”", "", ""],
+        ["", "Translate the request that you hear into Indonesian.", "what is the weather in Paris on Monday", "✓"],
+        ["", "写下说的话。" * 5, "星期一巴黎天气怎么样" * 3, "✗ expected: 厨房"],
+    ]
+    lines = list(demo.format_table(rows, demo.WIDTHS))
+    assert max(map(demo.display_width, lines)) <= 80 and len(lines) > len(rows)
+    assert "".join("".join(row) for row in rows[2:]).replace(" ", "") in "".join(
+        "".join(wrapped) for cell in rows[2] for wrapped in [demo.wrap(cell, 20)]
+    ).replace(" ", "")
+
+
+def test_wrong_names_are_found_before_a_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(ask, "load_pipeline", lambda model: pytest.fail("loaded"))
+    assert main(["ask", "nowhere.wav", "also-nowhere.mp3", "What is said?"]) == 2
+    assert capsys.readouterr().err.count("no such file") == 2
+
+
+def test_doctor_says_which_extras_are_whole(monkeypatch):
+    monkeypatch.setattr(
+        doctor.metadata, "requires", lambda name: ['numpy>=2; extra == "a"', 'none-such; extra == "b"']
+    )
+    monkeypatch.setattr(doctor.metadata, "metadata", lambda name: Extras())
+    whole, part = doctor.check_extras()
+    assert (whole.status, part.status) == ("ok", "note") and whole.detail.startswith("numpy 2")
+    assert "none-such is not installed" in part.detail and part.remedy == 'pip install "speechllm[b]"'
+
+
+class Extras:
+    def get_all(self, name):
+        return ["a", "b"]
+
+
+def test_doctor_finds_a_package_that_hides_ours(tmp_path, monkeypatch):
+    assert [finding.status for finding in doctor.check_places()] == ["ok"]
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "__init__.py").write_text("")
+    spec = importlib.util.spec_from_file_location(
+        "trainers", tmp_path / "trainers" / "__init__.py", submodule_search_locations=[str(tmp_path / "trainers")]
+    )
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "trainers" else known(name))
+    failure, _ = doctor.check_places()
+    assert failure.status == "FAIL" and str(tmp_path) in failure.detail and "rename or uninstall" in failure.remedy
 
 
 def test_demo_without_its_recordings_says_so(tmp_path, monkeypatch, capsys):

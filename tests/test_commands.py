@@ -1,16 +1,19 @@
 """The commands in this process: recipes and options, what is refused and how, what a training leaves behind."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 import yaml
-from conftest import text_config, tiny_speechllm, whisper_config
+from conftest import name_parents, text_config, tiny_speechllm, whisper_config
 from datasets import Dataset
 from factories_processing import CHATML_MARKED, RATE, make_extractor, make_tokenizer
 from factories_training import TEXTS, tone
@@ -25,8 +28,9 @@ from speechllm_cli.loading import ask_pipeline, load_pipeline
 from speechllm_cli.main import main
 from trainers.commands import run as commands
 from trainers.commands.arguments import LaunchArguments, ScriptArguments
-from trainers.commands.inputs import load_speech_model, weigh_targets
+from trainers.commands.inputs import evaluation_split, load_speech_model, weigh_targets
 from trainers.commands.parsing import RECIPES, parse
+from trainers.speech_config import NOT_ACTED_ON
 from trainers.targets.prompts import load_tasks
 
 QUICK = {
@@ -134,7 +138,7 @@ def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys
     ("text", "finding"),
     [
         ("max_steps: many", "invalid int value: 'many'"),
-        ("dataset: folder", "dataset is a list"),
+        ("dataset: {a: b}", "dataset is a list"),
         ("max_steps: [1, 2]", "max_steps takes one value"),
         ("max_steps: 1\nmax_steps: 2", "max_steps stands twice (line 2)"),
         ("- max_steps", "holds no settings"),
@@ -152,6 +156,41 @@ def test_settings_that_do_not_fit_are_one_message(text, finding, tmp_path, capsy
     assert errors.startswith("speechllm: ") and finding in errors and "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("group_by_length", "train_sampling_strategy: group_by_length"),
+        ("evaluation_strategy", "eval_strategy"),
+        ("text_column", 'columns: {"its name": "text"}'),
+    ],
+)
+def test_a_setting_of_another_name_is_named(name, setting, capsys):
+    status, _, errors = run("align", f"--{name}", "true", capsys=capsys)
+    assert status == 2 and f"{name} (did you mean {setting}?)" in errors
+
+
+def test_what_comes_next_is_said(recipe, tmp_path, capsys):
+    for command, words in (("align", "speechllm imitate --model"), ("imitate", "Ask it: speechllm ask")):
+        status, output, _ = run(command, "--config", recipe(output_dir=str(tmp_path / command)), capsys=capsys)
+        assert status == 0 and words in output.splitlines()[-1]
+
+
+def test_a_single_path_is_a_list_of_one(recipe, data, capsys):
+    path = recipe(dataset=str(data), max_seconds=2)
+    status, output, _ = run("align", "--config", path, capsys=capsys)
+    assert status == 0 and f"{data}: manifest, split train, 6 clips\nTraining data: 5 of 6 rows kept" in output
+    assert ScriptArguments(model="m", dataset="d", eval_dataset="e").eval_dataset == ["e"]
+
+
+def test_evaluation_takes_the_validation_split_of_folders_that_have_one(data, tmp_path):
+    assert evaluation_split(str(data), None) == "train"
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_bytes((data / "manifest.jsonl").read_bytes())
+    assert evaluation_split(str(tmp_path), None) == "validation"
+    assert evaluation_split("owner/name", None) == "validation"
+    assert evaluation_split(str(tmp_path), "train") == "train"
+
+
 def test_a_recipe_that_is_not_there_names_those_that_are(capsys):
     status, _, errors = run("imitate", "--config", "nano-imitat", capsys=capsys)
     assert status == 2 and "nano-imitate.yaml" in errors
@@ -163,7 +202,24 @@ def test_help_lists_settings_and_an_example(command, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "--output_dir" in text and "60 seconds with it" in text and f"speechllm {command} --config nano-" in text
+    assert "--output_dir" in text and "60 seconds with it" in text
+    assert f"speechllm {command} --config nano-" in text or f"speechllm {command} --dataset nano-" in text
+
+
+@pytest.mark.parametrize("command", commands.FIRST)
+def test_the_short_help_shows_ten_settings_and_the_long_one_all_by_group(command, capsys):
+    texts = {}
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit):
+            main([command, *words])
+        texts[len(words)] = capsys.readouterr().out
+    short, long = (set(re.findall(r"^  --(\w+)", texts[size], re.MULTILINE)) for size in (1, 2))
+    assert short == {"config", *commands.FIRST[command]} and len(short) == 11
+    classes = commands.CLASSES[command]
+    refused = set(NOT_ACTED_ON) if command in commands.TRAINERS else set()
+    assert long == {"config"} | {item.name for cls in classes for item in fields(cls) if item.init} - refused
+    assert f"speechllm {command} --help all" in texts[1]
+    assert ("\ntransformers:\n" in texts[2]) == (command in commands.TRAINERS) and "\ndata:\n" in texts[2]
 
 
 def test_the_list_of_commands_imports_nothing_heavy():
@@ -174,6 +230,62 @@ def test_the_list_of_commands_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_the_readme_trains_with_recipes_that_are_packaged():
+    section = (RECIPES.parents[2] / "README.md").read_text(encoding="utf-8").split("## Train")[1].split("\n## ")[0]
+    named = re.findall(r"speechllm (\w+) --config (\S+)", section)
+    assert {command for command, _ in named} == {"targets", "encode", *commands.TRAINERS}
+    for command, recipe in named:
+        parse(commands.CLASSES[command], ["--config", recipe], "test")
+
+
+# What is checked before anything is launched
+
+
+@pytest.fixture
+def unlaunched(monkeypatch):
+    """Fails where processes would be launched or weights loaded."""
+
+    def never(*arguments):
+        raise AssertionError("went on")
+
+    for name in ("start_through_accelerate", "load_speech_model"):
+        monkeypatch.setattr(commands, name, never)
+
+
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        ({"dataset": ["./nowhere.jsonl"]}, "nowhere.jsonl: no such file"),
+        ({"dataset": ["nowhere/train"]}, "nowhere/train: no such file or folder here"),
+        ({"eval_dataset": ["/nowhere"]}, "Check the path in eval_dataset"),
+        ({"model": "./nowhere"}, "model: there is no folder './nowhere'"),
+        ({"model": "nowhere/model"}, "nowhere/model"),
+        ({"connector": "stack_mpl"}, "Unknown connector 'stack_mpl'"),
+        ({"frames_cache": "nowhere"}, "frames_cache: there is no 'nowhere'"),
+        ({"augmentation": {"noise_folder": "nowhere"}}, "no noise_folder 'nowhere'"),
+        ({"report_to": "wandb"}, "pip install wandb"),
+        ({"accelerate_config": "zero2"}, 'pip install "speechllm[deepspeed]"'),
+        ({"accelerate_config": "zero5"}, "no file 'zero5'"),
+        ({"push_to_hub": True}, "HF_HUB_OFFLINE is set"),
+        ({"columns": {"nothing": "text"}}, "no column 'nothing'"),
+    ],
+)
+def test_all_that_can_be_checked_is_checked_before_a_launch(
+    settings, finding, recipe, unlaunched, monkeypatch, capsys
+):
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("wandb", "deepspeed") else known(name)
+    )
+    status, _, errors = run("align", "--config", recipe(**{"accelerate_config": "ddp"} | settings), capsys=capsys)
+    assert status == 2 and finding in errors, errors
+
+
+def test_without_any_argument_the_command_prints_its_help(capsys):
+    assert main([]) == 0
+    assert "60 seconds with it" in capsys.readouterr().out
 
 
 # A training
@@ -365,7 +477,7 @@ def test_a_new_connector_takes_the_place_of_the_old_one_alone(folder):
 
 def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path):
     model = SpeechLLMForConditionalGeneration.from_pretrained(folder)
-    model.config.parents = {"audio": {"id": "a", "revision": None}, "text": {"id": "b", "revision": None}}
+    name_parents(model)
     model.save_pretrained(tmp_path)
     SpeechLLMProcessor.from_pretrained(folder).save_pretrained(tmp_path)
     script = ScriptArguments(model=str(tmp_path), dataset=["x"])
@@ -376,7 +488,7 @@ def test_parents_are_kept_only_while_all_else_is_trained_again(folder, tmp_path)
 @pytest.mark.parametrize("command", commands.CLASSES)
 def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     found = []
-    for name in ("train", "encode", "write_targets"):
+    for name in ("train", "encode", "targets", "inspect"):
         monkeypatch.setattr(commands, name, lambda *settings: found.extend(settings))
     data = ["--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
     assert main([command, "--model", "nano", *data]) == 0

@@ -134,11 +134,23 @@ def test_overlap_is_written_on_both_cards(recordings, tmp_path, capsys):
     assert main(["export", str(recordings), str(tmp_path / "out"), "--license", "cc0-1.0"]) == 0
     for _ in range(2):  # the second time replaces the first
         arguments = ["--training", str(tmp_path / "out"), "--evaluation", str(recordings), "--audio"]
-        assert main(["overlap", *arguments, "--evaluation_split", "train", "--card", str(tmp_path / "out")]) == 0
+        assert main(["overlap", *arguments, "--card", str(tmp_path / "out")]) == 0
     assert "of 3 rows 3 sentences are in out (3 rows); recordings: 3" in capsys.readouterr().out
     assert len(read_facts(tmp_path / "out")["contamination"]) == 1
     assert "| out | speech | 3 and 3 | 3 (100.0 %) | 3 (100.0 %) |" in (tmp_path / "out" / "README.md").read_text()
     assert main(["check", str(tmp_path / "out")]) == 0
+
+
+def test_overlap_loses_no_words_and_makes_no_folder(recordings, tmp_path, capsys):
+    arguments = ["overlap", "--training", str(recordings), "--evaluation", str(recordings), "--card"]
+    assert main([*arguments, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere has no facts.json" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
+    folder = export_dataset(recordings, tmp_path / "set", license="mit", rows=tone_rows(2))
+    text = (folder / "README.md").read_text(encoding="utf-8") + "\nWords of mine.\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    assert main([*arguments, str(folder)]) == 2
+    assert "README.md was edited by hand" in capsys.readouterr().err
+    assert (folder / "README.md").read_text(encoding="utf-8") == text
 
 
 def test_a_card_that_others_made_stays_and_takes_the_overlap(recordings, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from distributed_worker import BUDGET, MIXED, curves, mixed_rows, rows_of, tied_parts
+from distributed_worker import BUDGET, MIXED, curves, mixed_rows, predicted, rows_of, tied_parts
 from factories_training import tiny_parts, tone_rows
 from safetensors.torch import load_file
 from test_trainers import BANK, CONFORMER, TRAINERS, build
@@ -95,6 +95,15 @@ def test_sharded_runs_accumulate_checkpoint_activations_and_evaluate_as_whole_on
     expected, found = once.evaluate(), two_processes[1]["fsdp evaluated"]
     for name in ("eval_loss", "eval_divergence", "eval_token_accuracy"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_predictions_of_two_processes_are_those_of_one(sharding, two_processes, tmp_path):
+    expected = predicted(tmp_path, per_device_train_batch_size=8)
+    found = two_processes[1][f"predicted {sharding}"]
+    assert found["labels"] == expected["labels"] and len(found["labels"]) == 5
+    assert found["right"] == expected["right"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
 def test_heads_that_are_the_embedding_table_are_sharded_too(two_processes, tmp_path):

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from speechllm.evaluation.bootstrap import Resamples, difference, estimate
+from speechllm.evaluation import pictures
+from speechllm.evaluation.bootstrap import Estimate, Resamples, difference, estimate
 from speechllm.evaluation.metrics import ratio, share
+from speechllm.evaluation.tables import Row, Table, cell_in_full, cell_in_short
 
 
 def flags(right: int, rows: int) -> np.ndarray:
@@ -61,6 +63,26 @@ def test_rows_that_are_all_alike_have_the_exact_binomial_interval():
     assert (found.value, found.high) == (100, 100) and (found.low / 100) ** 20 == pytest.approx(0.025)
     none = estimate(flags(0, 20), ratio(), Resamples(map_names(20, 2), 50), is_share=True)  # ten recordings
     assert (none.value, none.low) == (0, 0) and (1 - none.high / 100) ** 10 == pytest.approx(0.025)
+
+
+def test_without_spread_nothing_is_known_of_other_values():
+    alike = np.array([[1.0, 4.0]] * 5)
+    found = estimate(alike, ratio(), Resamples(map_names(5)), is_share=True)
+    assert found.value == 25 and np.isnan([found.low, found.high]).all()
+    single = np.array([[3.0, 4.0]])
+    found = difference(single, single - [2.0, 0.0], ratio(), Resamples(map_names(1)))
+    assert found.value == 50 and np.isnan([found.low, found.high, found.p]).all()
+    assert cell_in_full(found, "%") == "50.0" == cell_in_short(found, "%")
+
+
+def test_a_picture_of_zeros_has_an_axis_that_can_be_read(monkeypatch, tmp_path):
+    axes = []
+    original = pictures._draw_panel
+    monkeypatch.setattr(pictures, "_draw_panel", lambda axis, *given: (original(axis, *given), axes.append(axis)))
+    zero = Estimate(0.0, float("nan"), float("nan"), 3)
+    pictures.draw(Table("zeros", "Zeros", ("speech",), (Row("error rate", "%", (zero,)),)), tmp_path)
+    (axis,) = axes
+    assert axis.get_ylim() == (0, 1) and not any(len(line.get_xdata()) for line in axis.lines[1:-1])
 
 
 def test_a_mask_scores_its_rows_alone():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WAVEFORM
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from factories_processing import encoded
 from factories_training import TEXTS, tiny_parts, tone, tone_rows
 from transformers import (
@@ -24,7 +24,7 @@ from transformers import (
 from speechllm.evaluation import recognisers, report, systems
 from speechllm.evaluation import run as evaluation
 from speechllm.evaluation.config import EvaluationConfig
-from speechllm.evaluation.rows import check_columns, load_evaluation_rows, make_items
+from speechllm.evaluation.rows import check_columns, default_split, load_evaluation_rows, make_items, with_class_names
 from speechllm_cli.main import main
 
 
@@ -213,6 +213,26 @@ def test_too_many_bad_rows_stop_the_run_with_the_first_of_them(tmp_path, models)
         evaluation.evaluate(settings)
 
 
+def test_a_run_without_any_usable_row_or_with_a_model_that_is_not_there_has_no_results(tmp_path, models):
+    settings = config(tmp_path, models, max_bad_share=1.0)
+    for path in (tmp_path / "data").glob("*.wav"):
+        path.write_bytes(path.read_bytes()[:-400])  # found when it is decoded
+    with pytest.raises(ValueError, match="No row of .* can be used.*\\n- row-"):
+        evaluation.evaluate(settings)
+    assert not (tmp_path / "out" / "results.json").exists()
+    with pytest.raises(FileNotFoundError, match="cascade ./asr: no such folder"):
+        evaluation.evaluate(config(tmp_path, models, cascade="./asr"))
+
+
+def test_one_recording_gives_no_interval(tmp_path, models, capsys):
+    settings = config(tmp_path, models, text_bound=True)
+    settings.dataset = [write_rows(tmp_path / "one", tone_rows(1))]
+    result = evaluation.evaluate(settings)
+    wer = result["overall"]["speech"]["wer"]
+    assert wer["value"] > 0 and wer["low"] is None and wer["rows"] == 1
+    assert "±" not in capsys.readouterr().out
+
+
 def test_a_prompt_that_does_not_fit_is_a_finding(tmp_path, models):
     settings = config(tmp_path, models, task="instruct", text_bound=True)
     rows = tone_rows(4, instruction=["what"] * 3 + ["what is " * 300])
@@ -268,10 +288,31 @@ def test_classes_need_no_transcripts_and_a_limit_is_spread_over_the_data(tmp_pat
         load_evaluation_rows(settings, None)
 
 
+def user_turn(*blocks: dict) -> list[dict]:
+    return [{"role": "user", "content": list(blocks)}]
+
+
 def items_of(rows: list[dict], **changes):
     data = Dataset.from_list([{"duration": 1.0, "audio": {"bytes": b"x", "path": None}, **row} for row in rows])
     settings = EvaluationConfig(**{"dataset": ["x"], "model": "m", "output_dir": "o", "task": "question", **changes})
     return make_items(data, settings)
+
+
+def test_the_names_of_classes_stand_for_their_numbers():
+    features = Features({"label": ClassLabel(names=["no", "yes"]), "text": Value("string")})
+    data = Dataset.from_dict({"label": [1, 0, -1], "text": ["a", "b", "c"]}, features=features)
+    assert with_class_names(data)["label"][:] == ["yes", "no", None]
+
+
+def test_local_data_without_test_and_train_are_scored_on_the_only_split_there_is(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    tone_rows(2).to_parquet(str(tmp_path / "data" / "validation-00000.parquet"))
+    assert default_split(str(tmp_path)) == "validation"
+    assert "scored on 'validation', the only split there is" in capsys.readouterr().err
+    for name, wanted in (("train", "train"), ("test", "test")):  # the last one beside the other two
+        tone_rows(2).to_parquet(str(tmp_path / "data" / f"{name}-00000.parquet"))
+        assert default_split(str(tmp_path)) == wanted
+    assert "only split" not in capsys.readouterr().err
 
 
 def test_context_takes_its_place_or_stands_before_the_instruction():
@@ -318,6 +359,24 @@ def test_a_task_brings_its_own_instructions_and_marks_held_out_ones():
         ({"instruction": "x", "form": "{"}, "instruct", "no JSON"),
         ({"instruction": "x", "prompt_kind": "new"}, "instruct", "prompt_kind is 'new'"),
         ({"messages": [{"role": "user", "content": "no audio"}]}, "instruct", "0 audio blocks"),
+        ({"messages": [{"content": "no role"}]}, "instruct", "has no role"),
+        ({"messages": "a chat"}, "instruct", "a str"),
+        ({"messages": user_turn({"type": "audio"}, {"type": "image_url"})}, "instruct", "kind 'image_url'"),
+        ({"messages": user_turn({"type": "audio", "path": "a.wav"})}, "instruct", "put the audio into the column"),
+        (
+            {"messages": user_turn({"type": "input_audio", "input_audio": {"data": "QQ=="}})},
+            "instruct",
+            "into the col",
+        ),
+        ({"references": "hello"}, "question", "references must be a list of texts, not 'hello'"),
+        ({"reference": 4}, "question", "reference must be text, not 4"),
+        ({"label": 0}, "classify", "label must be text, not 0"),
+        ({"label": "yes", "labels": "yes,no"}, "classify", "labels must be a list"),
+        ({"reference": "r", "language": 3}, "question", "language must be text, not 3"),
+        ({"reference": "r", "audio": []}, "question", "it has no audio"),
+        ({"reference": "r", "id": None}, "question", "its id is empty"),
+        ({"instruction": "x", "form": '{"labels": [1]}'}, "instruct", "the form's labels"),
+        ({"instruction": "x", "form": '{"list": -1}'}, "instruct", "the form's list"),
     ],
 )
 def test_what_a_row_lacks_is_its_finding(row, task, finding):
@@ -328,7 +387,7 @@ def test_what_a_row_lacks_is_its_finding(row, task, finding):
 @pytest.mark.parametrize(
     ("task", "columns", "wanted"),
     [
-        ("translate", ["text"], "'messages' or 'reference' or 'references'"),
+        ("translate", ["text"], "'reference' or 'references' or 'messages'"),
         ("classify", ["text", "labels"], "'label'"),
         ("instruct", ["text"], "'instruction' or 'messages'"),
     ],

@@ -156,6 +156,7 @@ def test_parts_whose_parents_nobody_else_has_are_exported_whole_alone(tmp_path):
 
 def test_what_cannot_be_exported_says_why_and_leaves_nothing(tmp_path, capsys):
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
+    (checkpoint / "README.md").write_text("words", encoding="utf-8")
     (tmp_path / "there").mkdir()
     cases = [
         ([str(checkpoint), str(tmp_path / "there")], "exists. Give a folder that does not"),
@@ -164,6 +165,8 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(tmp_path, capsys):
         ([str(checkpoint), str(tmp_path / "out"), "--connector_only"], "does not know its parents"),
         ([str(checkpoint), str(tmp_path / "out"), "--example", "no.wav", "hello"], "no.wav: no such recording"),
         ([str(checkpoint), str(tmp_path / "out"), "--results", str(checkpoint / "config.json")], "no list of entries"),
+        ([str(checkpoint), str(tmp_path / "out"), "--results", str(checkpoint / "README.md")], "README.md is no JSON"),
+        ([str(checkpoint), str(tmp_path / "out"), "--base", "x"], "holds no adapters, so --base x changes nothing"),
     ]
     for arguments, message in cases:
         assert main(["export", *arguments]) == 2

@@ -1,5 +1,7 @@
 """Filters remove what is beyond a limit and count it under its reason."""
 
+from collections import Counter
+
 import pytest
 from datasets import Dataset
 
@@ -44,13 +46,13 @@ def test_a_missing_column_is_named_with_those_found_and_the_remedy():
         list(filter_rows(COUNTED.to_iterable_dataset(), FilterSettings(max_wer=0.1, wer_column="error_rate"))[0])
 
 
-def capped(seed: int = 0) -> tuple[Dataset, FilterReport]:
+def capped(seed: int = 0, hours: float = 8.0) -> tuple[Dataset, FilterReport]:
     """An hour per row: German has 6 sentences, each thrice; French has 2 rows."""
     texts = [f"Satz {number % 6}" for number in range(18)] + ["un", "deux"]
     rows = Dataset.from_dict(
         {"row": range(20), "text": texts, "language": ["de"] * 18 + ["fr"] * 2, "duration": [3600.0] * 20}
     )
-    return filter_rows(rows, FilterSettings(max_hours_per_language=8.0, seed=seed))
+    return filter_rows(rows, FilterSettings(max_hours_per_language=hours, seed=seed))
 
 
 def test_the_cap_holds_per_language_and_is_counted():
@@ -61,11 +63,31 @@ def test_the_cap_holds_per_language_and_is_counted():
     assert rows["row"][:] == sorted(rows["row"])
 
 
-def test_the_cap_takes_every_sentence_before_any_comes_again():
+@pytest.mark.parametrize("hours", [5, 8, 12, 14])
+def test_the_cap_goes_in_rounds_over_the_sentences(hours):
     for seed in range(5):
-        rows, _ = capped(seed)
-        assert len({text for text in rows["text"] if text.startswith("Satz")}) == 6
+        rows, _ = capped(seed, hours)
+        times = Counter(text for text in rows["text"] if text.startswith("Satz"))
+        assert len(times) == min(hours, 6) and max(times.values()) - min(times.values()) <= 1
     assert capped(1)[0]["text"][:] == capped(1)[0]["text"][:] != capped(2)[0]["text"][:]
+
+
+@pytest.mark.parametrize(("hours", "kept"), [(1.9999, 1), (2.0, 2), (2.0001, 2)])
+def test_the_cap_is_met_and_never_passed(hours, kept):
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "language": ["de"] * 3, "duration": [3600.0] * 3})
+    assert len(filter_rows(rows, FilterSettings(max_hours_per_language=hours))[0]) == kept
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0.0999, 1), (0.1, 2), (0.11, 3)])
+def test_a_word_error_rate_at_the_limit_is_kept(limit, kept):
+    rows = Dataset.from_dict({"wer": [0.05, 0.1, 0.11]})
+    assert len(filter_rows(rows, FilterSettings(max_wer=limit))[0]) == kept
+
+
+def test_the_cap_counts_languages_that_are_numbers():
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "language": [3, 3, -1], "duration": [3600.0] * 3})
+    rows, report = filter_rows(rows, FilterSettings(max_hours_per_language=1.0))
+    assert report.hours == {"3": 1.0, "unknown": 1.0} and dict(report.capped) == {"3": 1}
 
 
 def test_the_cap_knows_rows_of_several_and_of_unknown_languages():

@@ -137,6 +137,8 @@ def parent(license, **more):
         ("mit", parent("gemma"), "under gemma, the card says mit"),
         ("apache-2.0", parent("cc-by-nc-4.0"), "non-commercial"),
         ("mit", parent("cc-by-sa-4.0"), "share-alike"),
+        ("cc-by-nc-4.0", parent("cc-by-nc-sa-4.0"), "cc-by-nc-sa-4.0"),
+        ("llama3.1", parent("llama3.1") + parent("cc-by-nc-4.0"), "non-commercial"),
     ],
 )
 def test_a_licence_that_does_not_fit_its_parent_s_is_a_conflict(stated, parents, finding):
@@ -149,7 +151,8 @@ def test_a_licence_that_does_not_fit_its_parent_s_is_a_conflict(stated, parents,
     [
         ("apache-2.0", None, parent("mit")),
         ("llama3.1", None, parent("llama3.1") + parent("apache-2.0")),
-        ("cc-by-nc-4.0", None, parent("cc-by-nc-sa-4.0")),
+        ("cc-by-nc-sa-4.0", None, parent("cc-by-nc-4.0")),
+        ("cc-by-nc-sa-4.0", None, parent("cc-by-nc-sa-4.0")),
         ("other", "Llama 3.1 and CC BY-NC 4.0", parent("llama3.1") + parent("cc-by-nc-4.0")),
     ],
 )

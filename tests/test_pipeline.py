@@ -545,6 +545,15 @@ BAD_CALLS = {
     "empty list": (ValueError, [], {}, "list of inputs is empty. Pass at least one"),
     "blocks without audios": (ValueError, chat(None, None), {"audio": [clip()]}, "2 audio blocks.*1 audios.*Give one"),
     "audios without blocks": (ValueError, chat(None), {"audio": [clip()] * 3}, "1 audio blocks.*3 audios.*Give one"),
+    "no input": (ValueError, None, {}, "input is None. Pass an audio"),
+    "no input in a list": (ValueError, [None], {}, "input is None. Pass an audio"),
+    "half a character": (ValueError, clip(), {"instruction": "say \udcff"}, "character 4 is half of one.*repair"),
+    "half a character in a chat": (
+        ValueError,
+        [{"role": "user", "content": [{"type": "audio", "audio": clip()}, {"type": "text", "text": "\ud800"}]}],
+        {},
+        "character 0 is half of one",
+    ),
     "list of lists of paths": (AudioError, [["a.wav", "b.wav"]], {"sampling_rate": RATE}, "dtype str.*Pass one audio"),
 }
 

@@ -143,8 +143,8 @@ def test_a_column_of_a_dataset_alone_gives_its_features():
     assert set(out) == {"input_features", "input_features_mask"}
     for key in out:
         np.testing.assert_array_equal(out[key], expected[key])
-    with_text = processor(text=["<|audio|>", "<|audio|>"], audio=rows["audio"])
-    assert with_text["input_ids"].tolist() == expected["input_ids"].tolist()
+    transcribed = processor(text=["<|audio|>", "<|audio|>"], audio=rows["audio"])
+    assert transcribed["input_ids"].tolist() == expected["input_ids"].tolist()
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "w2v-bert"])
@@ -327,6 +327,17 @@ def test_instruction_chat_puts_each_part_on_its_own_line():
     assert "<|im_start|>user\n<|audio|>\n<|audio|>\nCompare.<|im_end|>" in processor.apply_chat_template(chat)
     no_audio = processor.apply_chat_template(processor.instruction_chat([], "Hello."))
     assert no_audio == "<|im_start|>user\nHello.<|im_end|>\n"
+
+
+def test_an_instruction_may_say_where_the_speech_stands():
+    """BLOOMZMMS: prefix, speech, postfix, target, with nothing between them."""
+    processor = make_processor(chat_template=None)
+    chat = processor.instruction_chat([clip()], "Repeat the sentence: {audio}. ")
+    chat += [{"role": "assistant", "content": "hello world"}]
+    assert processor.apply_chat_template(chat).endswith("Repeat the sentence: <|audio|>. hello world</s>")
+    two = processor.instruction_chat([clip(), None], "One {audio} two")[0]["content"]
+    assert [block.get("text", block["type"]) for block in two] == ["One ", "audio", "\n", "audio", " two"]
+    assert processor.instruction_chat([], "What is {audio}?")[0]["content"][0]["text"] == "What is {audio}?"
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -694,6 +705,7 @@ def test_saving_with_an_auto_class_copies_every_file_needed(tmp_path, monkeypatc
         "chat_messages.py",
         "control_tokens.py",
         "feature_kinds.py",
+        "gguf_tokenizer.py",
         "mp3_frames.py",
         "processing_speechllm.py",
         "stages.py",

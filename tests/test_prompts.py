@@ -9,6 +9,7 @@ from processing_speechllm.chat_messages import instruction_chat
 from trainers.targets.prompts import (
     SENTINEL,
     TEMPLATE_FOLDER,
+    by_language,
     draw_prompts,
     load_tasks,
     save_tasks,
@@ -123,7 +124,7 @@ def test_a_template_stands_around_the_speech():
 def test_a_translation_is_never_asked_into_the_spoken_language():
     prompts = [prompt for task in load_tasks() if task.name == "translate" for prompt in task.prompts]
     for prompt in prompts:
-        wordings = {prompt.wording(["de"], random.Random(seed)) for seed in range(100)}
+        wordings = {prompt.wording(["de"], random.Random(seed))[0] for seed in range(100)}
         names = prompt.language_names
         assert wordings == {prompt.text.replace("{language}", names[code]) for code in names if code != "de"}
 
@@ -135,6 +136,18 @@ def test_a_row_s_prompts_are_of_different_tasks_as_far_as_they_go():
     assert len({prompt.id for _, prompt in drawn}) == 4
     with pytest.raises(ValueError, match="5 different prompts per row are asked for, but the pool has 4"):
         draw_prompts(tasks, 5, random.Random(0))
+
+
+def test_weights_give_the_packaged_templates_the_authors_share_of_translations():
+    tasks = by_language(select_prompts(load_tasks(TEMPLATE_FOLDER)))["en"]
+    rng = random.Random(0)
+    drawn = [draw_prompts(tasks, 2, rng, {"template_translate": 95}) for _ in range(2000)]
+    assert all(first[1] != second[1] for first, second in drawn)
+    share = sum(task.name == "template_translate" for pair in drawn for task, _ in pair) / 4000
+    assert share == pytest.approx(0.95, abs=0.012)  # three deviations of 4,000 draws
+    even = [draw_prompts(tasks, 2, rng) for _ in range(2000)]
+    share = sum(task.name == "template_translate" for pair in even for task, _ in pair) / 4000
+    assert share == pytest.approx(1 / len(tasks), abs=0.02)
 
 
 def test_templates_are_split_at_the_sentinel_and_the_others_counted(tmp_path):

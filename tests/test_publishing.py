@@ -252,6 +252,7 @@ sys.exit(main(sys.argv[1:]))
     assert output.endswith("Nothing was sent (--dry_run).\n") and not hub.repositories
     output = finish(client(hub, tmp_path, code, "push", exported, "ada/tiny", "--dry_run", token=None))
     assert "The Hub was not asked whether ada/tiny is there. There is no token of yours here" in output
+    assert "(not known whether it is there)" in output and "(new" not in output
     assert "model.safetensors" in output and output.endswith("Nothing was sent (--dry_run).\n")
     broken = tmp_path / "broken"
     finish(client(hub, tmp_path, "import shutil, sys; shutil.copytree(*sys.argv[1:])", exported, broken))
@@ -299,6 +300,13 @@ assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.
     assert [(p["id"], p["license"]) for p in facts["parents"]] == [("ada/whisper", "apache-2.0"), ("ada/llm", "mit")]
     assert facts["parents"][0]["revision"] == hub.repositories["model", "ada/whisper"].branches["main"]
     assert b"base_model_relation: adapter" in files["README.md"]
+
+
+@pytest.mark.parametrize("name", ["noowner", "a/b/c", "ü/b", "me/x y"])
+def test_a_name_that_cannot_be_is_refused_before_the_check(tmp_path, capsys, name):
+    assert main(["push", str(tmp_path / "nothing"), name]) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.startswith(f"speechllm: {name!r} ")
 
 
 def test_a_plan_of_a_data_set_names_its_kind(hub, tmp_path):

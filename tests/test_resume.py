@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from conftest import name_parents
 from datasets import Dataset
 from factories_training import tiny_parts, tone, tone_rows
 from test_trainers import build, logged
@@ -63,7 +64,7 @@ def test_a_resumed_stream_has_the_losses_of_the_unbroken_one(tmp_path):
 def test_trained_parts_alone_resume_too(tmp_path):
     def parts():
         model, processor = tiny_parts()
-        model.config.parents = {"audio": {"id": "a", "revision": None}, "text": {"id": "b", "revision": None}}
+        name_parents(model)
         return model, processor
 
     unbroken = build("imitation", tmp_path, None, *parts(), **SAVING)

@@ -20,6 +20,8 @@ from transformers import HfArgumentParser, LlamaForCausalLM
 
 import speechllm
 from processing_speechllm import SpeechLLMProcessor
+from trainers.commands.arguments import DataArguments
+from trainers.targets.answer_language import is_other_language
 from trainers.targets.backends import Answer, LocalBackend, Question, identify, load_llm
 from trainers.targets.config import TargetsConfig
 from trainers.targets.generate import generate_targets, main
@@ -74,6 +76,26 @@ def test_every_utterance_gets_its_targets(tmp_path, target_set, targets):
             assert row["task"] == "continue"
         if row["target"] == "free":
             assert kinds == ["audio"]
+
+
+def test_a_fixed_prompt_stands_in_place_of_the_pool(tmp_path):
+    for target_set, kind in (("T", "T"), ("TMI", "T"), ("continuation", "continuation")):
+        settings = config(tmp_path / target_set, target_set=target_set, fixed_prompt="Repeat the sentence: {audio}. ")
+        report = generate_targets(settings, source(5), Echo())
+        rows = [row for row in read(tmp_path / target_set) if row["target"] == kind]
+        assert len(rows) == 5 and report["other_language"] == 0
+        for row in rows:
+            parts = [block["text"] or block["type"] for block in row["messages"][0]["content"]]
+            assert parts == ["Repeat the sentence: ", "audio", ". "]
+    with pytest.raises(ValueError, match="fixed_prompt is for target_set T, TMI and continuation, not 'MI'"):
+        config(tmp_path, target_set="MI", fixed_prompt="x")
+
+
+def test_weights_of_tasks_that_the_pool_lacks_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="task_weights: the pool has no 'template_translat'. Did you mean"):
+        generate_targets(
+            config(tmp_path, target_set="MI", task_weights={"template_translat": 95}), source(2), Echo()
+        )
 
 
 def test_audio_and_every_other_column_are_carried_over_as_they_were(tmp_path):
@@ -134,15 +156,8 @@ def test_empty_answers_and_transcripts_are_dropped_and_counted(tmp_path, capsys)
         f"utterance-{i}" for i in (3, 3, 4, 4, 5, 5)
     ]
     assert json.loads((tmp_path / "manifest.json").read_text())["report"] == report
-    assert main(config(tmp_path / "again", target_set="T", dataset=write_jsonl(tmp_path, given)))["rows"] == 8
+    assert main(config(tmp_path / "again", target_set="T"), given)["rows"] == 8
     assert "1 of 9 questions dropped: no transcript" in capsys.readouterr().out
-
-
-def write_jsonl(folder, given):
-    file = folder / "source.jsonl"
-    rows = [{"audio": f"clips/{i}.wav", "text": row["text"]} for i, row in enumerate(given.to_list())]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
 
 
 def test_a_shard_without_any_row_does_not_spoil_the_folder(tmp_path):
@@ -152,18 +167,9 @@ def test_a_shard_without_any_row_does_not_spoil_the_folder(tmp_path):
     assert generate_targets(config(tmp_path), given, None)["rows"] == 3  # the empty shard counts as done
 
 
-def test_a_manifest_file_is_read_and_its_columns_are_named_by_the_settings(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"file": "a.wav", "sentence": "hello"}) + "\n", encoding="utf-8")
-    settings = {"dataset": str(file), "target_set": "T", "audio_column": "file", "text_column": "sentence"}
-    generate_targets(config(tmp_path / "out", **settings))
-    (row,) = read(tmp_path / "out")
-    assert (row["audio"], row["text"], row["id"]) == ({"bytes": None, "path": "a.wav"}, "hello", "0")
-
-
 def test_a_source_that_does_not_fit_is_refused_with_the_remedy(tmp_path):
     settings = config(tmp_path)
-    with pytest.raises(ValueError, match="no column 'text'. Did you mean 'texts'.*text_column"):
+    with pytest.raises(ValueError, match="no column 'text'. Did you mean 'texts'.*columns="):
         generate_targets(settings, source().rename_column("text", "texts"), Echo())
     with pytest.raises(ValueError, match="that targets need: model, seed. Rename"):
         generate_targets(settings, source(model=["x"] * 20, seed=[0] * 20), Echo())
@@ -173,6 +179,79 @@ def test_a_source_that_does_not_fit_is_refused_with_the_remedy(tmp_path):
         generate_targets(settings, source().to_iterable_dataset(), Echo())
     with pytest.raises(ValueError, match="no rows"):
         generate_targets(settings, source().select([]), Echo())
+
+
+def test_prompts_follow_the_rows_languages_or_the_setting_and_are_counted(tmp_path, capsys):
+    languages = ["de", "en-US", "fr", None, "zh_CN", "de"]
+    given = source(6, language=languages)
+
+    def asked(folder, **settings):
+        generate_targets(config(tmp_path / folder, **settings), given, Echo())
+        return [row["prompt_id"].split("/")[1] for row in read(tmp_path / folder)]
+
+    assert asked("rows") == ["de", "en", "en", "en", "zh", "de"]  # English where the pool lacks the language
+    assert set(asked("set", prompt_languages=["es"])) == {"es"}
+    assert len(set(asked("all", prompt_languages=["all"]))) > 2  # six rows
+    report = main(config(tmp_path / "T", target_set="T", model=None), given)
+    assert report["prompt_languages"] == {"de": 2, "en": 3, "zh": 1}
+    assert "asked in: en 3, de 2, zh 1" in capsys.readouterr().out
+
+
+class Foreign(Echo):
+    """Answers in German whatever it is asked, cut at its limit every other time."""
+
+    def reply(self, question):
+        return Answer(
+            "Das ist nicht die Antwort, die du auf eine Frage erwartest.", ["stop", "length"][self.calls % 2]
+        )
+
+
+def test_answers_cut_or_in_another_language_are_counted_and_said(tmp_path, capsys, monkeypatch):
+    given = source(6, language=["en", "de"] * 3)
+    monkeypatch.setattr("trainers.targets.generate.load_backend", lambda *_: Foreign())
+    monkeypatch.setattr("trainers.targets.generate.identify", lambda *_: ("llm", None))
+    report = main(config(tmp_path, tasks=["answer"]), given)
+    assert (report["other_language"], report["cut_at_limit"]) == (3, 3)
+    output = capsys.readouterr().out
+    assert "3 answers (50%) cut at their length limit, their ends not taught; raise max_new_tokens" in output
+    assert "3 answers (50%) are not in the language asked for" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "other"),
+    [
+        ("I would like to go there with you.", "en", False),
+        ("I would like to go there with you.", "de", True),
+        ("Ich würde gerne mit dir dahin gehen.", "de-DE", False),
+        ("它很好", "zh", False),
+        ("That is what it is.", "zh-CN", True),
+        ("これはペンです", "ja", False),
+        ("Berlin", "en", False),  # too little to tell
+        ("42", "de", False),
+        ("Хорошо", "en", True),
+        ("I go to the market", "fi", False),  # no function words known for it
+    ],
+)
+def test_another_language_is_told_where_it_is_plain(text, language, other):
+    assert is_other_language(text, language) == other
+
+
+def test_the_limit_of_an_answer_is_its_task_s_own_unless_it_is_set(llm, tmp_path):
+    echo = Echo()
+    generate_targets(config(tmp_path / "a", tasks=["first_word", "summarise", "answer"]), source(20), echo)
+    assert {question.max_new_tokens for question in echo.questions} == {128, 256, 512}
+    echo = Echo()
+    generate_targets(config(tmp_path / "b", max_new_tokens=9), source(3), echo)
+    assert {question.max_new_tokens for question in echo.questions} == {None}
+    backend = LocalBackend(*llm, max_new_tokens=6)
+    asked = [
+        Question([{"role": "user", "content": f"hello {i}"}], i, limit) for i, limit in enumerate((2, None, 4, 999))
+    ]
+    found = backend.answer(asked, lambda count: None)
+    alone = [backend.answer([question], lambda count: None)[0] for question in asked]
+    assert found == alone
+    tokens = [len(backend.tokenizer(answer.text)["input_ids"]) for answer in found]
+    assert tokens[0] <= tokens[2] and max(tokens) > 6  # 999 gives way to the LLM's 512 positions
 
 
 # Resuming
@@ -403,7 +482,7 @@ def test_the_rows_can_be_trained_on(tmp_path):
 
 def test_settings_are_a_command_line():
     (parsed,) = HfArgumentParser(TargetsConfig).parse_args_into_dataclasses(
-        ["--dataset", "d", "--output_dir", "o", "--model", "m", "--tasks", "topic", "title", "--temperature", "0.5"]
+        ["--output_dir", "o", "--model", "m", "--tasks", "topic", "title", "--temperature", "0.5"]
         + ["--chat_template_kwargs", '{"enable_thinking": false}']
     )
     assert (parsed.tasks, parsed.temperature, parsed.target_set) == (["topic", "title"], 0.5, "BI")
@@ -449,6 +528,7 @@ def blocks(language):
 def test_the_page_s_settings_and_pool_are_valid(tmp_path):
     local, endpoint, tasks = blocks("yaml")
     settings = yaml.safe_load(local)
+    assert DataArguments(settings.pop("dataset"), columns=settings.pop("columns")).dataset == ["my-name/my-speech"]
     assert TargetsConfig(**settings).chat_template_kwargs == {"enable_thinking": False}
     assert TargetsConfig(**settings | yaml.safe_load(endpoint)).concurrency == 64
     (tmp_path / "tasks.yaml").write_text(tasks, encoding="utf-8")

@@ -5,6 +5,7 @@ import torch
 from conftest import VOCABULARY, scatter_weights, text_config, whisper_config
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     BloomConfig,
     Cohere2Config,
     CohereConfig,
@@ -20,6 +21,8 @@ from transformers import (
     PhiConfig,
     Qwen2Config,
     Qwen3Config,
+    RemBertConfig,
+    RwkvConfig,
 )
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration, build_audio_tower
@@ -64,6 +67,7 @@ FAMILIES = {
         num_attention_heads=4,
         max_position_embeddings=64,
     ),
+    "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4),
 }
 
 
@@ -106,10 +110,26 @@ def test_generation_matches_the_llm_alone(family):
     assert torch.equal(model.generate(input_ids=prompt, max_new_tokens=5, do_sample=False), expected)
 
 
-def test_a_family_that_cannot_be_supported_is_refused_by_name():
-    mamba = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1))
-    with pytest.raises(ValueError, match="LLM family 'mamba' is not supported"):
-        SpeechLLMForConditionalGeneration.from_parts(encoder(), mamba, audio_token_id=VOCABULARY)
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+REFUSED = {
+    "rwkv": (
+        RwkvConfig(**SIZES | {"num_hidden_layers": 2}, attention_hidden_size=32),
+        "keeps no cache of transformers' kind",
+    ),
+    "bert": (BertConfig(**SIZES, num_attention_heads=2, is_decoder=True), "logits are not its head's output"),
+    "rembert": (
+        RemBertConfig(**SIZES, num_attention_heads=2, is_decoder=True, output_embedding_size=24),
+        "its head takes 24 features and its last layer gives 32",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_cannot_be_supported_is_refused_for_the_reason_it_has(family):
+    config, reason = REFUSED[family]
+    llm = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=f"LLM family '{family}' is not supported: .*{reason}"):
+        SpeechLLMForConditionalGeneration.from_parts(encoder(), llm, audio_token_id=VOCABULARY)
 
 
 def test_an_unknown_scale_on_the_logits_is_noticed():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import text_config
+from conftest import name_parents, text_config
 from datasets import Dataset
 from factories_training import LANGUAGES, tiny_parts, tone_rows
 from test_text_only import FAMILIES
@@ -385,7 +385,7 @@ def test_of_several_utterances_some_stand_as_text(tmp_path):
 
 def test_checkpoints_hold_the_trained_part_where_the_parents_are_known(tmp_path):
     model, processor = tiny_parts()
-    model.config.parents = {"audio": {"id": "a", "revision": None}, "text": {"id": "b", "revision": None}}
+    name_parents(model)
     trainer = build("imitation", tmp_path, None, model, processor, save_strategy="steps", save_steps=2)
     trainer.train()
     folder = tmp_path / "checkpoint-2"

@@ -1,8 +1,9 @@
 """Training from the cache is training on line."""
 
 import pytest
+from datasets import Dataset
 from distributed_worker import mixed_rows
-from factories_training import tiny_parts
+from factories_training import tiny_parts, tone_rows
 from test_trainers import TRAINERS, build, logged
 
 from trainers.cache.config import EncodeConfig
@@ -89,3 +90,16 @@ def test_batches_of_text_alone_do_not_run_the_encoder_either(kind, tmp_path):
     cached.train()
     for name in ("loss", "grad_norm"):
         assert logged(cached, name) == pytest.approx(logged(on_line, name), rel=1e-4, abs=1e-6), name
+
+
+def test_a_row_that_encode_set_aside_is_set_aside_in_training_too(tmp_path):
+    rows = [dict(row) for row in tone_rows(6)]
+    rows[2]["audio"] = {"bytes": b"no audio", "path": None}
+    rows = Dataset.from_list(rows)
+    model, processor = tiny_parts()
+    config = EncodeConfig(output_dir=str(tmp_path / "cache"), max_bad_share=0.5)
+    assert encode_dataset(model, processor, rows, config).bad == 1
+    settings = {"frames_cache": str(tmp_path / "cache"), "max_bad_share": 0.5, "max_steps": 2}
+    trainer = build("alignment", tmp_path / "out", rows, model, processor, per_device_train_batch_size=6, **settings)
+    trainer.train()
+    assert [row["id"] for row in trainer.bad_rows.read()] == ["row-2"]

@@ -9,10 +9,12 @@ from modeling_speechllm.conformer_ctc import ctc_logits
 from modeling_speechllm.connector_base import length_mask
 
 from .alignment_config import SpeechAlignmentConfig
+from .data.chats import IGNORED
 from .data.collators import Example, SpeechCollator
 from .objectives.ctc import ctc_loss, language_ctc_loss
 from .objectives.speech_inputs import connect
 from .objectives.terms import Term
+from .speech_config import check_given
 from .speech_trainer import SpeechTrainer
 
 
@@ -49,11 +51,27 @@ class SpeechAlignmentTrainer(SpeechTrainer):
     config_class = SpeechAlignmentConfig
     collator_class = AlignmentCollator
 
-    def __init__(self, model: PreTrainedModel, *args: Any, processing_class: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SpeechAlignmentConfig | None = None,
+        *rest: Any,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        check_given(type(self), model, args, processing_class, None, None, {})
         if model.config.text_config.pad_token_id is None:  # then the processor pads with another special token
             model.config.text_config.pad_token_id = processing_class.tokenizer.pad_token_id
         model.model.ctc_blank  # noqa: B018  raises where the LLM has no blank
-        super().__init__(model, *args, processing_class=processing_class, **kwargs)
+        super().__init__(model, args, *rest, processing_class=processing_class, **kwargs)
+
+    def predictions(self, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """CTC logits (audios, audio tokens, vocabulary), and the transcripts' tokens (audios, tokens)."""
+        connected = connect(model, batch)
+        logits = ctc_logits(connected.embeddings, self.whole_parameters(model.get_input_embeddings())["weight"])
+        places = torch.arange(batch["transcript_ids"].shape[1], device=logits.device)
+        beyond = places >= batch["transcript_lengths"][:, None]
+        return logits, batch["transcript_ids"].masked_fill(beyond, IGNORED)
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from .objectives.teacher_config import TeacherArguments
 from .speech_config import SpeechTrainingConfig
 
+MEANS = ("utterances", "tokens")
+
 
 @dataclass
 class SpeechDistillationConfig(TeacherArguments, SpeechTrainingConfig):
@@ -15,6 +17,9 @@ class SpeechDistillationConfig(TeacherArguments, SpeechTrainingConfig):
         input_weight (`float`, *optional*, defaults to `1.0`):
             lambda_IN of LAD, weight of the distance between the last audio tokens and the transcript's embeddings.
             The paper does not tell it; 1 is DiVA's.
+        input_mean (`str`, *optional*, defaults to `"utterances"`):
+            What L_IN is a mean over: `"utterances"`, each the mean of its tokens (LAD), or all `"tokens"` alike
+            (DiVA's code).
         output_weight (`float`, *optional*, defaults to `1.0`):
             lambda_OUT, weight of the distance between the last hidden states after hearing and after reading.
         language_weight (`float`, *optional*, defaults to `1.0`):
@@ -35,6 +40,9 @@ class SpeechDistillationConfig(TeacherArguments, SpeechTrainingConfig):
     """
 
     input_weight: float = field(default=1.0, metadata={"help": "lambda_IN of LAD."})
+    input_mean: str = field(
+        default="utterances", metadata={"help": "L_IN is a mean over utterances or tokens.", "choices": list(MEANS)}
+    )
     output_weight: float = field(default=1.0, metadata={"help": "lambda_OUT of LAD."})
     language_weight: float = field(default=1.0, metadata={"help": "lambda_LID of LAD."})
     teacher_forcing: bool = field(
@@ -49,6 +57,8 @@ class SpeechDistillationConfig(TeacherArguments, SpeechTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_teacher_arguments(self.response_weight)
+        if self.input_mean not in MEANS:
+            raise ValueError(f"input_mean={self.input_mean!r} must be one of {', '.join(MEANS)}.")
         if self.cached_teacher and self.output_weight and self.response_weight:
             raise ValueError(
                 "A cache holds one kind of teacher states: hidden for output_weight, or top_k for response_weight. "

@@ -26,7 +26,11 @@ class DistillationCollator(ImitationCollator):
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
         reads = bool(self.args.output_weight or self.args.response_weight)
         batch = self.chat_inputs(examples, [self.chat(example) for example in examples], teacher=reads)
-        return batch | self.transcripts(examples)
+        batch |= self.transcripts(examples)
+        tokens = [utterance.tokens for example in examples for utterance in example.utterances]
+        sizes = batch["transcript_lengths"].tolist()
+        batch["counts"]["compared_tokens"] = sum(map(min, tokens, sizes))
+        return batch
 
     def chat(self, example: Example) -> list[dict]:
         """A row's chat up to its answer, and with it for response distillation."""
@@ -87,8 +91,10 @@ class SpeechDistillationTrainer(SpeechTrainer):
             terms["output"] = Term(total, "rows", self.args.output_weight)
         with torch.no_grad():
             text = model.model.embed_text(batch["transcript_ids"])
-        total, cut = input_distance(connected.embeddings, connected.lengths, text, batch["transcript_lengths"])
-        terms["input"] = Term(total, "utterances", self.args.input_weight)
+        over_tokens = self.args.input_mean == "tokens"
+        lengths = connected.lengths, batch["transcript_lengths"]
+        total, cut = input_distance(connected.embeddings, lengths[0], text, lengths[1], over_tokens)
+        terms["input"] = Term(total, "compared_tokens" if over_tokens else "utterances", self.args.input_weight)
         terms["cut_tokens"] = Term(torch.as_tensor(cut), "utterances", 0.0)
         if connected.language_logits is not None:
             total, correct = language_loss(connected.language_logits, batch["language"])

@@ -17,8 +17,12 @@ class SpeechImitationConfig(TeacherArguments, SpeechTrainingConfig):
         divergence_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the divergence from the teacher, the same LLM reading the transcript (Ultravox: 1, with
             `cross_entropy_weight` 0 and `temperature` 2). 0 is off.
+        end_token_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the same divergence at the last label of each answer alone, where the LLM ends its turn, as a
+            mean over answers (Ultravox: as much as `divergence_weight`). 0 is off.
         transcription_instruction (`str`, *optional*, defaults to `"Repeat the sentence:"`):
-            Asked of rows without `messages`, whose answer is their transcript (target set T).
+            Asked of rows without `messages`, whose answer is their transcript (target set T). `{audio}` in it says
+            where the speech stands (BLOOMZMMS: `"Repeat the sentence: {audio}. "`); without it the speech comes first.
         span_probability (`float`, *optional*, defaults to `0.0`):
             Interleaving with aligned spans: share of the words that stand as text in place of their speech. Needs the
             column `words`. 0 is off.
@@ -36,8 +40,12 @@ class SpeechImitationConfig(TeacherArguments, SpeechTrainingConfig):
     divergence_weight: float = field(
         default=0.0, metadata={"help": "Weight of the divergence from the same LLM reading the transcript."}
     )
+    end_token_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the divergence at the last label of each answer alone."}
+    )
     transcription_instruction: str = field(
-        default="Repeat the sentence:", metadata={"help": "Asked of rows without messages."}
+        default="Repeat the sentence:",
+        metadata={"help": "Asked of rows without messages; {audio} is where the speech stands, by default first."},
     )
     span_probability: float = field(
         default=0.0, metadata={"help": "Share of the words that stand as text in place of their speech."}
@@ -53,6 +61,8 @@ class SpeechImitationConfig(TeacherArguments, SpeechTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_teacher_arguments(self.divergence_weight)
+        if self.end_token_weight and not self.divergence_weight:
+            raise ValueError("end_token_weight adds to the divergence. Set divergence_weight too.")
         for name in ("span_probability", "text_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1.")

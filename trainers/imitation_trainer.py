@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .data.chats import IGNORED, answered_chat, pad_chats, read_chat, tokenize_chats, with_segments
+from .data.chats import (
+    IGNORED,
+    answered_chat,
+    pad_chats,
+    read_chat,
+    tokenize_chats,
+    unlabel_cut_ends,
+    with_segments,
+)
 from .data.collators import Example, SpeechCollator, Utterance, keep_masks, whole
 from .data.ctc_alignment import token_times
 from .data.interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
@@ -21,7 +29,10 @@ class ImitationCollator(SpeechCollator):
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
         instruction = self.args.transcription_instruction
-        chats = [answered_chat(example.row, example.texts, instruction) for example in examples]
+        chats = [
+            example.row["messages"] if example.row.get("messages") else answered_chat(example.texts, instruction)
+            for example in examples
+        ]
         return self.chat_inputs(examples, chats, teacher=self.args.divergence_weight > 0)
 
     def chat_inputs(self, examples: list[Example], chats: list[list[dict]], teacher: bool) -> dict[str, Any]:
@@ -45,18 +56,14 @@ class ImitationCollator(SpeechCollator):
         batch["counts"] = {
             "input_tokens": int(batch["attention_mask"].sum()),
             "answer_tokens": int((batch["labels"] != IGNORED).sum()),
+            "answers": int((batch["labels"][:, 1:] != IGNORED).any(-1).sum()) if examples else 0,
         }
         return batch
 
     def tokenize(self, examples: list[Example], chats: list[list[dict]]) -> tuple[list[list[int]], list[list[int]]]:
         """Ids and labels; an answer that was cut at its length limit is not taught to end there."""
         ids, labels = tokenize_chats(self.processor, chats, **self.args.chat_template_kwargs or {})
-        added = self.processor.tokenizer.added_tokens_decoder
-        special = {number for number, token in added.items() if token.special}
-        for example, row in zip(examples, labels, strict=True):
-            if example.row.get("finish_reason") == "length":
-                last = max(place for place, label in enumerate(row) if label != IGNORED and label not in special)
-                row[last + 1 :] = [IGNORED] * (len(row) - last - 1)
+        unlabel_cut_ends(self.processor, [example.row for example in examples], labels)
         return ids, labels
 
     def cached_states(self, examples: list[Example]) -> dict[str, torch.Tensor]:
@@ -75,8 +82,8 @@ class ImitationCollator(SpeechCollator):
             return heard
         if len(heard) > 1 and self.args.text_probability > 0:
             spoken = choose_speech(len(heard), example.rng, self.args.text_probability)
-            pairs = zip(heard, spoken, example.utterances, strict=True)
-            return [row if speech else [TextSegment(utterance.text)] for row, speech, utterance in pairs]
+            pairs = zip(heard, spoken, example.texts, strict=True)
+            return [row if speech else [TextSegment(text)] for row, speech, text in pairs]
         if self.args.span_probability > 0:
             return [self.interleaved(example, utterance) for utterance in example.utterances]
         return heard
@@ -125,6 +132,7 @@ class SpeechImitationTrainer(SpeechTrainer):
 
     _tag_names = ["speechllm", "speech-imitation"]
     _name = "SpeechImitation"
+    takes_loss_func = True
     objective_name = "imitation of the LLM that reads: its answers, or its distribution"
     config_class = SpeechImitationConfig
     collator_class = ImitationCollator
@@ -138,7 +146,8 @@ class SpeechImitationTrainer(SpeechTrainer):
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         inputs = embed_prompts(model, batch, connect(model, batch))
         hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
-        return self.response_terms(model, batch, hidden, self.args.cross_entropy_weight, self.args.divergence_weight)
+        weights = self.args.cross_entropy_weight, self.args.divergence_weight
+        return self.response_terms(model, batch, hidden, *weights, end_token_weight=self.args.end_token_weight)
 
 
 __all__ = ["ImitationCollator", "SpeechImitationTrainer"]

@@ -1,12 +1,47 @@
 """What the configs of all speech trainers share."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
+from peft import PeftModel
 from trl import SFTConfig
 
 from modeling_speechllm.pretrained_speechllm import GROUPS
+from processing_speechllm import SpeechLLMProcessor
+
+ANSWERS = "The loss stands on assistant turns always: leave it out."
+COLUMNS = "Rows come as load_rows gives them; name their columns there (`columns`)."
+LOADED = "It is for models given by name: load the model with it."
+NOT_ACTED_ON = {  # inherited settings, and what to do in their place
+    "label_smoothing_factor": "Imitation takes a loss of yours by compute_loss_func.",
+    "loss_type": "Imitation takes a loss of yours by compute_loss_func.",
+    "assistant_only_loss": ANSWERS,
+    "completion_only_loss": ANSWERS,
+    "pad_to_multiple_of": "Batches are padded to their longest row; batch_seconds or group_by_length pad less.",
+    "eos_token": "Answers end as the chat template ends them: set processor.chat_template.",
+    "pad_token": "Set processor.tokenizer.pad_token.",
+    "chat_template_path": "Set processor.chat_template.",
+    "packing_strategy": "Audio is not packed; batch_seconds fills batches.",
+    "eval_packing": "Audio is not packed; batch_seconds fills batches.",
+    "truncation_mode": "Nothing is truncated; max_seconds filters rows.",
+    "shuffle_dataset": "Rows are shuffled in every epoch, unless train_sampling_strategy is sequential.",
+    "dataset_num_proc": "Rows are prepared as they are read, by dataloader_num_workers.",
+    "dataset_text_field": COLUMNS,
+    "length_column_name": "Lengths are in the column duration: rename yours.",
+    "label_names": COLUMNS,
+    "model_init_kwargs": LOADED,
+    "trust_remote_code": LOADED,
+    "router_aux_loss_coef": "An LLM of experts is trained without their auxiliary loss.",
+    "neftune_noise_alpha": "To vary the input, set augmentation.",
+    "use_liger_kernel": "Only positions with labels get logits already.",
+    "liger_kernel_config": "Only positions with labels get logits already.",
+    "auto_find_batch_size": "Set batch_seconds, which bounds the memory of a batch.",
+    "average_tokens_across_devices": "Losses are always divided by the items of all devices.",
+    "dataloader_drop_last": "Each row comes once in an epoch, whatever the batch size.",
+    "logging_nan_inf_filter": "A loss that is not finite stops the run.",
+}
 
 
 @dataclass
@@ -101,11 +136,35 @@ class SpeechTrainingConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        self._check_inherited()
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.accelerator.is_available()
+        if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
+            self.use_cpu = True  # else transformers asks for it
         self.dataset_kwargs = (self.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
         super().__post_init__()
         self._check_speech()
+
+    def _check_inherited(self) -> None:
+        """Raises a ValueError for inherited settings that would not be acted on, by name."""
+        defaults = {item.name: item.default for item in fields(self)}
+        for name, remedy in NOT_ACTED_ON.items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect on a speech trainer. {remedy}")
+        more = sorted(set(self.dataset_kwargs or {}) - {"skip_prepare_dataset"})
+        if more:
+            raise ValueError(f"dataset_kwargs: {', '.join(more)} has no effect. Rows come as load_rows gives them.")
+        strategies = ("random", "sequential", "group_by_length")
+        if self.train_sampling_strategy not in strategies:
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} is not one of {', '.join(strategies)}. For "
+                "batches of like cost set batch_seconds or batch_tokens."
+            )
+        if self.train_sampling_strategy == "sequential" and (self.batch_seconds or self.batch_tokens):
+            raise ValueError("batch_seconds and batch_tokens sort rows by length. Leave train_sampling_strategy out.")
+        dealt = self.accelerator_config if isinstance(self.accelerator_config, dict) else {}
+        if dealt.get("split_batches") or dealt.get("dispatch_batches"):
+            raise ValueError("accelerator_config: batches are dealt to processes here. Leave split_batches out.")
 
     def _check_speech(self) -> None:
         unknown = sorted(set(self.train_groups) - set(GROUPS))
@@ -144,4 +203,56 @@ class SpeechTrainingConfig(SFTConfig):
             self.metric_for_best_model, self.greater_is_better = "loss", False
 
 
-__all__ = ["SpeechTrainingConfig"]
+def check_given(
+    trainer: type, model: Any, args: Any, processor: Any, collator: Any, loss_func: Any, others: dict[str, Any]
+) -> None:
+    """
+    Refuses what `SFTTrainer` would take and a speech trainer cannot, by name.
+
+    Args:
+        trainer: class of the trainer.
+        model, args, processor, collator, loss_func: what it is given; `others` are its further arguments.
+
+    Raises:
+        TypeError, ValueError: with the finding and the remedy.
+    """
+    name = trainer.__name__
+    if isinstance(model, PeftModel):
+        raise TypeError(
+            f"{name} puts the adapters on by itself: give the SpeechLLM and peft_config. To go on from a "
+            "PeftModel, give its model.merge_and_unload()."
+        )
+    if getattr(getattr(model, "config", None), "model_type", None) != "speechllm":
+        kind = f"the name {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
+        raise TypeError(
+            f"{name} trains a SpeechLLMForConditionalGeneration, not {kind}. Load one with from_pretrained, or "
+            "compose one with from_parts."
+        )
+    if args is not None and not isinstance(args, trainer.config_class):
+        wanted = trainer.config_class.__name__
+        raise TypeError(
+            f"args of {name} is a {wanted}, not a {type(args).__name__}. Build one: {wanted}(output_dir, ...) has "
+            "all settings of SFTConfig that apply to speech."
+        )
+    if not isinstance(processor, SpeechLLMProcessor):
+        found = "none was given" if processor is None else f"a {type(processor).__name__} was given"
+        raise TypeError(
+            f"{name} needs the model's SpeechLLMProcessor as processing_class; {found}. Load it with "
+            "SpeechLLMProcessor.from_pretrained(folder), or make it with SpeechLLMProcessor.from_parts."
+        )
+    if collator is not None and not isinstance(collator, trainer.collator_class):
+        raise TypeError(
+            f"data_collator of {name} is a {trainer.collator_class.__name__}, not a {type(collator).__name__}: its "
+            "batches carry what the loss is divided by. Derive yours from it, or leave it out."
+        )
+    if loss_func is not None and not trainer.takes_loss_func:
+        raise ValueError(f"{name} has losses of its own; compute_loss_func is for SpeechImitationTrainer.")
+    unused = sorted({"formatting_func", "quantization_config", "model_init"} & set(others))
+    if unused:
+        raise ValueError(
+            f"{name} does not act on {', '.join(unused)}: rows come as load_rows gives them, the model as it was "
+            "loaded. Leave it out."
+        )
+
+
+__all__ = ["SpeechTrainingConfig", "check_given"]

@@ -10,7 +10,7 @@ What is unusual here:
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +22,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTTrainer
 
 from modeling_speechllm.audio_towers import AudioTower
-from modeling_speechllm.modeling_speechllm import scale_logits
-from modeling_speechllm.pretrained_speechllm import GROUPS
+from modeling_speechllm.llm_head import scale_logits
 
 from .checkpoints.card import CardFacts
+from .checkpoints.trained_parts import beside_adapters, beside_quantized, has_tied_head, tie_head, train_groups
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .data.chats import IGNORED
@@ -37,18 +38,14 @@ from .data.loaders import build_loader, is_stream
 from .data.loading import dataset_fingerprint
 from .objectives.divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
 from .objectives.forward_redirection import through_forward
+from .objectives.speech_inputs import connect, embed_prompts
 from .objectives.terms import Term, Totals, weighted_loss
-from .speech_config import SpeechTrainingConfig
+from .speech_config import SpeechTrainingConfig, check_given
 
 
-def hold_in_float32(model: PreTrainedModel) -> None:
-    """Trained weights of half precision become float32, in place: at the usual learning rates a step is smaller than
-    bf16 can tell apart. Those that transformers has sharded as it loaded them stay as they are."""
-    if model.is_distributed_loading_by_transformers:
-        return
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
+def last_places(mask: torch.Tensor) -> torch.Tensor:
+    """(rows, places) bool mask -> the same with the last True of each row alone."""
+    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
 
 
 class SpeechTrainer(WholeCheckpoints, SFTTrainer):
@@ -63,13 +60,20 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         processing_class: the model's `SpeechLLMProcessor`.
         peft_config (*optional*): see `lora_config`; groups in `train_groups` are trained in full beside the adapters.
         callbacks (*optional*): further callbacks.
+        data_collator (*optional*): of the trainer's own kind (`collator_class`), in place of the one made here.
+        compute_loss_func (*optional*): of [`SpeechImitationTrainer`] alone: the loss in place of the trainer's own, of
+            a model output with `logits` (rows, sequence, vocabulary), `labels` and `num_items_in_batch`, the answer
+            tokens of the whole step.
+        **kwargs: of `Trainer`: `compute_metrics`, `preprocess_logits_for_metrics`, `optimizers`,
+            `optimizer_cls_and_kwargs`.
 
     Raises:
-        TypeError: a model that is no SpeechLLM.
-        ValueError: settings that exclude each other.
+        TypeError: a model that is no SpeechLLM, or arguments and a processor of another kind.
+        ValueError: settings that exclude each other, or that would not be acted on.
     """
 
     loss_is_scaled_for_ga = True
+    takes_loss_func = False
     collator_class: type[SpeechCollator]
     config_class: type[SpeechTrainingConfig]
 
@@ -82,22 +86,16 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         processing_class: Any = None,
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        data_collator: SpeechCollator | None = None,
+        compute_loss_func: Callable | None = None,
         **kwargs: Any,
     ):
-        if getattr(getattr(model, "config", None), "model_type", None) != "speechllm":
-            raise TypeError(
-                f"{type(self).__name__} trains a SpeechLLMForConditionalGeneration, not a {type(model).__name__}. "
-                "Load one with from_pretrained, or compose one with from_parts."
-            )
+        check_given(type(self), model, args, processing_class, data_collator, compute_loss_func, kwargs)
         args = self.config_class("speechllm-output") if args is None else args
-        model.freeze(*GROUPS)
-        model.unfreeze(*args.train_groups)
-        if args.bf16 or args.fp16:
-            hold_in_float32(model)
+        tied = has_tied_head(model)
+        train_groups(model, args.train_groups)
         if peft_config is not None:
-            names = {"encoder": "audio_tower", "connector": "multi_modal_projector"}
-            whole = [names[group] for group in args.train_groups if group in names]
-            peft_config.modules_to_save = [*(peft_config.modules_to_save or []), *whole]
+            peft_config = beside_adapters(peft_config, args.train_groups)
         self.frames_cache = self._open_cache(args, model, processing_class)
         self.bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share, ROWS_BEFORE_JUDGING)
         self._rows_seen = self._rows_bad = 0
@@ -112,23 +110,24 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             from deepspeed.utils import set_z3_leaf_modules
 
             set_z3_leaf_modules(model, [AudioTower])  # gathered at once: how often its layers run depends on the batch
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=self.collator_class(
-                processing_class,
-                args,
-                languages=getattr(model.model.multi_modal_projector.config, "languages", None),
-                frames_cache=self.frames_cache,
-                bad_rows=self.bad_rows,
-            ),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        if data_collator is None:
+            languages = getattr(model.model.multi_modal_projector.config, "languages", None)
+            data_collator = self.collator_class(processing_class, args, languages, self.frames_cache, self.bad_rows)
+        with beside_quantized(model, adapters=peft_config is not None):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                callbacks=callbacks,
+                **kwargs,
+            )
+        self.compute_loss_func = compute_loss_func
+        if tied and peft_config is not None:
+            tie_head(self.speech_model)
         self._check_sharding()
 
     def _check_sharding(self) -> None:
@@ -209,6 +208,28 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             totals = through_forward(model, inner, run, batch)
         return {name: Term(total, found[name].items, found[name].weight) for name, total in totals.items()}
 
+    def predictions(self, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (rows, sequence, vocabulary) and labels (rows, sequence) of a batch, those of a position standing at
+        that before it as everywhere in transformers; `model` is the SpeechLLM without wrappers."""
+        embeddings = embed_prompts(model, batch, connect(model, batch))
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state
+        return self.head(model)(hidden), batch["labels"]
+
+    def outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[CausalLMOutput, torch.Tensor]:
+        """`predictions` inside one forward of the wrapped model, for metrics and losses of the user's."""
+        inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        speech_model = self.speech_model
+
+        def run(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            self._rest_frozen(speech_model)
+            return self.predictions(speech_model, batch)
+
+        with self.accelerator.autocast():
+            logits, labels = through_forward(model, inner, run, batch)
+        return CausalLMOutput(logits=logits), labels
+
     def _rest_frozen(self, model: PreTrainedModel) -> None:
         """Frozen groups run without dropout; a frozen LLM under gradient checkpointing stays in training mode, in
         which alone it is checkpointed."""
@@ -228,9 +249,14 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         num_items_in_batch: dict[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Sum over terms of weight x total / items of the whole step; see the module's description."""
-        terms = self.terms(model, inputs)
         counts = num_items_in_batch or {name: torch.tensor(value) for name, value in inputs["counts"].items()}
-        loss = weighted_loss(terms, counts)
+        if self.compute_loss_func is None:
+            terms = self.terms(model, inputs)
+            loss = weighted_loss(terms, counts)
+        else:
+            terms = {}
+            items = counts["answer_tokens"]
+            loss = self.compute_loss_func(*self.outputs(model, inputs), num_items_in_batch=items)
         if not torch.isfinite(loss):
             parts = ", ".join(f"{name} {term.total.item():g}" for name, term in terms.items() if term.weight)
             raise FloatingPointError(
@@ -274,6 +300,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         cross_entropy_weight: float,
         divergence_weight: float,
         teacher: torch.Tensor | None = None,
+        end_token_weight: float = 0.0,
     ) -> dict[str, Term]:
         """The loss terms on the answers, from hidden states (batch, sequence, dim) of the student and, if they are
         there already, of the teacher. Only positions that predict an answer's token get logits."""
@@ -288,13 +315,21 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if divergence_weight:
             args = self.args
             if "teacher_indices" in batch:
-                tokens = TopTokens(batch["teacher_log_probabilities"], batch["teacher_indices"], args.temperature)
-                total = top_k_divergence(student, tokens, head, args.temperature)
+                states = batch["teacher_log_probabilities"], batch["teacher_indices"]
             else:
                 teacher = self.teacher_hidden(model, batch) if teacher is None else teacher
-                read = teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED]
-                total = response_divergence(student, read, head, args.divergence, args.jsd_beta, args.temperature)
-            terms["divergence"] = Term(total, "answer_tokens", divergence_weight)
+                states = (teacher[:, :-1][batch["teacher_labels"][:, 1:] != IGNORED],)
+
+            def divergence(student: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+                if len(states) == 2:
+                    return top_k_divergence(student, TopTokens(*states, args.temperature), head, args.temperature)
+                return response_divergence(student, *states, head, args.divergence, args.jsd_beta, args.temperature)
+
+            terms["divergence"] = Term(divergence(student, *states), "answer_tokens", divergence_weight)
+            if end_token_weight:
+                ends = last_places(predicting)[predicting]
+                total = divergence(student[ends], *(state[ends] for state in states))
+                terms["end_token"] = Term(total, "answers", end_token_weight)
         return terms
 
     def check_teacher(self) -> None:
@@ -347,15 +382,18 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """Batches of this process; not prepared by Accelerate, which would deal them out again."""
         return self._loader(self.train_dataset, self.data_collator, training=True)
 
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return self._loader(test_dataset, self.data_collator.for_evaluation(), training=False, in_order=True)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return self._loader(dataset, self.data_collator.for_evaluation(), training=False)
 
-    def _loader(self, dataset: Any, collator: SpeechCollator, training: bool) -> DataLoader:
+    def _loader(self, dataset: Any, collator: SpeechCollator, training: bool, in_order: bool = False) -> DataLoader:
         place = self.accelerator.process_index, self.accelerator.num_processes
-        return build_loader(dataset, collator, self.args, *place, training, self._stream_start)
+        return build_loader(dataset, collator, self.args, *place, training, self._stream_start, in_order)
 
     # Reports
 
@@ -372,11 +410,26 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             logs |= means
         super().log(logs, start_time)
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, torch.Tensor | None, torch.Tensor | None]:
+        """The terms go into the totals of the evaluation. Where metrics or predictions are asked for, also logits and
+        labels; of several processes all give as many rows, the added ones labelled -100 throughout."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            self._totals["eval"].add(self.terms(model, inputs), inputs["counts"])
-        return None, None, None
+            if self.compute_loss_func is None:
+                self._totals["eval"].add(self.terms(model, inputs), inputs["counts"])
+            else:
+                count = inputs["counts"]["answer_tokens"]
+                loss = self.compute_loss_func(
+                    *self.outputs(model, inputs), num_items_in_batch=torch.tensor(max(count, 1))
+                )
+                self._totals["eval"].add({"loss_func": Term(loss * count, "answer_tokens")}, inputs["counts"])
+            if prediction_loss_only:
+                return None, None, None
+            output, labels = self.outputs(model, inputs)
+        logits = self.accelerator.pad_across_processes(output.logits, dim=0)
+        return None, logits, self.accelerator.pad_across_processes(labels, dim=0, pad_index=IGNORED)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As in Trainer; the loss and its terms are means over all items of the set, however batched."""

@@ -69,11 +69,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def exact_interval(share: float, units: int) -> tuple[float, float]:
-    """The 95 % interval of a share in per cent that is 0 or 100 over so many units (Clopper and Pearson 1934); another
-    share stays as it is."""
-    reach = 100 * (1 - 0.025 ** (1 / units)) if units else 0.0
-    return (0.0, reach) if share == 0 else (100 - reach, 100.0) if share == 100 else (share, share)
+def interval_without_spread(value: float, units: int, is_share: bool) -> tuple[float, float]:
+    """The 95 % interval of a value that is the same in all resamples: of a share of 0 or 100 per cent over so many
+    units the exact one (Clopper and Pearson 1934), else NaN, as nothing is known of it."""
+    if not is_share or value not in (0, 100) or not units:
+        return float("nan"), float("nan")
+    reach = 100 * (1 - 0.025 ** (1 / units))
+    return (0.0, reach) if value == 0 else (100 - reach, 100.0)
 
 
 def estimate(
@@ -87,16 +89,16 @@ def estimate(
     A metric over the rows of a mask (rows,), by default all, with its interval.
 
     Resamples of rows that are all alike are alike, too, which is no certainty: for shares of 0 or 100 per cent the
-    interval is the exact binomial one over recordings.
+    interval is the exact binomial one over recordings; of other metrics and values it is not known (NaN).
     """
     kept = statistics if rows is None else statistics[rows]
     if not len(kept):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     found = float(value(kept.sum(0)))
     low, high = interval(resamples.values(statistics, value, rows))
-    if is_share and low == high:
+    if low == high:
         units = resamples.unit if rows is None else resamples.unit[rows]
-        low, high = exact_interval(found, len(np.unique(units[kept[:, 1] > 0])))
+        low, high = interval_without_spread(found, len(np.unique(units[kept[:, 1] > 0])), is_share)
     counted = kept[:, 1] > 0 if statistics.shape[1] == 2 else np.ones(len(kept), dtype=bool)
     return Estimate(found, low, high, int(counted.sum()))
 
@@ -106,14 +108,25 @@ def difference(statistics: np.ndarray, others: np.ndarray, value: Value, resampl
     A system's metric less another's on the same rows.
 
     p is twice the smaller share of resamples in which the difference is not above, or not below, zero; with n
-    resamples it is at least 2 / (n + 1).
+    resamples it is at least 2 / (n + 1). Of a single recording interval and p of a difference are not known (NaN).
     """
     values = resamples.values(statistics, value) - resamples.values(others, value)
     values = values[~np.isnan(values)]
     observed = float(value(statistics.sum(0)) - value(others.sum(0)))
+    if resamples.count < 2 and observed != 0:
+        return Difference(observed, float("nan"), float("nan"), float("nan"))
     low, high = interval(values)
     tail = min((values <= 0).sum(), (values >= 0).sum())
     return Difference(observed, low, high, float(min(1.0, 2 * (tail + 1) / (len(values) + 1))))
 
 
-__all__ = ["Difference", "Estimate", "Resamples", "Value", "difference", "estimate", "exact_interval", "interval"]
+__all__ = [
+    "Difference",
+    "Estimate",
+    "Resamples",
+    "Value",
+    "difference",
+    "estimate",
+    "interval_without_spread",
+    "interval",
+]

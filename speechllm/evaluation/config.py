@@ -24,13 +24,17 @@ class EvaluationConfig:
     """
 
     # data
-    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or manifests."})
+    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or files of any layout."})
     output_dir: str | None = described("Folder for answers, results and report; an unfinished run in it goes on.")
     task: Literal["transcribe", "translate", "question", "classify", "instruct"] | None = described(
         "What is asked, and the metrics with it."
     )
-    dataset_name: str | None = described("Configuration of Hub datasets.")
-    dataset_split: str | None = described("Split. Default: test; of local data without one, train.")
+    dataset_config: str | None = described("Configuration of Hub datasets.")
+    dataset_revision: str | None = described("Branch, tag or commit of Hub datasets.")
+    dataset_split: str | None = described(
+        "Split, or a slice, test[:100]. Default: test; of local data without, train."
+    )
+    dataset_language: str | None = described("Language of rows that do not tell theirs.")
     columns: dict | str | None = described('Other names of columns, {"sentence": "text"}.')
     limit: int | None = described("So many rows, spread evenly over the data. Default: all.")
     max_bad_share: float = described("Share of rows that may be unusable.", 0.05)
@@ -82,6 +86,7 @@ class EvaluationConfig:
     headline: str | None = described("Metric of the tables by language and prompt kind. Default: the task's first.")
 
     def __post_init__(self):
+        self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
         self.columns = read_mapping(self.columns, "columns")
         self.chat_template_kwargs = read_mapping(self.chat_template_kwargs, "chat_template_kwargs") or {}
         for name, example in (("columns", '{"sentence": "text"}'), ("chat_template_kwargs", '{"thinking": false}')):

@@ -48,8 +48,10 @@ def read_form(content: str | dict | None) -> dict[str, Any]:
     for key, value in form.items():
         if key not in KEYS:
             raise ValueError(f"the form has the unknown check {key!r}; known: {', '.join(KEYS)}")
-        number = KEYS[key] is int
-        if not isinstance(value, KEYS[key]) or number and (isinstance(value, bool) or value < 0):
+        negative = isinstance(value, int) and value < 0
+        no_number = KEYS[key] is int and isinstance(value, bool)
+        no_texts = isinstance(value, list) and not all(isinstance(label, str) for label in value)
+        if not isinstance(value, KEYS[key]) or negative or no_number or no_texts:
             raise ValueError(f"the form's {key} cannot be {value!r}")
     return form
 

@@ -60,6 +60,20 @@ def parse_judgement(text: str) -> dict[str, Any]:
     }
 
 
+def judge_key(config: EvaluationConfig) -> str | None:
+    """The key of the judge's endpoint, if it needs one.
+
+    Raises:
+        ValueError: the environment variable is not set.
+    """
+    variable = config.judge_key_variable
+    if config.judge_base_url is None or variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise ValueError(f"The environment variable {variable} is not set. Put the key of the judge's endpoint there.")
+    return os.environ[variable]
+
+
 def load_judge(config: EvaluationConfig, device: torch.device) -> Judge:
     """The judge that the settings name.
 
@@ -71,13 +85,10 @@ def load_judge(config: EvaluationConfig, device: torch.device) -> Judge:
         return LocalBackend(
             model.to(device), tokenizer, batch_size=config.batch_size, max_new_tokens=config.judge_max_new_tokens
         )
-    variable = config.judge_key_variable
-    if variable is not None and not os.environ.get(variable):
-        raise ValueError(f"The environment variable {variable} is not set. Put the key of the judge's endpoint there.")
     return EndpointBackend(
         config.judge_base_url,
         config.judge,
-        api_key=None if variable is None else os.environ[variable],
+        api_key=judge_key(config),
         concurrency=config.concurrency,
         retries=config.retries,
         timeout=config.timeout,
@@ -118,4 +129,12 @@ def judge_answers(
         )
 
 
-__all__ = ["PROMPT", "judge_answers", "judge_fingerprint", "judge_question", "load_judge", "parse_judgement"]
+__all__ = [
+    "PROMPT",
+    "judge_answers",
+    "judge_fingerprint",
+    "judge_key",
+    "judge_question",
+    "load_judge",
+    "parse_judgement",
+]

@@ -73,7 +73,8 @@ def _draw_panel(axis: Any, rows: list[Row], columns: tuple[str, ...]) -> None:
         colour = SYSTEM_COLOURS.get(column, COLOURS[place % len(COLOURS)])
         spread = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
         axis.bar(x, np.nan_to_num(values), 0.92 * step, color=colour, label=column)
-        axis.errorbar(x, values, yerr=spread, fmt="none", ecolor=GREY, elinewidth=1, capsize=2)
+        known = ~np.isnan(low)
+        axis.errorbar(x[known], values[known], yerr=spread[:, known], fmt="none", ecolor=GREY, elinewidth=1, capsize=2)
         for position, value, top, row in zip(x, values, values + spread[1], rows, strict=True):
             if not np.isnan(value) and len(rows) * len(columns) <= 30:
                 axis.annotate(
@@ -85,6 +86,8 @@ def _draw_panel(axis: Any, rows: list[Row], columns: tuple[str, ...]) -> None:
     axis.set_xticks(np.arange(len(rows)), names, rotation=25 if tilted else 0, ha="right" if tilted else "center")
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.margins(y=0.14)
+    if np.ptp(axis.get_ylim()) < 1e-6:  # all are 0
+        axis.set_ylim(0, 1)
     axis.set_ylabel("per cent" if rows[0].unit == "%" else "")
 
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 
+from .normalise import base_code
+
 WHISPER_SECONDS = 30
 CTC_HEAD = "ctc_head"
 CTC_HEAD_FILE = "helpers/ctc_head.safetensors"  # not at the top: serving engines load all that lie there
@@ -46,26 +48,31 @@ class PipelineRecogniser:
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f"The cascade's recogniser {name} cannot be loaded: {reason} Give the folder or Hub id of an ASR "
-                "model of transformers, or ctc_head."
+                f"The recogniser {name} cannot be loaded: {reason} Give the folder or Hub id of an ASR model of "
+                "transformers."
             ) from error
         self.sampling_rate = self.pipe.feature_extractor.sampling_rate
         self.is_whisper = self.pipe.model.config.model_type == "whisper"
         self.tell_language = tell_language and self.is_whisper and self._is_multilingual()
+        tokens = self._generation("lang_to_id", {}) if self._is_multilingual() else {}
+        self.languages = {token: code.strip("<|>") for code, token in tokens.items()}
 
     def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str | None]) -> list[str]:
-        """See [`Recogniser`]; audios of one language at a time where it is told."""
+        """See [`Recogniser`]; audios of one language at a time where it is told, and longer than Whisper's window
+        apart from shorter ones."""
         texts: list[str] = [""] * len(audio)
-        told = [language if self.tell_language else None for language in languages]
-        for language in dict.fromkeys(told):
-            places = [place for place, code in enumerate(told) if code == language]
+        told = [language if self.tell_language and self.knows(language) else None for language in languages]
+        long = [self.is_whisper and len(samples) > WHISPER_SECONDS * self.sampling_rate for samples in audio]
+        kinds = list(zip(told, long, strict=True))
+        for language, is_long in dict.fromkeys(kinds):
+            places = [place for place, kind in enumerate(kinds) if kind == (language, is_long)]
             options: dict[str, Any] = {}
             if self.is_whisper:
-                if any(len(audio[place]) > WHISPER_SECONDS * self.sampling_rate for place in places):
+                if is_long:
                     options["return_timestamps"] = True  # how it is read whole
                 options["generate_kwargs"] = {"task": "transcribe"} if self._is_multilingual() else {}
                 if language is not None:
-                    options["generate_kwargs"]["language"] = language
+                    options["generate_kwargs"]["language"] = base_code(language)
             inputs = [{"raw": audio[place], "sampling_rate": self.sampling_rate} for place in places]
             # Whisper pads all audio alike; others hear padding, such as wav2vec2 with its group norm.
             outputs = self.pipe(inputs, batch_size=len(inputs) if self.is_whisper else 1, **options)
@@ -73,8 +80,27 @@ class PipelineRecogniser:
                 texts[place] = output["text"].strip()
         return texts
 
+    def knows(self, language: str | None) -> bool:
+        """Whether the model can be told this language (a code such as `de` or `pt-BR`)."""
+        return base_code(language) in self.languages.values()
+
+    @torch.inference_mode()
+    def detect_languages(self, audio: Sequence[np.ndarray]) -> list[str | None]:
+        """The language that a multilingual Whisper hears in the first half minute of each audio; None by others."""
+        if not self.languages:
+            return [None] * len(audio)
+        heads = [samples[: WHISPER_SECONDS * self.sampling_rate] for samples in audio]
+        inputs = self.pipe.feature_extractor(heads, sampling_rate=self.sampling_rate, return_tensors="pt")
+        model = self.pipe.model
+        tokens = model.detect_language(input_features=inputs["input_features"].to(model.device, model.dtype))
+        return [self.languages.get(token) for token in tokens.tolist()]
+
     def _is_multilingual(self) -> bool:
-        return bool(getattr(self.pipe.model.generation_config, "is_multilingual", False))
+        return bool(self._generation("is_multilingual", False))
+
+    def _generation(self, name: str, default: Any) -> Any:
+        """A value of the generation config, which CTC models lack."""
+        return getattr(getattr(self.pipe.model, "generation_config", None), name, default)
 
 
 class CTCHeadRecogniser:

@@ -1,20 +1,25 @@
 """The rows of an evaluation: read by the loader of training, each one question with what scores its answer."""
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, concatenate_datasets
 
 from processing_speechllm.chat_messages import instruction_chat
 from trainers.data.bad_rows import BadRows
 from trainers.data.chats import read_chat
+from trainers.data.layouts.layout import SPLIT_NAMES
+from trainers.data.layouts.recognition import local_splits
 from trainers.data.loading import load_rows, source_name, with_durations
 from trainers.targets.prompts import Prompt, Task, load_tasks, select_prompts, user_turn
 
+from .chats import check_audio_blocks, content_in_words, with_context, without_answer
 from .config import EvaluationConfig
 from .forms import read_form
 from .normalise import base_code, loose, whisper_normalised
@@ -26,8 +31,10 @@ OWN_TASKS = {
     "question": "spoken_question",
     "classify": "choose_label",
 }
-CONTEXT = "{context}"
 KINDS = ("seen", "unseen_prompt", "unseen_task")
+TEXTS = ("instruction", "context", "reference", "label", "target_language", "prompt_kind", "task", "recording")
+TEXTS_OR_LISTS = ("text", "language")
+LISTS = ("references", "labels")
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Item:
     @property
     def asked(self) -> str:
         """The chat in words, audios as [audio]; for people."""
-        return "\n".join(map(_content_in_words, (message["content"] for message in self.chat)))
+        return "\n".join(map(content_in_words, (message["content"] for message in self.chat)))
 
 
 @dataclass
@@ -91,12 +98,6 @@ class Rows:
         """The item's undecoded audios."""
         audio = self.data[item.row]["audio"]
         return audio if isinstance(audio, list) else [audio]
-
-
-def _content_in_words(content: str | list[dict]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join("[audio]" if block["type"] == "audio" else block["text"] for block in content)
 
 
 def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
@@ -115,7 +116,17 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
     parts = []
     for source in config.dataset:
         split = config.dataset_split or default_split(source)
-        part = load_rows(source, split, False, config.dataset_name, config.columns, transcribed=False)
+        part = load_rows(
+            source,
+            split,
+            False,
+            config.dataset_config,
+            config.columns,
+            config.dataset_revision,
+            config.dataset_language,
+            transcribed=False,
+            say=partial(print, file=sys.stderr, flush=True),
+        )
         parts.append(part)
     try:
         data = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
@@ -124,6 +135,7 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
             f"The datasets {', '.join(config.dataset)} do not fit together: {error}. Evaluate them one by one."
         ) from error
     check_columns(data, config)
+    data = with_class_names(data)
     total = len(data)
     if config.limit is not None and config.limit < total:
         data = data.select([place * total // config.limit for place in range(config.limit)])
@@ -136,9 +148,19 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
 
 
 def default_split(source: str) -> str:
-    """`test`, but for local data without such parquet files `train`, which manifests are."""
-    path = Path(source).expanduser()
-    return "test" if not path.exists() or next(path.glob("**/test-*.parquet"), None) else "train"
+    """`test`; of local data without it `train`, which single files are, or else the only split there is, which is
+    said."""
+    if not Path(source).expanduser().exists():
+        return "test"
+    names = local_splits(source, transcribed=False)
+    known = [SPLIT_NAMES.get(name.replace("_", "-").split("-")[0]) for name in names]
+    for split in ("test", "train"):
+        if split in known:
+            return split
+    if len(names) == 1:
+        print(f"{source}: scored on {names[0]!r}, the only split there is", file=sys.stderr, flush=True)
+        return names[0]
+    return "train"
 
 
 def check_bad_share(bad: Sequence[dict[str, str]], rows: int, allowed: float) -> None:
@@ -165,35 +187,46 @@ def check_columns(data: Dataset, config: EvaluationConfig) -> None:
     """
     found = set(data.column_names)
     needs = {
-        "transcribe": [{"reference", "references", "text", "messages"}],
-        "translate": [{"reference", "references", "messages"}],
-        "question": [{"reference", "references", "messages"}],
-        "classify": [{"label"}],
-        "instruct": [{"instruction", "messages"}],
+        "transcribe": [("text", "reference", "references", "messages")],
+        "translate": [("reference", "references", "messages")],
+        "question": [("reference", "references", "messages")],
+        "classify": [("label",)],
+        "instruct": [("instruction", "messages")],
     }[config.task]
     if config.task == "instruct" and config.instruction is not None:
         needs = []
     if config.text_bound:
-        needs = [*needs, {"text"}]
+        needs = [*needs, ("text",)]
     for options in needs:
-        if not options & found:
-            reason = "the text bound" if options == {"text"} else f"task {config.task!r}"
-            wanted = " or ".join(repr(name) for name in sorted(options))
-            name = sorted(options)[0]
+        if not found.intersection(options):
+            reason = "the text bound" if options == ("text",) else f"task {config.task!r}"
+            wanted = " or ".join(map(repr, options))
             raise ValueError(
                 f"{reason[0].upper()}{reason[1:]} needs the column {wanted}; the data have "
                 f"{', '.join(data.column_names)}. If it has another name, say so: "
-                f'--columns \'{{"its name": "{name}"}}\'.'
+                f'--columns \'{{"its name": "{options[0]}"}}\'.'
             )
+
+
+def with_class_names(data: Dataset) -> Dataset:
+    """The data with the names of classes (`ClassLabel` of `datasets`) in place of their numbers; -1 is none."""
+    for column, feature in data.features.items():
+        if isinstance(feature, ClassLabel):
+            names = [feature.names[n] if n is not None and n >= 0 else None for n in data[column][:]]
+            data = data.remove_columns(column).add_column(column, names)
+    return data
 
 
 def make_items(data: Dataset, config: EvaluationConfig) -> Rows:
     """Questions of all rows; rows that lack what their task needs are set aside with the finding."""
     pool = _pool(config)
-    labels = sorted({label for label in data["label"][:] if label}) if "label" in data.column_names else []
+    given = data["label"][:] if "label" in data.column_names else []
+    labels = sorted({label for label in given if label and isinstance(label, str)})
     items, bad, used = [], [], set()
     for number, row in enumerate(data):
         try:
+            if not row["id"]:
+                raise ValueError("its id is empty; give every row its own, or leave the column out")
             if row["id"] in used:
                 raise ValueError("its id stands twice in the data; give every row its own")
             used.add(row["id"])
@@ -217,7 +250,10 @@ def make_item(number: int, row: dict[str, Any], config: EvaluationConfig, pool: 
     Raises:
         ValueError: what the row lacks, in a half-sentence.
     """
+    _check_kinds(row)
     audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
+    if not audio or None in audio:
+        raise ValueError("it has no audio")
     texts = row.get("text")
     texts = texts if isinstance(texts, list) else None if texts is None else [texts]
     if config.text_bound and (texts is None or not all(text and text.strip() for text in texts)):
@@ -225,11 +261,11 @@ def make_item(number: int, row: dict[str, Any], config: EvaluationConfig, pool: 
     if texts is not None and not all(texts):
         texts = None
     language = row.get("language")
-    language = language[0] if isinstance(language, list) else language
+    language = (language[0] if isinstance(language, list) and language else language) or None
     target = row.get("target_language") or config.target_language
     own_labels = list(row.get("labels") or labels) if config.task == "classify" else []
     chat, kind, name, answer = _chat(row, len(audio), config, pool, own_labels, target)
-    _check_audio_blocks(chat, len(audio), texts)
+    check_audio_blocks(chat, len(audio), texts)
     if target is None and config.task in ("transcribe", "question"):
         target = language
     references = _references(row, answer, texts, config)
@@ -255,19 +291,17 @@ def make_item(number: int, row: dict[str, Any], config: EvaluationConfig, pool: 
     )
 
 
-def _check_audio_blocks(chat: list[dict], audios: int, texts: list[str] | None) -> None:
-    blocks = sum(
-        block["type"] == "audio"
-        for message in chat
-        if isinstance(message["content"], list)
-        for block in message["content"]
-    )
-    if blocks != audios:
-        raise ValueError(
-            f"its messages have {blocks} audio blocks, the row has {audios} audios; give one block per audio"
-        )
-    if texts is not None and len(texts) != audios:
-        raise ValueError(f"it has {len(texts)} transcripts for {audios} audios; give a list with one per audio")
+def _check_kinds(row: dict[str, Any]) -> None:
+    """Refuses values that are not of the kind of their column, as numbers in place of labels."""
+    for name, value in row.items():
+        if value is None or name not in (*TEXTS, *TEXTS_OR_LISTS, *LISTS):
+            continue
+        if name in LISTS and not isinstance(value, list):
+            raise ValueError(f"{name} must be a list of texts, not {value!r}")
+        parts = value if isinstance(value, list) and name not in TEXTS else [value]
+        wrong = [part for part in parts if not isinstance(part, str) and (part is not None or name in LISTS)]
+        if wrong:
+            raise ValueError(f"{name} must be text, not {wrong[0]!r}")
 
 
 def _recording(audio: list[Any]) -> str | None:
@@ -294,8 +328,6 @@ def _check_references(references: list[str], language: str | None, config: Evalu
         return
     if not references:
         raise ValueError("no reference")
-    if not all(isinstance(reference, str) for reference in references):
-        raise ValueError(f"the reference must be text, not {references[0]!r}")
     if not all(reference.strip() for reference in references):
         raise ValueError("an empty reference")
     if config.task == "transcribe" and not all(whisper_normalised(r, language) for r in references):
@@ -316,7 +348,7 @@ def _chat(
         raise ValueError(f"prompt_kind is {kind!r}, not one of {', '.join(KINDS)}")
     context = row.get("context")
     if row.get("messages"):
-        chat, answer = _without_answer(row["messages"])
+        chat, answer = without_answer(row["messages"])
         if context is not None:
             raise ValueError("it has messages and a context; put the context into a message")
         return chat, kind, name, answer
@@ -340,31 +372,6 @@ def _chat(
         wording = f"{wording}\n{', '.join(labels)}"
     chat = user_turn(with_context(wording, context), audios)
     return chat, "unseen_prompt" if prompt.held_out else "seen", name, None
-
-
-def with_context(instruction: str, context: str | None) -> str:
-    """The instruction with the text beside the speech: in its place `{context}`, else on lines before it."""
-    if context is None:
-        return instruction
-    return instruction.replace(CONTEXT, context) if CONTEXT in instruction else f"{context}\n\n{instruction}"
-
-
-def _without_answer(messages: list[dict]) -> tuple[list[dict], str | None]:
-    """A chat up to where the assistant's last turn begins, bare of what `datasets` adds, and that turn in words."""
-    chat = []
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, list):
-            content = [
-                {"type": "audio"} if block["type"] == "audio" else {"type": "text", "text": block.get("text") or ""}
-                for block in content
-            ]
-        chat.append({"role": message["role"], "content": content})
-    if chat[-1]["role"] != "assistant":
-        return chat, None
-    if len(chat) == 1:
-        raise ValueError("its messages are an answer alone")
-    return chat[:-1], _content_in_words(chat[-1]["content"])
 
 
 def _pool(config: EvaluationConfig) -> list[Task]:
@@ -406,5 +413,5 @@ __all__ = [
     "load_evaluation_rows",
     "make_item",
     "make_items",
-    "with_context",
+    "with_class_names",
 ]

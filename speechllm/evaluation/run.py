@@ -28,7 +28,7 @@ from trainers.data.shards import open_run, write_text
 from trainers.targets.backends import identify
 
 from .config import EvaluationConfig
-from .judge import Judge, judge_answers, judge_fingerprint, load_judge
+from .judge import Judge, judge_answers, judge_fingerprint, judge_key, load_judge
 from .packages import need
 from .recognisers import CTC_HEAD
 from .report import in_terminal, write_report
@@ -66,6 +66,8 @@ def evaluate(config: EvaluationConfig, judge: Judge | None = None) -> dict[str, 
     """
     for name in (*NEEDED[config.task], "lingua", "matplotlib"):
         need(name, "speechllm evaluate")
+    judge_key(config)  # said before hours of answering, not after
+    models = identify_models(config)
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # The first process to finish waits for the last one: longer than the half hour that is the default.
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
@@ -74,7 +76,6 @@ def evaluate(config: EvaluationConfig, judge: Judge | None = None) -> dict[str, 
         rows = load_evaluation_rows(config, folder / "unreadable_rows")
     if not rows.items:
         raise ValueError(f"No row of {', '.join(config.dataset)} can be used.{_first_findings(rows.bad)}")
-    models = identify_models(config)
     fingerprint = {
         "settings": config.answer_settings(),
         "data": {"rows": len(rows.data), "content": dataset_fingerprint(rows.data)[:16]},
@@ -103,6 +104,8 @@ def evaluate(config: EvaluationConfig, judge: Judge | None = None) -> dict[str, 
     bad = [*rows.bad, *all_bad(store)]
     write_text(folder / "bad_rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad))
     check_bad_share(bad, len(rows.items) + len(rows.bad), config.max_bad_share)
+    if not items:
+        raise ValueError(f"No row of {', '.join(config.dataset)} can be used.{_first_findings(bad)}")
     answers = {
         system: Answers(
             [store.lines[system, item.id] for item in items],
@@ -133,7 +136,17 @@ def scored_items(items: Sequence[Item], store: Lines, systems: Sequence[str]) ->
 
 
 def identify_models(config: EvaluationConfig) -> dict[str, tuple[str, str | None]]:
-    """Name and revision (or digest) of every model of the run."""
+    """
+    Name and revision (or digest) of every model of the run.
+
+    Raises:
+        FileNotFoundError: a folder that is not there.
+    """
+    for name in ("model", "second", "text_before", "cascade", "judge"):
+        value = getattr(config, name)
+        is_endpoints = name == "judge" and config.judge_base_url is not None
+        if value and not is_endpoints and value.startswith((".", "/", "~")) and not Path(value).is_dir():
+            raise FileNotFoundError(f"{name} {value}: no such folder. Give a model's folder or a Hub id.")
     found = {"model": identify(config.model)}
     for name in ("second", "text_before", "cascade"):
         value = getattr(config, name)

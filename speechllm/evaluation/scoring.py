@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .behaviour import is_empty, is_refusal, is_repeating, is_same, is_transcript
-from .bootstrap import Difference, Estimate, Resamples, difference, estimate, exact_interval, interval
+from .bootstrap import Difference, Estimate, Resamples, difference, estimate, interval, interval_without_spread
 from .config import EvaluationConfig
 from .forms import follows, has_form
 from .languages import is_in_language
@@ -278,8 +278,8 @@ def mean_estimate(metric: Metric, masks: Sequence[np.ndarray], resamples: Resamp
     if not known.any():
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     low, high = interval(drawn[known].mean(0))
-    if metric.is_share and low == high:
-        low, high = exact_interval(float(values[known].mean()), resamples.count)
+    if low == high:
+        low, high = interval_without_spread(float(values[known].mean()), resamples.count, metric.is_share)
     return Estimate(float(values[known].mean()), low, high, int(np.sum(masks)))
 
 

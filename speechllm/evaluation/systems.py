@@ -8,7 +8,6 @@ What is unusual here:
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from transformers.utils import cached_file
 
 from processing_speechllm.audio import AudioError
-from trainers.commands.inputs import load_speech_model
+from trainers.commands.inputs import load_checkpoint
 from trainers.data.loading import source_name
 from trainers.targets.backends import load_llm
 
@@ -119,8 +118,7 @@ class Runner:
         return any("finding" in self.store.lines.get((system, item.id), ()) for system in TITLES)
 
     def _load_speech(self, name: str) -> Answerer:
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
-        model, processor = load_speech_model(SimpleNamespace(model=name, **settings))
+        model, processor = load_checkpoint(name, self.config.dtype)
         return self._answerer(model.to(self.device), processor)
 
     def _answerer(self, model: Any, processor: Any) -> Answerer:
@@ -129,8 +127,7 @@ class Runner:
 
     def _load_text_before(self) -> Answerer:
         """The LLM before training, asked with the template and the tokens of the one after."""
-        settings = {"audio": None, "text": None, "connector": None, "pad_to_window": False, "dtype": self.config.dtype}
-        _, processor = load_speech_model(SimpleNamespace(model=self.config.model, **settings))
+        _, processor = load_checkpoint(self.config.model, self.config.dtype)
         model, tokenizer = load_llm(self.config.text_before, dtype=self.config.dtype)
         before = getattr(tokenizer, "tokenizer", tokenizer).get_vocab()
         after = processor.tokenizer.get_vocab()

@@ -54,8 +54,10 @@ def cell_in_full(cell: Cell, unit: str) -> str:
     """A cell as `12.3 [11.0, 13.6]`, of a difference with its p-value."""
     if cell is None or math.isnan(cell.value):
         return "-"
-    text = f"{number(cell.value, unit)} [{number(cell.low, unit)}, {number(cell.high, unit)}]"
-    return f"{text}, p = {cell.p:.3f}" if isinstance(cell, Difference) else text
+    text = number(cell.value, unit)
+    if not math.isnan(cell.low):
+        text += f" [{number(cell.low, unit)}, {number(cell.high, unit)}]"
+    return f"{text}, p = {cell.p:.3f}" if isinstance(cell, Difference) and not math.isnan(cell.p) else text
 
 
 def cell_in_short(cell: Cell, unit: str) -> str:

@@ -21,6 +21,8 @@ class EncodeConfig:
             Folder or Hub id of the speech encoder, to compose the model as the training will.
         text (`str`, *optional*):
             Folder or Hub id of the LLM.
+        gguf_file (`str`, *optional*):
+            GGUF file in `text` that holds the LLM's weights.
         connector (`str` or `dict`, *optional*):
             Connector of the composed model, by name or settings; its `layers` are what is cached by default.
         pad_to_window (`bool`, *optional*, defaults to `False`):
@@ -41,6 +43,8 @@ class EncodeConfig:
             `"float16"`, `"bfloat16"` (for encoders whose layers leave float16's range) or `"float32"` (exact).
         shard_bytes (`int`, *optional*, defaults to `1_000_000_000`):
             A shard is written when it holds this much, and kept in memory until then.
+        shard_seconds (`float`, *optional*, defaults to `300.0`):
+            A shard is written after this time too: a run that is killed loses no more of its work.
         max_bad_share (`float`, *optional*, defaults to `0.01`):
             Stop when more than this share of the rows cannot be used; fewer are set aside, counted and listed.
 
@@ -69,6 +73,7 @@ class EncodeConfig:
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id of a SpeechLLM."})
     audio: str | None = field(default=None, metadata={"help": "Folder or Hub id of the speech encoder, with text."})
     text: str | None = field(default=None, metadata={"help": "Folder or Hub id of the LLM, with audio."})
+    gguf_file: str | None = field(default=None, metadata={"help": "GGUF file in text that holds the LLM's weights."})
     connector: dict | str | None = field(
         default=None, metadata={"help": "Connector of the composed model: a name, or settings as JSON."}
     )
@@ -86,6 +91,9 @@ class EncodeConfig:
         default="float16", metadata={"help": "Precision on disk.", "choices": list(STORAGE_DTYPES)}
     )
     shard_bytes: int = field(default=1_000_000_000, metadata={"help": "Bytes of a shard."})
+    shard_seconds: float = field(
+        default=300.0, metadata={"help": "A shard is written after this time too; a killed run loses no more."}
+    )
     max_bad_share: float = field(
         default=0.01, metadata={"help": "Stop when more than this share of the rows cannot be used."}
     )
@@ -107,7 +115,7 @@ class EncodeConfig:
         for name, allowed in (("storage_dtype", STORAGE_DTYPES), ("teacher", TEACHERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
-        for name in ("shard_bytes", "top_k", "temperature", "batch_seconds", "teacher_batch_size"):
+        for name in ("shard_bytes", "shard_seconds", "top_k", "temperature", "batch_seconds", "teacher_batch_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
         if isinstance(self.connector, str) and self.connector.startswith("{"):

@@ -26,7 +26,7 @@ from ..data.loading import source_name
 from ..objectives.teacher import teacher_states
 from .config import EncodeConfig
 from .fingerprint import encoder_fingerprint, teacher_fingerprint, teacher_settings
-from .frame_cache import FRAMES, TEACHER, audio_keys
+from .frame_cache import BAD_ROWS, FRAMES, TEACHER, audio_keys
 from .prepared_rows import (
     PreparedRow,
     batches_by_length,
@@ -40,7 +40,6 @@ from .prepared_rows import (
 from .store import PARTIAL, ShardWriter, read_shards, write_index
 
 TeacherInputs = Callable[[list[dict]], dict[str, torch.Tensor]]
-BAD_ROWS = "bad_rows"  # folder of the lists
 BATCHES_PER_WINDOW = 8
 # The probability that the teacher's likeliest tokens leave of 1 would be lost in half precision.
 EXACT = {"log_probabilities": torch.float32, "indices": torch.int32}
@@ -144,7 +143,7 @@ class RowEncoder:
             folder.mkdir(parents=True, exist_ok=True)
             parts[name]["storage dtype"] = config.storage_dtype
             self.stored[name] = set(read_shards(folder, OTHER_FOLDER, parts[name])["items"])
-            self.writers[name] = ShardWriter(folder, process, parts[name], config.shard_bytes)
+            self.writers[name] = ShardWriter(folder, process, parts[name], config.shard_bytes, config.shard_seconds)
 
     def rows_left(self, rows: Iterable[dict], process: int, processes: int) -> Iterator[tuple[str, dict, bool]]:
         """The rows of this process that the cache does not hold whole: id, row, and whether frames are missing.

@@ -2,9 +2,10 @@
 
     folder/frames/    frames of each audio, (frames, [layers,] dim)
     folder/teacher/   the LLM's states for each row, if asked for
+    folder/bad_rows/  the rows whose audio could not be used
 
 A cache is a fact about one encoder, one feature extractor and one set of rows: [`FrameCache.check`] refuses another
-model, and a row that was not encoded is an error.
+model, and a row that was not encoded is an error; one that was set aside is bad audio here as it was there.
 """
 
 from pathlib import Path
@@ -14,12 +15,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from modeling_speechllm.audio_families import audio_layer_count
-from processing_speechllm import stage_length
+from processing_speechllm import AudioError, stage_length
 
+from ..data.bad_rows import BadRows
 from .fingerprint import check_parts, encoder_fingerprint, teacher_fingerprint, teacher_settings
 from .store import ShardReader
 
 FRAMES, TEACHER = "frames", "teacher"  # folders of a cache
+BAD_ROWS, UNREADABLE_ROWS = "bad_rows", "unreadable_rows"  # lists of what could not be encoded
 
 
 def audio_keys(row_id: str, audio: Any) -> list[str]:
@@ -56,6 +59,8 @@ class FrameCache:
         has_teacher = (self.folder / TEACHER).is_dir()
         self._teacher = ShardReader(self.folder / TEACHER) if has_teacher else None
         self._selected: list[int] | int | None = None
+        lists = [BadRows(self.folder / name, 1.0, 1).read() for name in (BAD_ROWS, UNREADABLE_ROWS)]
+        self._bad = {row["id"]: row["finding"] for rows in lists for row in rows}
 
     @property
     def layers(self) -> list[int]:
@@ -110,8 +115,12 @@ class FrameCache:
         """Frames `(frames, [layers,] dim)` of one audio, in the precision stored.
 
         Raises:
+            AudioError: it could not be encoded, and was set aside then.
             KeyError: it was not encoded.
         """
+        row_id = next((name for name in (key, key.rpartition("/")[0]) if name in self._bad), None)
+        if key not in self and row_id is not None:
+            raise AudioError(f"{self._bad[row_id]} (Set aside when the cache {self.folder} was written.)")
         frames = self._frames.read(key, "frames")
         return frames if self._selected is None else frames[:, self._selected]
 

@@ -8,7 +8,9 @@ writes shards of its own (the first number), so several fill one folder.
 """
 
 import json
+import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,16 @@ class ShardWriter:
         folder: of the store.
         process: number of this process, whose shards no other writes.
         parts: fingerprint, written into each shard.
-        shard_bytes: a shard is written when it holds this much.
+        shard_bytes: a shard is written when it holds this much,
+        shard_seconds: or when its first item is so old.
     """
 
-    def __init__(self, folder: Path, process: int, parts: dict[str, str], shard_bytes: int):
-        self.folder, self.process, self.parts, self.shard_bytes = folder, process, parts, shard_bytes
+    def __init__(
+        self, folder: Path, process: int, parts: dict[str, str], shard_bytes: int, shard_seconds: float = math.inf
+    ):
+        self.folder, self.process, self.parts = folder, process, parts
+        self.shard_bytes, self.shard_seconds = shard_bytes, shard_seconds
+        self._since = time.monotonic()
         self.written = 0  # bytes
         self._tensors: dict[str, torch.Tensor] = {}
         self._seconds: dict[str, float] = {}
@@ -51,12 +58,14 @@ class ShardWriter:
 
     def add(self, items: dict[str, dict[str, torch.Tensor]], seconds: dict[str, float]) -> None:
         """Adds `{key: {field: tensor}}`, all of which come to lie in one shard, and how long the audios are."""
+        if not self._tensors:
+            self._since = time.monotonic()
         self._seconds.update(seconds)
         for key, fields in items.items():
             for field, tensor in fields.items():
                 self._tensors[f"{field}:{key}"] = tensor
                 self._bytes += tensor.nbytes
-        if self._bytes >= self.shard_bytes:
+        if self._bytes >= self.shard_bytes or time.monotonic() - self._since >= self.shard_seconds:
             self.flush()
 
     def flush(self) -> None:

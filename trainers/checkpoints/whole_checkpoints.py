@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
-from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained
+from modeling_speechllm.partial_checkpoints import TRAINED_FILE, check_keys, save_trained, trained_groups
 
 from .averaging import average_checkpoints, best_checkpoints
 from .card import WritesCard
@@ -136,7 +136,8 @@ class WholeCheckpoints(WritesCard):
         if not os.path.isfile(path):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         speech_model = self.speech_model
-        loaded, expected = load_file(path), speech_model.group_keys(self.args.train_groups)
+        groups = trained_groups(resume_from_checkpoint, {})  # those trained here, and what differed from the parents
+        loaded, expected = load_file(path), speech_model.group_keys(groups)
         check_keys(resume_from_checkpoint, expected - loaded.keys(), loaded.keys() - expected, [])
         speech_model.load_state_dict(loaded, strict=False)
 

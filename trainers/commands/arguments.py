@@ -33,9 +33,13 @@ class DataArguments:
 
     Args:
         dataset (`list[str]`):
-            Hub ids, folders or manifests, joined in this order. See docs/data.md.
-        dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
-            Configuration and split of Hub datasets and folders with splits.
+            Hub ids, folders or files, joined in this order. What each is taken for is said; see docs/data.md.
+        dataset_config (`str`, *optional*), dataset_revision (`str`, *optional*):
+            Configuration, and branch, tag or commit, of Hub datasets.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split of Hub datasets and folders, or a slice of it, `train[:1000]`.
+        dataset_language (`str`, *optional*):
+            Language of the rows that do not tell theirs, such as `de`.
         streaming (`bool`, *optional*, defaults to `False`):
             Read the data as it comes, without a copy on disk. A training needs `max_steps` then.
         columns (`dict`, *optional*):
@@ -44,9 +48,11 @@ class DataArguments:
             Limits on the rows, see [`FilterSettings`]; what they remove is counted and printed.
     """
 
-    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or manifests."})
-    dataset_name: str | None = described("Configuration of Hub datasets.")
-    dataset_split: str = described("Split of Hub datasets.", "train")
+    dataset: list[str] = field(default_factory=list, metadata={"help": "Hub ids, folders or files of any layout."})
+    dataset_config: str | None = described("Configuration of Hub datasets.")
+    dataset_revision: str | None = described("Branch, tag or commit of Hub datasets.")
+    dataset_split: str = described("Split of Hub datasets and folders, or a slice, train[:1000].", "train")
+    dataset_language: str | None = described("Language of rows that do not tell theirs.")
     streaming: bool = described("Read the data as it comes. A training needs max_steps then.", False)
     columns: dict | str | None = described('Other names of columns, {"sentence": "text"}.')
     min_seconds: float | None = described("Shorter rows are left out.")
@@ -57,6 +63,7 @@ class DataArguments:
     max_hours_per_language: float | None = described("Cap per language.")
 
     def __post_init__(self):
+        self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
         self.columns = read_mapping(self.columns, "columns")
         if self.columns is not None and not isinstance(self.columns, dict):
             raise ValueError(f'columns={self.columns!r} must be a mapping, such as {{"sentence": "text"}}.')
@@ -87,19 +94,25 @@ class ScriptArguments(DataArguments):
             LLM get a new connector.
         audio (`str`, *optional*), text (`str`, *optional*):
             Speech encoder and LLM to join, in place of `model`.
+        gguf_file (`str`, *optional*):
+            GGUF file in `text` that holds the LLM's weights.
         connector (`dict` or `str`, *optional*):
             Connector between them: a preset or `{"type": ..., settings}`.
         pad_to_window (`bool`, *optional*, defaults to `False`):
             Pad audio to the encoder's window, as Whisper was pretrained. With `audio` and `text` only.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the weights. `"auto"` is that of the checkpoint.
+        quantization (`str`, *optional*):
+            `"8bit"` or `"4bit"`: the LLM's linear layers by bitsandbytes, frozen. Needs `speechllm[quantization]`.
         lora_groups (`list[str]`, *optional*):
             Groups that get LoRA adapters, of `encoder`, `connector` and `llm`.
         lora_rank (`int`), lora_alpha (`int`), lora_dropout (`float`):
             Settings of the adapters.
+        lora_modules (`list[str]`, *optional*):
+            Names of the linear layers that get them, such as `k_proj`. By default all.
         eval_dataset (`list[str]`, *optional*), eval_split (`str`, *optional*):
             Data of the evaluation loss, within the same limits, and their split: by default `validation` of Hub
-            datasets, `train` of folders and manifests.
+            datasets and of folders that have one, else `train`.
         target_weights (`dict`, *optional*):
             Target sets and how often each is drawn, `{"T": 1, "MI": 2}`; 0 leaves a set out. By default rows are taken
             as they are.
@@ -108,19 +121,23 @@ class ScriptArguments(DataArguments):
     model: str | None = described("SpeechLLM to go on from: a folder or Hub id, or nano.")
     audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
     text: str | None = described("LLM to join with audio, a folder or Hub id.")
+    gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
     connector: dict | str | None = described("New connector: a preset, or settings with a type.")
     pad_to_window: bool = described("Pad audio to the encoder's window.", False)
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
+    quantization: str | None = described("The frozen LLM in 8bit or 4bit, by bitsandbytes.")
     lora_groups: list[str] | None = described("Groups that get LoRA adapters: encoder, connector, llm.")
     lora_rank: int = described("Rank of the adapters.", 16)
     lora_alpha: int = described("Scale of the adapters, over the rank.", 32)
     lora_dropout: float = described("Dropout of the adapters.", 0.0)
+    lora_modules: list[str] | None = described("Names of linear layers that get adapters, by default all.")
     eval_dataset: list[str] | None = described("Data of the evaluation loss.")
-    eval_split: str | None = described("Split for evaluation; by default validation, of local data train.")
+    eval_split: str | None = described("Split for evaluation; by default validation, of data without one train.")
     target_weights: dict | str | None = described('Target sets and their weights, {"T": 1, "MI": 2}.')
 
     def __post_init__(self):
         super().__post_init__()
+        self.eval_dataset = [self.eval_dataset] if isinstance(self.eval_dataset, str) else self.eval_dataset
         self.connector = read_mapping(self.connector, "connector")
         self.target_weights = read_mapping(self.target_weights, "target_weights")
         if self.target_weights is not None:
@@ -138,6 +155,10 @@ def check_model_names(arguments: Any) -> None:
         raise ValueError("Name a model: `model`, or both `audio` (speech encoder) and `text` (LLM).")
     if arguments.model is not None and (arguments.audio is not None or arguments.text is not None):
         raise ValueError("Give either `model`, or `audio` and `text`, not both.")
+    if arguments.model is not None and arguments.gguf_file is not None:
+        raise ValueError("gguf_file is a file of `text`; a `model` knows its own. Leave it out.")
+    if arguments.gguf_file is not None and getattr(arguments, "quantization", None) is not None:
+        raise ValueError("gguf_file is dequantised as it is read. Leave quantization out, or give no gguf_file.")
     if arguments.model is not None and arguments.pad_to_window:
         raise ValueError("pad_to_window is for `audio` and `text`; a `model` has its own. Leave it out.")
 

@@ -37,9 +37,11 @@ def data_facts(script: ScriptArguments, rows: Any, report: FilterReport | None) 
     """Entries of the section `data`: one for a single source; of several, their names, and what they hold together."""
     names = [display_name(source) for source in script.dataset]
     sources = [
-        {"name": name} | ({"id": name, "revision": cached_commit(name)} if is_hub_id(name) else {}) for name in names
+        {"name": name}
+        | ({"id": name, "revision": script.dataset_revision or cached_commit(name)} if is_hub_id(name) else {})
+        for name in names
     ]
-    sources = [source | {"split": script.dataset_split, "config": script.dataset_name} for source in sources]
+    sources = [source | {"split": script.dataset_split, "config": script.dataset_config} for source in sources]
     if isinstance(rows, Dataset):
         described = describe_rows(rows, names[0] if len(names) == 1 else "all of these, as trained on")
         sources = [sources[0] | described] if len(names) == 1 else [*sources, described]

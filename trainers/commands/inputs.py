@@ -1,35 +1,42 @@
 """Model and rows of a command, from its settings."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Value, concatenate_datasets, interleave_datasets
 from datasets import IterableDataset as Stream
 from transformers import PreTrainedConfig
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from modeling_speechllm.pretrained_speechllm import GROUPS
+from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
 
 from ..data.bad_rows import BadRows
 from ..data.filters import FilterReport, filter_rows
+from ..data.layouts.layout import SPLIT_NAMES
+from ..data.layouts.recognition import local_splits
 from ..data.loading import load_rows, with_durations
 from .arguments import DataArguments, check_model_names
 
+logger = logging.getLogger(__name__)
+
 
 def load_speech_model(
-    arguments: Any, trained_groups: Sequence[str] = ()
+    arguments: Any, trained_groups: Sequence[str] = (), quantization: str | None = None
 ) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
     """
     The model and processor that settings name.
 
     Args:
-        arguments: settings with `model`, `audio`, `text`, `connector`, `pad_to_window` and `dtype`, as
+        arguments: settings with `model`, `audio`, `text`, `gguf_file`, `connector`, `pad_to_window` and `dtype`, as
             [`ScriptArguments`] and [`EncodeConfig`] have.
         trained_groups: groups that will be trained. A checkpoint whose other groups were trained before is no longer
             its parents and a connector, so these are forgotten and it is saved whole.
+        quantization: `8bit` or `4bit` for the LLM, see [`quantization_config`].
 
     Raises:
         ValueError: settings that name no model or two, or a checkpoint that is no SpeechLLM.
@@ -37,28 +44,53 @@ def load_speech_model(
     """
     check_model_names(arguments)
     if arguments.model is None:
+        options = {"dtype": arguments.dtype}
+        if quantization is not None:
+            options["quantization_config"] = quantization_config(quantization)
         model = SpeechLLMForConditionalGeneration.from_parts(
             arguments.audio,
             arguments.text,
             arguments.connector,
+            gguf_file=arguments.gguf_file,
             pad_to_window=arguments.pad_to_window,
-            dtype=arguments.dtype,
+            **options,
         )
-        return model, SpeechLLMProcessor.from_parts(arguments.audio, arguments.text, model.config)
+        return model, SpeechLLMProcessor.from_parts(
+            arguments.audio, arguments.text, model.config, gguf_file=arguments.gguf_file
+        )
+    model, processor = load_checkpoint(arguments.model, arguments.dtype, quantization)
     settings, _ = PreTrainedConfig.get_config_dict(arguments.model)
-    if settings.get("model_type") != "speechllm":
-        raise ValueError(
-            f"{arguments.model} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint "
-            "as `model`, or join two models with `audio` and `text`."
-        )
-    model = SpeechLLMForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
-    processor = SpeechLLMProcessor.from_pretrained(arguments.model)
     if not set(settings.get("trained_groups") or GROUPS) <= set(trained_groups):
         model.config.parents = None
     if arguments.connector is not None:
         model.replace_connector(arguments.connector)
         processor.connector_stages = model.config.connector_stages
     return model, processor
+
+
+def load_checkpoint(
+    name: str, dtype: str, quantization: str | None = None
+) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
+    """
+    The SpeechLLM and processor of a folder or Hub id.
+
+    Raises:
+        ValueError: a checkpoint that is no SpeechLLM.
+        OSError: a model that cannot be found.
+    """
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    if settings.get("model_type") != "speechllm":
+        raise ValueError(
+            f"{name} is a {settings.get('model_type')} model, not a SpeechLLM. Give a SpeechLLM checkpoint as "
+            "`model`, or join two models with `audio` and `text`."
+        )
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, whole=not settings.get("trained_groups"))
+    return (
+        SpeechLLMForConditionalGeneration.from_pretrained(name, **options),
+        SpeechLLMProcessor.from_pretrained(name),
+    )
 
 
 def load_training_rows(
@@ -68,6 +100,8 @@ def load_training_rows(
     seed: int = 0,
     split: str | None = None,
     streaming: bool = False,
+    say: Callable[[str], None] = logger.info,
+    transcribed: bool = True,
 ) -> tuple[Dataset | Stream, FilterReport]:
     """
     The rows of all sources one after the other, with `duration`, within the limits of the settings.
@@ -79,6 +113,8 @@ def load_training_rows(
         seed: of the choice that `max_hours_per_language` makes.
         split: of every source, by default that of the settings.
         streaming: read rows as they are needed.
+        say: told what each source was taken for.
+        transcribed: refuse data without transcripts; otherwise their `text` is None.
 
     Returns:
         the rows, and what the limits removed; of a stream the counts grow as it is read.
@@ -90,8 +126,18 @@ def load_training_rows(
     parts = []
     for source in sources:
         part = load_rows(
-            source, split or arguments.dataset_split, streaming, arguments.dataset_name, arguments.columns
+            source,
+            split or arguments.dataset_split,
+            streaming,
+            arguments.dataset_config,
+            arguments.columns,
+            arguments.dataset_revision,
+            arguments.dataset_language,
+            transcribed=transcribed,
+            say=say,
         )
+        if "text" not in (part.column_names or ["text"]):
+            part = part.add_column("text", [None] * len(part), feature=Value("string"))
         parts.append(with_durations(part, bad_rows))
     rows = parts[0]
     if len(parts) > 1:
@@ -106,11 +152,14 @@ def load_training_rows(
 
 
 def evaluation_split(source: str, wanted: str | None) -> str:
-    """The split to evaluate on: the one wanted, else `train` of local data, which has a place of its own, and
-    `validation` of Hub datasets."""
+    """The split to evaluate on: the one wanted, else `validation` of Hub datasets and of folders that have one, else
+    `train`: data with a place of their own."""
     if wanted is not None:
         return wanted
-    return "train" if Path(source).expanduser().exists() else "validation"
+    if not Path(source).expanduser().exists():
+        return "validation"
+    found = {SPLIT_NAMES.get(name.replace("_", "-").split("-")[0]) for name in local_splits(source)}
+    return "validation" if "validation" in found else "train"
 
 
 def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[Dataset, Counter]:
@@ -164,4 +213,4 @@ def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[
     return mixed, Counter(mixed["target"][:])
 
 
-__all__ = ["evaluation_split", "load_speech_model", "load_training_rows", "weigh_targets"]
+__all__ = ["evaluation_split", "load_checkpoint", "load_speech_model", "load_training_rows", "weigh_targets"]

@@ -11,6 +11,25 @@ import yaml
 from transformers import HfArgumentParser
 
 RECIPES = Path(__file__).parent / "recipes"
+RENAMED = {  # names of transformers 4, of TRL and of earlier versions -> the setting today
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "warmup_ratio": "warmup_steps, which takes a share below 1",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "max_seq_length": "max_seconds, nothing is truncated",
+    "max_length": "max_seconds, nothing is truncated",
+    "use_peft": "lora_groups",
+    "lora_r": "lora_rank",
+    "lora_target_modules": "lora_groups",
+    "model_name_or_path": "model",
+    "tokenizer_name_or_path": "model",
+    "dataset_name": "dataset, and dataset_config for its configuration",
+    "dataset_train_split": "dataset_split",
+    "dataset_test_split": "eval_split",
+    "text_column": 'columns: {"its name": "text"}',
+    "audio_column": 'columns: {"its name": "audio"}',
+    "dataset_text_field": 'columns: {"its name": "text"}',
+}
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -64,14 +83,20 @@ def check_keys(names: Sequence[str], classes: Sequence[type], source: str) -> No
     unknown = []
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            unknown.append(f"{name} (did you mean {near[0]}?)")
+            near = RENAMED.get(name) or difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            unknown.append(f"{name} (did you mean {near}?)")
     if unknown:
         raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. `--help` lists all.")
 
 
 def parse(
-    classes: Sequence[type], arguments: Sequence[str], prog: str, description: str = "", example: str = ""
+    classes: Sequence[type],
+    arguments: Sequence[str],
+    prog: str,
+    description: str = "",
+    example: str = "",
+    first: Sequence[str] = (),
+    hidden: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """
     Dataclasses filled from `--config recipe.yaml` and from options, which win over the recipe.
@@ -83,6 +108,8 @@ def parse(
         arguments: the command line without the command.
         prog: the command, for messages.
         description, example: before and after the options in `--help`, which exits.
+        first: settings that `--help` shows; all others come by group with `--help all`. Without, it shows all.
+        hidden: settings that no help shows, being refused.
 
     Raises:
         ValueError: unknown or missing settings, or values that do not fit.
@@ -90,6 +117,9 @@ def parse(
     parser = _Parser(list(classes), prog=prog, description=description, epilog=example)
     parser.add_argument("--config", metavar="RECIPE", help="YAML file of settings, or the name of a packaged recipe.")
     arguments = list(arguments)
+    if "--help" in arguments or "-h" in arguments:
+        print(parser.help_of(classes, () if "all" in arguments else first, hidden))
+        parser.exit()
     named = [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
     known = {name for action in parser._actions for name in (option[2:] for option in action.option_strings)}
     check_keys([name for name in named if name not in known], classes, prog)
@@ -134,6 +164,26 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}.")
 
+    def help_of(self, classes: Sequence[type], first: Sequence[str], hidden: Sequence[str]) -> str:
+        """The help: the settings of `first`, or all but the hidden ones, by the class that they come from."""
+        actions = {action.dest: action for action in reversed(self._actions)}  # `--x` comes before `--no_x`
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        if first:
+            groups = {"settings that people set first": list(first)}
+        else:
+            groups = grouped_settings(classes, hidden)
+        for title, names in {"": ["config"], **groups}.items():
+            formatter.start_section(title or "recipe")
+            formatter.add_arguments([actions[name] for name in names])
+            formatter.end_section()
+        if first:
+            count = sum(len(names) for names in grouped_settings(classes, hidden).values())
+            formatter.add_text(f"All {count} settings, by group: {self.prog} --help all")
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
     def take_settings(self, settings: dict[str, Any]) -> list[str]:
         """The settings as options; those that a command line cannot say become defaults."""
         actions = {action.dest: action for action in reversed(self._actions)}  # `--x` comes before `--no_x`
@@ -141,6 +191,8 @@ class _Parser(HfArgumentParser):
         for name, value in settings.items():
             action = actions[name]
             in_words = isinstance(value, (str, int, float)) and action.nargs in (None, "?")
+            if action.nargs == "+" and isinstance(value, (str, int, float)):
+                value = [value]
             if isinstance(value, list) and value and action.nargs == "+":
                 words += [f"--{name}", *(_word(part) for part in value)]
             elif in_words:
@@ -152,6 +204,29 @@ class _Parser(HfArgumentParser):
                     raise ValueError(f"{self.prog}: {name} takes one value, not {value!r}.")
                 action.default, action.required = value, False
         return words
+
+
+GROUP_TITLES = {  # class: what its settings are about
+    "DataArguments": "data",
+    "ScriptArguments": "model, adapters and evaluation data",
+    "LaunchArguments": "launch",
+    "SpeechTrainingConfig": "speech training: what is trained, batches, cache, augmentation",
+    "SFTConfig": "TRL",
+    "TrainingArguments": "transformers",
+}
+
+
+def grouped_settings(classes: Sequence[type], hidden: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Settings by the class that brought them in, ours first, those of transformers and TRL last."""
+    groups: dict[str, list[str]] = {}
+    for cls in classes:
+        names = [item.name for item in fields(cls) if item.init and item.name not in hidden]
+        for name in names:
+            owner = next(base for base in reversed(cls.__mro__) if name in base.__dict__.get("__annotations__", {}))
+            title = GROUP_TITLES.get(owner.__name__, "the command's own")
+            groups.setdefault(title, []).append(name)
+    last = [title for title in ("TRL", "transformers") if title in groups]
+    return {title: groups[title] for title in [*(t for t in groups if t not in last), *last]}
 
 
 def _word(value: Any) -> str:

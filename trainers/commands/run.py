@@ -1,4 +1,4 @@
-"""The commands `speechllm align`, `imitate`, `distill`, `targets` and `encode`.
+"""The commands `speechllm align`, `imitate`, `distill`, `targets`, `encode` and `inspect`.
 
 The same command goes on with what it left: a training from its last whole checkpoint, targets and caches from the
 shards that are written.
@@ -23,6 +23,7 @@ from ..alignment_config import SpeechAlignmentConfig
 from ..alignment_trainer import SpeechAlignmentTrainer
 from ..cache.config import EncodeConfig
 from ..cache.encode import encode_dataset
+from ..cache.frame_cache import UNREADABLE_ROWS
 from ..checkpoints.folders import WEIGHTS, checkpoint_folders, is_whole
 from ..checkpoints.lora import lora_config
 from ..data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
@@ -31,13 +32,17 @@ from ..distillation_config import SpeechDistillationConfig
 from ..distillation_trainer import SpeechDistillationTrainer
 from ..imitation_config import SpeechImitationConfig
 from ..imitation_trainer import SpeechImitationTrainer
-from ..speech_config import SpeechTrainingConfig
+from ..speech_config import NOT_ACTED_ON, SpeechTrainingConfig
 from ..speech_trainer import SpeechTrainer
 from ..targets.config import TargetsConfig
 from ..targets.generate import main as generate
+from ..targets.generate import process_state
 from .arguments import DataArguments, LaunchArguments, ScriptArguments
 from .card import card_facts
+from .checks import check_model, check_names, check_packages
+from .estimate import TimeEstimate, training_line
 from .inputs import evaluation_split, load_speech_model, load_training_rows, weigh_targets
+from .inspection import InspectConfig, inspect
 from .parsing import parse
 from .teacher_prompts import make_teacher_inputs
 
@@ -50,8 +55,20 @@ TRAINERS = {
 }
 CLASSES: dict[str, tuple[type, ...]] = {
     **{name: (config, ScriptArguments, LaunchArguments) for name, (_, config) in TRAINERS.items()},
-    "targets": (TargetsConfig, LaunchArguments),
+    "targets": (TargetsConfig, DataArguments, LaunchArguments),
     "encode": (EncodeConfig, DataArguments, LaunchArguments),
+    "inspect": (InspectConfig, DataArguments, LaunchArguments),
+}
+FIRST = {  # settings that people set first: the short help
+    **dict.fromkeys(
+        TRAINERS,
+        ("dataset", "eval_dataset", "model", "audio", "text", "connector", "output_dir", "learning_rate", "max_steps")
+        + ("batch_seconds",),
+    ),
+    "targets": ("dataset", "model", "base_url", "output_dir", "target_set", "tasks", "prompt_languages")
+    + ("prompts_per_row", "max_new_tokens", "batch_size"),
+    "encode": ("dataset", "model", "audio", "text", "connector", "output_dir", "teacher", "batch_seconds", "device")
+    + ("storage_dtype",),
 }
 HOME = Path(__file__).parents[2]  # where the packages lie side by side
 OURS = ("trainers", "modeling_speechllm", "processing_speechllm", "speechllm", "speechllm_cli")
@@ -63,6 +80,8 @@ def main(
     description: str = "",
     example: str = "",
     known_models: Mapping[str, str] | None = None,
+    classes: Sequence[type] | None = None,
+    work: Callable[..., None] | None = None,
 ) -> int:
     """
     Runs a command and returns its exit status: 0, 1 (it broke off), 2 (wrong settings or data), 130 (Ctrl-C).
@@ -72,22 +91,38 @@ def main(
         arguments: the command line after it.
         description, example: of `--help`.
         known_models: names that stand for a model's folder, such as `nano`.
+        classes, work: of a command that lives in another package: its settings, the last of them
+            [`LaunchArguments`], and what is called with all others.
     """
     # SFTConfig sets this itself, so there is nothing that a user could do about it.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     output_dir = None
     try:
-        *settings, launch = parse(CLASSES[command], arguments, f"speechllm {command}", description, example)
-        if launch.accelerate_config is not None and LAUNCHED not in os.environ:
-            return start_through_accelerate(launch.accelerate_config, command, arguments)
-        output_dir = settings[0].output_dir
+        *settings, launch = parse(
+            classes or CLASSES[command],
+            arguments,
+            f"speechllm {command}",
+            description,
+            example,
+            FIRST.get(command, ()),
+            tuple(NOT_ACTED_ON) if command in TRAINERS else (),
+        )
         for group in settings:
             if isinstance(getattr(group, "model", None), str):
                 group.model = (known_models or {}).get(group.model, group.model)
-        if command in TRAINERS:
+        if LAUNCHED not in os.environ:
+            check(command, settings, launch.accelerate_config)
+            if launch.accelerate_config is not None:
+                return start_through_accelerate(launch.accelerate_config, command, arguments)
+        output_dir = settings[0].output_dir
+        if work is not None:
+            work(*settings)
+        elif command in TRAINERS:
             train(TRAINERS[command][0], *settings)
         elif command == "targets":
-            write_targets(settings[0])
+            targets(*settings)
+        elif command == "inspect":
+            inspect(*settings, TRAINERS)
         else:
             encode(*settings)
         return 0
@@ -123,9 +158,45 @@ def _how_to_resume(output_dir: str | None) -> str:
     return f"The same command goes on {place}."
 
 
-def start_through_accelerate(config: str, command: str, arguments: Sequence[str]) -> int:
+def check(command: str, settings: Sequence[Any], accelerate_config: str | None) -> None:
     """
-    Puts `accelerate launch` of the same command in place of this process.
+    Refuses in this one process whatever can be refused before processes are launched and weights are loaded: packages,
+    names, configs; before a launch the data too, whose reading `datasets` keeps.
+
+    Raises:
+        ValueError, OSError: with the finding and the remedy.
+    """
+    config, *others = settings
+    check_packages(settings, accelerate_config)
+    check_names(settings)
+    if accelerate_config is not None:
+        launch_config(accelerate_config)
+    if command in TRAINERS:
+        check_output(config)
+        check_model(others[0])
+    elif command in ("encode", "inspect"):
+        check_model(config)
+    if accelerate_config is None or others[0].streaming:
+        return
+    bad_rows = BadRows(None, max_share=1.0, minimum=1)
+    if command in TRAINERS:
+        load_data(config, others[0], bad_rows, _say_nothing)
+    else:
+        data = others[0]
+        transcribed = command in ("targets", "encode")
+        load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming, transcribed=transcribed)
+
+
+def check_output(args: SpeechTrainingConfig) -> None:
+    """Refuses a training that has no place to go, or one that is taken."""
+    if args.output_dir is None:
+        raise ValueError("Say where the model goes: output_dir: FOLDER.")
+    find_checkpoint(args)
+
+
+def launch_config(config: str) -> Path:
+    """
+    The file of a launch config.
 
     Args:
         config: name of a packaged config, or a file.
@@ -138,6 +209,20 @@ def start_through_accelerate(config: str, command: str, arguments: Sequence[str]
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in LAUNCH_CONFIGS.glob("*.yaml")))
         raise ValueError(f"accelerate_config: no file {config!r}. Give one, or one of the packaged: {known}.")
+    return path
+
+
+def start_through_accelerate(config: str, command: str, arguments: Sequence[str]) -> int:
+    """
+    Puts `accelerate launch` of the same command in place of this process.
+
+    Args:
+        config: name of a packaged config, or a file.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    path = launch_config(config)
     os.environ[LAUNCHED] = "1"
     sys.stdout.flush()
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
@@ -162,10 +247,11 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     if checkpoint is not None:
         say(f"Going on from {checkpoint}")
     set_seed(args.seed)  # a new connector is drawn by it
-    model, processor = load_speech_model(script, args.train_groups)
+    model, processor = load_speech_model(script, args.train_groups, script.quantization)
     adapters = None
     if script.lora_groups:
-        adapters = lora_config(model, script.lora_groups, script.lora_rank, script.lora_alpha, script.lora_dropout)
+        settings = script.lora_rank, script.lora_alpha, script.lora_dropout, script.lora_modules
+        adapters = lora_config(model, script.lora_groups, *settings)
     trainer = trainer_class(
         model,
         args,
@@ -177,14 +263,28 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     trainer.card = card_facts(script, rows, report)
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     say(f"Training {trained / 1e6:.2f} M parameters ({', '.join(_what_is_trained(args, script))})")
+    if not script.streaming and args.process_index == 0:
+        say(training_line(trainer, rows, processor))
+    trainer.add_callback(TimeEstimate(say))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     place = save_final(trainer, processor)
     found = trainer.bad_rows.read()
     if found:
         say(f"{len(found)} rows could not be used and were left out; they are listed in {trainer.bad_rows.folder}")
     say(f"Model and processor: {place}. Losses: {Path(args.output_dir) / 'trainer_state.json'}")
-    if trainer.is_world_process_zero() and place == Path(args.output_dir):
-        say(f'Ask it: speechllm ask RECORDING "INSTRUCTION" --model {place}')
+    if place == Path(args.output_dir):
+        say(what_next(trainer_class, place))
+
+
+def what_next(trainer_class: type[SpeechTrainer], place: Path) -> str:
+    """What to do with a trained model: an aligned one spells, it does not answer yet."""
+    if trainer_class is SpeechAlignmentTrainer:
+        return (
+            "It has learned to spell what it hears, not to answer. Next, teach it that: speechllm targets --model "
+            f"{place} --dataset DATA --output_dir TARGETS; then speechllm imitate --model {place} --dataset TARGETS "
+            "--output_dir NEW (a recipe: bloomzmms-2)"
+        )
+    return f'Ask it: speechllm ask RECORDING "INSTRUCTION" --model {place}'
 
 
 def _say(text: str) -> None:
@@ -204,7 +304,7 @@ def load_data(
 ) -> tuple[Any, Any, FilterReport]:
     """Rows to train on and to evaluate on (None without), and what the limits left out, which is said."""
     seed = args.data_seed if args.data_seed is not None else args.seed
-    rows, filtered = load_training_rows(script.dataset, script, bad_rows, seed, streaming=script.streaming)
+    rows, filtered = load_training_rows(script.dataset, script, bad_rows, seed, None, script.streaming, say)
     say("Training data: a stream" if script.streaming else f"Training data: {filtered}")
     if not script.streaming and len(rows) == 0:
         raise ValueError("No rows are left to train on. Loosen the limits, or check the data.")
@@ -216,7 +316,7 @@ def load_data(
     splits = {evaluation_split(source, script.eval_split) for source in script.eval_dataset}
     if len(splits) > 1:
         raise ValueError("eval_dataset: name the split of all by eval_split, they differ by default.")
-    evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, splits.pop())
+    evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, splits.pop(), say=say)
     say(f"Evaluation data: {report}")
     return rows, evaluation, filtered
 
@@ -258,7 +358,7 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
     """Saves the trained model with its processor and the history of losses to `output_dir`; returns the model's place.
 
     LoRA adapters are merged into the weights, so that the folder is a model like any other; where the weights are
-    sharded the adapters are saved as they are, to `output_dir/adapter`.
+    sharded or quantised the adapters are saved as they are, to `output_dir/adapter`.
     """
     folder = Path(trainer.args.output_dir)
     trainer.save_state()
@@ -268,7 +368,8 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
         trainer.save_model(str(folder))
         return folder
     plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+    quantized = getattr(trainer.speech_model, "is_quantized", False)  # merged weights would be rounded once more
+    if quantized or trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
         trainer.save_model(str(folder / "adapter"))
         return folder / "adapter"
     if trainer.args.should_save:
@@ -284,10 +385,17 @@ def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
 # Targets and caching
 
 
-def write_targets(config: TargetsConfig) -> None:
-    """Writes the targets and, once all are there, their card."""
-    report = generate(config)
-    if report["complete"] and PartialState().is_main_process:
+def targets(config: TargetsConfig, data: DataArguments) -> None:
+    """Writes the LLM's answers about the rows and, once all are there, their card; says what came of it."""
+    if data.streaming:
+        raise ValueError("targets are numbered by their place in the data; a stream has none. Set streaming false.")
+    state = process_state()
+    bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
+    with state.main_process_first():
+        rows, report = load_training_rows(data.dataset, data, bad_rows, config.seed, say=state.print)
+    state.print(f"Data: {report}")
+    report = generate(config, rows)
+    if report["complete"] and state.is_main_process:
         write_dataset_card(config.output_dir)
 
 
@@ -295,18 +403,18 @@ def encode(config: EncodeConfig, data: DataArguments) -> None:
     """Writes the cache of the rows, and says what it holds."""
     # The first process to finish waits for the last one: longer than the half hour that is the default.
     state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=7))
+    # Not the folder's `bad_rows`, which a new run empties.
+    bad_rows = BadRows(Path(config.output_dir) / UNREADABLE_ROWS, config.max_bad_share, ROWS_BEFORE_JUDGING)
+    with state.main_process_first():
+        rows, report = load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming, say=state.print)
+    if not data.streaming:
+        state.print(f"Data: {report}")
     model, processor = load_speech_model(config)
     device = state.device if config.device is None else config.device
     model.model.audio_tower.to(device)
     if config.teacher != "none":
         model.model.language_model.to(device)
         model.lm_head.to(device)
-    # Not the folder's `bad_rows`, which a new run empties.
-    bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
-    with state.main_process_first():
-        rows, report = load_training_rows(data.dataset, data, bad_rows, streaming=data.streaming)
-    if not data.streaming:
-        state.print(f"Data: {report}")
     teacher_inputs = None if config.teacher == "none" else make_teacher_inputs(processor, config)
     report = encode_dataset(model, processor, rows, config, teacher_inputs)
     state.print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in asdict(report).items()))
@@ -323,6 +431,6 @@ __all__ = [
     "main",
     "save_final",
     "start_through_accelerate",
+    "targets",
     "train",
-    "write_targets",
 ]

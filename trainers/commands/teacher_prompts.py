@@ -9,6 +9,7 @@ from processing_speechllm import SpeechLLMProcessor
 
 from ..cache.config import EncodeConfig
 from ..data.chats import answered_chat, pad_chats, question_chat, read_chat, tokenize_chats
+from ..data.collators import no_transcript
 from ..imitation_config import SpeechImitationConfig
 
 TRANSCRIBE = SpeechImitationConfig.transcription_instruction
@@ -28,10 +29,12 @@ def make_teacher_inputs(
         chats = []
         for row in rows:
             texts = row["text"] if isinstance(row["audio"], list) else [row["text"]] * (row["audio"] is not None)
+            if None in texts:
+                raise ValueError(no_transcript(row["id"]))
             if config.teacher == "hidden":
                 chat = question_chat(row, len(texts), config.instruction)
             else:
-                chat = answered_chat(row, texts, config.instruction or TRANSCRIBE)
+                chat = row.get("messages") or answered_chat(texts, config.instruction or TRANSCRIBE)
             chats.append(read_chat(chat, texts))
         padded = pad_chats(*tokenize_chats(processor, chats), processor.tokenizer.pad_token_id)
         return {name: padded[name] for name in ("input_ids", "attention_mask", "labels")}

@@ -11,10 +11,8 @@ from .interleaving import Segment, TextSegment, segment_blocks
 IGNORED = -100
 
 
-def answered_chat(row: dict[str, Any], texts: list[str], instruction: str) -> list[dict]:
-    """A row's own chat, or the instruction after its audios and their transcripts `texts` as the answer."""
-    if row.get("messages"):
-        return row["messages"]
+def answered_chat(texts: list[str], instruction: str) -> list[dict]:
+    """The instruction after the audios of a row, and their transcripts `texts` as the answer."""
     answer = {"role": "assistant", "content": [{"type": "text", "text": " ".join(texts)}]}
     return [*SpeechLLMProcessor.instruction_chat([None] * len(texts), instruction), answer]
 
@@ -89,6 +87,17 @@ def tokenize_chats(
     return ids, labels
 
 
+def unlabel_cut_ends(processor: SpeechLLMProcessor, rows: list[dict[str, Any]], labels: list[list[int]]) -> None:
+    """Takes the labels off what ends an answer that was cut at its length limit, in place: it is not taught to end
+    there."""
+    added = processor.tokenizer.added_tokens_decoder
+    special = {number for number, token in added.items() if token.special}
+    for row, line in zip(rows, labels, strict=True):
+        if row.get("finish_reason") == "length":
+            last = max(place for place, label in enumerate(line) if label != IGNORED and label not in special)
+            line[last + 1 :] = [IGNORED] * (len(line) - last - 1)
+
+
 def pad_chats(
     ids: list[list[int]], labels: list[list[int]], padding: int, prefix: str = ""
 ) -> dict[str, torch.Tensor]:
@@ -104,4 +113,13 @@ def pad_chats(
     }
 
 
-__all__ = ["IGNORED", "answered_chat", "pad_chats", "question_chat", "read_chat", "tokenize_chats", "with_segments"]
+__all__ = [
+    "IGNORED",
+    "answered_chat",
+    "pad_chats",
+    "question_chat",
+    "read_chat",
+    "tokenize_chats",
+    "unlabel_cut_ends",
+    "with_segments",
+]

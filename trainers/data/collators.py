@@ -31,7 +31,7 @@ class Utterance:
     """One audio of a row: its source, what is said in it, its row's source of chance, and what became of it."""
 
     source: Any
-    text: str
+    text: str | None
     language: int
     rng: random.Random
     words: list[dict] | None = None
@@ -52,8 +52,22 @@ class Example:
 
     @property
     def texts(self) -> list[str]:
-        """Transcripts of its audios."""
+        """Transcripts of its audios.
+
+        Raises:
+            ValueError: one is missing, which a row with a chat of its own may lack as long as none is asked for.
+        """
+        if any(not isinstance(utterance.text, str) for utterance in self.utterances):
+            raise ValueError(no_transcript(self.id))
         return [utterance.text for utterance in self.utterances]
+
+
+def no_transcript(row_id: str) -> str:
+    """What is said of a row whose transcript is needed and missing."""
+    return (
+        f"Row {row_id} has no transcript in its column 'text', which this training needs: only answers of `messages` "
+        "(imitation without a divergence) are learned without."
+    )
 
 
 class SpeechCollator:
@@ -101,7 +115,7 @@ class SpeechCollator:
             except AudioError as error:
                 if self.bad_rows is None:
                     raise
-                self.bad_rows.record(str(row.get("id", row["draw"][1])), source_name(row.get("audio")), str(error))
+                self.bad_rows.record(row_id(row), source_name(row.get("audio")), str(error))
                 bad += 1
         utterances = [utterance for example in examples for utterance in example.utterances]
         batch = self.audio_inputs(utterances)
@@ -125,18 +139,22 @@ class SpeechCollator:
             ValueError: a row without transcript.
         """
         epoch, index = row["draw"]
-        example = Example(str(row.get("id", index)), row, random.Random(f"{self.seed}|{epoch}|{index}"))
-        several = isinstance(row.get("audio"), list)
-        columns = {name: row.get(name) for name in ("audio", "text", "language", "words")}
-        if columns["audio"] is None:
+        example = Example(row_id(row), row, random.Random(f"{self.seed}|{epoch}|{index}"))
+        if row.get("audio") is None:
             return example
+        several = isinstance(row["audio"], list)
+        columns = {name: row.get(name) for name in ("audio", "text", "language", "words")}
         if not several:
             columns = {name: [value] for name, value in columns.items()}
+        count = len(columns["audio"])
+        for name, value in columns.items():  # one value for all audios, or none
+            columns[name] = value if isinstance(value, list) else [value] * count
+            if len(columns[name]) != count:
+                raise ValueError(f"Row {example.id} has {count} audios, but {len(value)} of {name!r}. Give as many.")
         for number, source in enumerate(columns["audio"]):
-            text, words = columns["text"][number], (columns["words"] or [None] * len(columns["audio"]))[number]
-            language = (columns["language"] or [None] * len(columns["audio"]))[number]
-            if not isinstance(text, str):
-                raise ValueError(f"Row {example.id} has no transcript in its column 'text'. Every row needs one.")
+            text, language, words = (columns[name][number] for name in ("text", "language", "words"))
+            if not isinstance(text, str) and not row.get("messages"):
+                raise ValueError(no_transcript(example.id))
             utterance = Utterance(source, text, self.language_index(language), example.rng, words)
             if self.frames_cache is not None:
                 key = f"{example.id}/{number}" if several else example.id
@@ -206,6 +224,11 @@ class SpeechCollator:
         lengths = torch.tensor([len(row) for row in rows])
         padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
         return {"transcript_ids": padded, "transcript_lengths": lengths}
+
+
+def row_id(row: dict[str, Any]) -> str:
+    """A row's id, or its number where it has none."""
+    return str(row["draw"][1] if row.get("id") is None else row["id"])
 
 
 def keep_masks(segments: list[list[Segment]], tokens: list[int]) -> torch.Tensor:

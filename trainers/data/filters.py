@@ -29,8 +29,8 @@ class FilterSettings:
         max_wer (`float`, *optional*): highest word error rate of a recogniser against the transcript, in the unit of
             the column; LAD drops what exceeds 10 %. Rows without one are dropped too.
         wer_column (`str`, *optional*, defaults to `"wer"`): column of that rate.
-        max_hours_per_language (`float`, *optional*): hours of each language. Sentences not chosen yet go first, as
-            BLOOMZMMS does with 25 hours of Common Voice. Not for streams.
+        max_hours_per_language (`float`, *optional*): hours of each language, names or numbers. Sentences come in
+            rounds, each once before any comes again, as BLOOMZMMS does with 25 hours of Common Voice. Not for streams.
         seed (`int`, *optional*, defaults to 0): seed of that choice.
     """
 
@@ -163,20 +163,20 @@ class _Judge:
 
 
 def _cap(rows: list[dict[str, Any]], settings: FilterSettings, report: FilterReport) -> list[int]:
-    """Positions of the rows to keep: per language in random order, sentences not chosen yet first, up to the cap."""
+    """Positions of the rows to keep: per language in random order, in rounds over its sentences, up to the cap."""
     languages = defaultdict(list)
     for position, row in enumerate(rows):
         languages[_language(row)].append(position)
     kept = []
     for language, positions in languages.items():
         random.Random(f"{settings.seed}|{language}").shuffle(positions)
-        sentences, unseen, repeated = set(), [], []
+        times, rounds = Counter(), {}
         for position in positions:
             sentence = " ".join(_text(rows[position]).casefold().split())
-            (repeated if sentence in sentences else unseen).append(position)
-            sentences.add(sentence)
+            rounds[position] = times[sentence]
+            times[sentence] += 1
         chosen, seconds = 0, 0.0
-        for position in unseen + repeated:
+        for position in sorted(positions, key=rounds.__getitem__):
             if seconds + rows[position]["duration"] > 3600 * settings.max_hours_per_language:
                 break
             seconds += rows[position]["duration"]
@@ -196,10 +196,10 @@ def _text(row: dict[str, Any]) -> str:
 
 
 def _language(row: dict[str, Any]) -> str:
-    """The language; those of several utterances joined by "+"; "unknown" without one."""
+    """The language, a name or a number; those of several utterances joined by "+"; "unknown" without one."""
     language = row["language"]
     parts = {language} if not isinstance(language, list) else set(language)
-    return "+".join(sorted(part or "unknown" for part in parts)) or "unknown"
+    return "+".join(sorted("unknown" if part in (None, "", -1) else str(part) for part in parts)) or "unknown"
 
 
 def _missing_column(name: str, found: list[str]) -> str:

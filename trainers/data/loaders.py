@@ -28,7 +28,8 @@ def is_stream(dataset: Any) -> bool:
 
 def count_tokens(row: dict[str, Any], processor: SpeechLLMProcessor) -> int:
     """Tokens that a row takes in the LLM, audio and text, without what the chat template adds."""
-    texts = row["text"] if isinstance(row["text"], list) else [row["text"] or ""]
+    texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
+    texts = [text or "" for text in texts]
     for message in row.get("messages") or []:
         content = message["content"]
         texts = [*texts, content] if isinstance(content, str) else [*texts, *(b.get("text") or "" for b in content)]
@@ -44,6 +45,7 @@ def build_loader(
     world_size: int,
     training: bool,
     start: int = 0,
+    in_order: bool = False,
 ) -> DataLoader:
     """
     The batches of one process.
@@ -55,12 +57,15 @@ def build_loader(
         rank, world_size: this process and how many there are.
         training: by `batch_seconds` or `batch_tokens` if set, else by `per_device_eval_batch_size`.
         start: batches of a stream that a resumed run has had.
+        in_order: the rows as they stand in the dataset, as they also come where `train_sampling_strategy` is
+            "sequential", and in evaluation unless it is "group_by_length" or there is a budget.
 
     Raises:
-        ValueError: batches by length without durations, or a stream where a length is needed.
+        ValueError: batches by length without durations, or a stream where a length or an order is needed.
     """
     budget = args.batch_seconds or args.batch_tokens
-    by_length = args.train_sampling_strategy == "group_by_length" or budget is not None
+    sequential = args.train_sampling_strategy == "sequential"
+    by_length = not in_order and (args.train_sampling_strategy == "group_by_length" or budget is not None)
     columns = dataset.column_names
     if (by_length or is_stream(dataset)) and columns is not None and "duration" not in columns:
         raise ValueError(
@@ -83,6 +88,8 @@ def build_loader(
         "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
         "persistent_workers": bool(workers and args.dataloader_persistent_workers),
         "prefetch_factor": args.dataloader_prefetch_factor if workers else None,
+        "multiprocessing_context": args.dataloader_multiprocessing_context if workers else None,
+        "in_order": args.dataloader_in_order,
     }
 
     def cost(row: dict[str, Any]) -> float:
@@ -91,6 +98,10 @@ def build_loader(
     if is_stream(dataset):
         if not training:
             raise ValueError("An eval_dataset must have a length. Make one: Dataset.from_list(list(stream.take(n))).")
+        if sequential:
+            raise ValueError(
+                "A stream is mixed within buffer_size rows; leave train_sampling_strategy at its default."
+            )
         batches = StreamBatches(dataset, cost, buffer_rows=args.buffer_size, start=start, **limits)
         return DataLoader(batches, batch_size=None, **settings)
     if training and args.batch_tokens:
@@ -98,7 +109,8 @@ def build_loader(
         costs = list(map(cost, tqdm(dataset.select_columns(needed), desc="Counting tokens")))
     else:
         costs = dataset["duration"] if by_length else [1.0] * len(dataset)
-    sampler = LengthBatchSampler(costs, group_by_length=by_length, **limits)
+    shuffle = training and not (sequential or in_order)
+    sampler = LengthBatchSampler(costs, group_by_length=by_length, shuffle=shuffle, **limits)
     return EpochLoader(TrainingRows(dataset), batch_sampler=sampler, **settings)
 
 

@@ -1,4 +1,4 @@
-"""Training rows from a Hub dataset, a folder of audio, a manifest or generated targets, in one form.
+"""Training rows from a Hub dataset, a folder of any known layout, a manifest or generated targets, in one form.
 
 A row has `audio` (undecoded: {"bytes", "path"}, or a list of these for several utterances), `text`, `id`, and whatever
 else the data bring (`language`, `words`, `duration`, `messages`, ...).
@@ -12,22 +12,26 @@ import io
 import json
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow.compute as pc
 import soundfile
 from datasets import Audio, Dataset, DatasetDict, Features, IterableDatasetDict, List, Value, load_dataset
 from datasets import IterableDataset as Stream
+from datasets.exceptions import DatasetGenerationError
 
 from processing_speechllm.audio import AudioError, load_audio
 from processing_speechllm.mp3_frames import walk
 
 from .bad_rows import BadRows
-from .manifests import ENCODED, SEPARATORS, check_renaming, read_manifest
+from .chat_rows import CHAT_COLUMNS, MESSAGES, chat_features, chat_row
+from .ids import with_ids
+from .layouts.layout import ENCODED, Opened
+from .layouts.manifests import SUFFIXES, kind_of
+from .layouts.recognition import column_names, open_layout, renamed
+from .mapping import with_mapped
 
 logger = logging.getLogger(__name__)
 
@@ -44,40 +48,59 @@ def load_rows(
     streaming: bool = False,
     name: str | None = None,
     columns: dict[str, str] | None = None,
+    revision: str | None = None,
+    language: str | None = None,
     transcribed: bool = True,
+    say: Callable[[str], None] = logger.info,
 ) -> Dataset | Stream:
     """
     Rows with `audio` (undecoded), `text` and `id`.
 
     Args:
-        source: a Hub dataset id; a manifest (`.jsonl`, `.csv`, `.tsv`; relative audio paths start at its folder); a
-            folder with `manifest.jsonl`, with `*.parquet` files (generated targets), or with audio files and their
-            `metadata.csv` or `metadata.jsonl` (`audiofolder`); or a loaded dataset.
-        split (`str`, *optional*, defaults to `"train"`): split of a Hub dataset or folder. A manifest has one only.
+        source: a Hub dataset id; a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.tar`, ...; relative audio
+            paths start at its folder); a folder of any layout in `layouts.recognition`; or a loaded dataset.
+        split (`str`, *optional*, defaults to `"train"`): split of a Hub dataset or folder, `train[:1000]` a slice of
+            it. A manifest has one only.
         streaming (`bool`, *optional*, defaults to `False`): read rows as they are needed.
         name (`str`, *optional*): configuration of a Hub dataset.
-        columns (`dict[str, str]`, *optional*): names in the data -> ours, such as `{"sentence": "text"}`.
-        transcribed (`bool`, *optional*, defaults to `True`): whether rows without `text` are an error.
+        columns (`dict[str, str]`, *optional*): names in the data -> ours, such as `{"sentence": "text"}`. Usual names
+            (`KNOWN_NAMES` of `columns`) are found without, which is said.
+        revision (`str`, *optional*): branch, tag or commit of a Hub dataset.
+        language (`str`, *optional*): of the rows that do not tell theirs.
+        transcribed (`bool`, *optional*, defaults to `True`): whether data without transcripts are an error; otherwise
+            rows may lack `text`.
+        say (`Callable`, *optional*): told in one line what the source was taken for; by default the log.
 
     Returns:
         `Dataset | IterableDataset`: the rows. Where they have no `id`, it is the audio's path below the source or its
         file name (with the row number added where two rows share it), or else the row number. A stream has no fixed
-        row numbers: there it is the path or file name alone, or else a hash of audio and text.
+        row numbers: there it is the path or file name alone, or else a hash of audio and text. Chats come with their
+        audios in `audio`, see `chat_rows`; they need no `text`.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: columns are missing, a manifest is broken, or `audio` is not audio.
+        ValueError: a layout that is not known, columns that are missing, a broken manifest, or `audio` is not audio.
     """
-    rows, root = _open(source, split, streaming, name, columns or {})
-    found = _column_names(rows)
-    missing = [column for column in ("audio", "text")[: 1 + transcribed] if column not in found]
+    try:
+        opened = _open(source, split, streaming, name, columns or {}, revision, transcribed)
+    except DatasetGenerationError as error:  # a builder of `datasets`, whose own message says nothing
+        raise ValueError(f"{_name(source)}: {error.__cause__ or error}") from error
+    rows = _with_chats(_undecoded(opened.rows, _name(source)), _name(source))
+    found = column_names(rows)
+    needed = ["audio", "text"] if transcribed and "messages" not in found else ["audio"]
+    missing = [column for column in needed if column not in found]
     if missing:
         raise ValueError(
             f"{_name(source)}: no column {missing[0]!r}; found {', '.join(found)}. Say which column it is with "
             f'columns={{"its name": "{missing[0]}"}}.'
         )
-    rows = _undecoded(rows, _name(source))
-    return _with_text_ids(rows) if "id" in found else _with_ids(rows, root)
+    if transcribed and "text" not in found:
+        rows = _with_constant(rows, "text", None)
+    if language is not None:
+        rows = _in_language(rows, language)
+    rows = with_ids(_fetched_rows(rows), opened.root, given="id" in found)
+    _tell(opened, _name(source), rows, say)
+    return rows
 
 
 def with_durations(
@@ -139,7 +162,7 @@ def dataset_fingerprint(dataset: Dataset | Stream) -> str:
     The audio itself is not read; `duration` stands for it. A stream is told by its columns and its first 100 rows.
     """
     digest = hashlib.sha256()
-    columns = sorted(column for column in _column_names(dataset) if column != "audio")
+    columns = sorted(column for column in column_names(dataset) if column != "audio")
     digest.update(json.dumps(columns).encode())
     rows = dataset.select_columns(columns)
     rows = rows.take(FINGERPRINT_ROWS) if isinstance(rows, Stream) else rows
@@ -214,83 +237,103 @@ def _name(source: Any) -> str:
     return "the dataset" if isinstance(source, (Dataset, Stream)) else str(source)
 
 
-def _column_names(rows: Dataset | Stream) -> list[str]:
-    """Column names; those of a stream that does not tell are its first row's."""
-    if rows.column_names is not None:
-        return rows.column_names
-    first = next(iter(rows), None)
-    if first is None:
-        raise ValueError("The stream has no rows. Check the split and the filters.")
-    return list(first)
+def _tell(opened: Opened, name: str, rows: Dataset | Stream, say: Callable[[str], None]) -> None:
+    """The line about a source; nothing about a dataset that was given as it is."""
+    if not opened.layout:
+        return
+    kind = "rows" if "messages" in column_names(rows) else "clips"
+    size = "streamed" if isinstance(rows, Stream) else f"{len(rows):,} {kind}"
+    say(", ".join([f"{name}: {opened.layout}", f"split {opened.split}", size, *opened.notes]))
 
 
-def _open(source, split, streaming, name, columns) -> tuple[Dataset | Stream, Path | None]:
-    """The rows as they come, with columns renamed, and the folder below which their audio lies."""
+def _open(source, split, streaming, name, columns, revision, transcribed) -> Opened:
+    """The rows as they come, with columns renamed."""
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         raise ValueError(f"The dataset has splits ({', '.join(source)}). Give one, such as dataset[{split!r}].")
     if isinstance(source, (Dataset, Stream)):
-        return _renamed(source, columns), None
+        rows, _ = renamed(source, columns, "the dataset")
+        return Opened(rows, None, "", split)
     path = Path(source).expanduser()
-    if path.is_dir() and (path / "manifest.jsonl").exists():
-        path = path / "manifest.jsonl"
-    if path.is_file():
-        if split != "train":
-            raise ValueError(f'{path}: a manifest is one split, "train", not {split!r}. Write one manifest per split.')
-        return read_manifest(path, streaming, columns), path.parent
-    if path.is_dir():
-        return _renamed(_open_folder(path, split, streaming), columns), path
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or path.suffix in SEPARATORS:
+    if path.exists():
+        return open_layout(path, split, streaming, columns, transcribed)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or kind_of(path) in SUFFIXES:
         raise FileNotFoundError(
             f"{source}: no such file or folder, nor a Hub dataset id (owner/name). Check the path."
         )
     try:
-        rows = load_dataset(str(source), name, split=split, streaming=streaming)
+        rows = load_dataset(str(source), name, split=split, streaming=streaming, revision=revision)
     except ConnectionError as error:
         raise FileNotFoundError(
             f"{source}: no such file or folder here, and the Hub could not be asked for a dataset of this name "
             f"({error}). Check the path, or the connection."
         ) from error
-    return _renamed(rows, columns), None
-
-
-def _open_folder(path: Path, split: str, streaming: bool) -> Dataset | Stream:
-    if next(path.rglob("*.arrow"), None) is not None:
-        raise ValueError(
-            f"{path}: written by save_to_disk. Load it with datasets.load_from_disk and give the dataset."
-        )
-    if next(path.rglob("*.parquet"), None) is None:
-        return load_dataset("audiofolder", data_dir=str(path), split=split, streaming=streaming)
-    base = split.split("[")[0]
-    patterns = (f"{base}/*.parquet", f"{base}-*.parquet", f"data/{base}-*.parquet")
-    files = next((found for pattern in patterns if (found := sorted(path.glob(pattern)))), [])
-    if not files and base == "train":
-        files = sorted(path.glob("*.parquet"))
-    if not files:
-        raise ValueError(f"{path}: no split {base!r}, that is no {', '.join(patterns)}. Check `split`.")
-    return load_dataset("parquet", data_files={base: list(map(str, files))}, split=split, streaming=streaming)
-
-
-def _renamed(rows: Dataset | Stream, columns: dict[str, str]) -> Dataset | Stream:
-    if not columns:
-        return rows
-    check_renaming(columns, _column_names(rows), "the dataset")
-    return rows.rename_columns(columns)
+    except ValueError as error:  # a configuration or split that is not there; `datasets` lists those that are
+        raise ValueError(f"{source}: {error} Set dataset_config and dataset_split.") from error
+    rows, notes = renamed(rows, columns, str(source))
+    return Opened(rows, None, "Hub dataset", split, notes)
 
 
 def _undecoded(rows: Dataset | Stream, name: str) -> Dataset | Stream:
-    feature = rows.features["audio"] if rows.features is not None else None
-    if feature is not None:
-        wanted = List(UNDECODED) if isinstance(feature, List) else UNDECODED
-        inner = feature.feature if isinstance(feature, List) else feature
-        text_or_bytes = isinstance(inner, Value) and inner.dtype in TEXT_OR_BYTES
-        encoded = isinstance(inner, dict) and set(inner) <= set(ENCODED)
-        if not (isinstance(inner, Audio) or text_or_bytes or encoded):
-            raise ValueError(
-                f"{name}: the column 'audio' holds {inner}, which is no audio. Give paths, the bytes of audio files, "
-                "or an Audio column of `datasets`."
-            )
-        if feature != wanted and (isinstance(rows, Dataset) or isinstance(inner, Audio)):
-            rows = rows.cast_column("audio", wanted)
+    """Rows whose `audio` is {"bytes", "path"} where its type is known."""
+    feature = rows.features.get("audio") if rows.features is not None else None
+    if feature is None:
+        return rows
+    wanted = List(UNDECODED) if isinstance(feature, List) else UNDECODED
+    inner = feature.feature if isinstance(feature, List) else feature
+    text_or_bytes = isinstance(inner, Value) and inner.dtype in TEXT_OR_BYTES
+    encoded = isinstance(inner, dict) and set(inner) <= set(ENCODED)
+    if not (isinstance(inner, Audio) or text_or_bytes or encoded):
+        raise ValueError(
+            f"{name}: the column 'audio' holds {inner}, which is no audio. Give paths, the bytes of audio files, "
+            "or an Audio column of `datasets`."
+        )
+    if feature != wanted and (isinstance(rows, Dataset) or isinstance(inner, Audio)):
+        rows = rows.cast_column("audio", wanted)
+    return rows
+
+
+def _with_chats(rows: Dataset | Stream, name: str) -> Dataset | Stream:
+    """Rows whose chats, if they have any, are in our form; see `chat_rows`."""
+    found, kinds = column_names(rows), rows.features or {}
+    chats = [column for column in CHAT_COLUMNS if column in found]
+    beside = "audio" in found and "audios" not in found  # then embedded audio is left where it is
+    if not chats or (beside and kinds.get("messages") == MESSAGES):
+        return rows
+    several = not beside or isinstance(kinds.get("audio"), List)
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        return chat_row(row, several, name)
+
+    def read_messages(row: dict[str, Any]) -> dict[str, Any]:
+        given = row["audio"] if isinstance(row["audio"], list) else [row["audio"]] * (row["audio"] is not None)
+        chat = chat_row({**row, "audio": given}, True, name)
+        if len(chat["audio"]) != len(given):
+            raise ValueError(f"{name}: a row has audio both in its messages and in its column. Keep one of the two.")
+        return {"messages": chat["messages"]}
+
+    if beside:
+        return with_mapped(rows, read_messages, chats, Features({"messages": MESSAGES}), ("audio",))
+    replaced = [*chats, *(column for column in ("audio", "text") if column in found)]
+    return with_mapped(rows, read, replaced, chat_features(several))
+
+
+def _with_constant(rows: Dataset | Stream, column: str, value: str | None) -> Dataset | Stream:
+    if isinstance(rows, Stream):
+        return rows.map(lambda row: {column: value})
+    return rows.add_column(column, [value] * len(rows), feature=Value("string"))
+
+
+def _in_language(rows: Dataset | Stream, language: str) -> Dataset | Stream:
+    """Rows of which those without a language have this one."""
+    if "language" not in column_names(rows):
+        return _with_constant(rows, "language", language)
+    if isinstance(rows, Stream):
+        return rows.map(lambda row: {"language": row["language"] or language})
+    told = [one or language for one in rows["language"][:]]
+    return rows.remove_columns("language").add_column("language", told)
+
+
+def _fetched_rows(rows: Dataset | Stream) -> Dataset | Stream:
     return rows.map(_fetched) if isinstance(rows, Stream) else rows
 
 
@@ -309,50 +352,3 @@ def _fetch(audio: Any) -> dict[str, Any] | None:
         return audio  # web addresses are not fetched unasked; decoding says so
     with fsspec.open(path, "rb") as file:
         return audio | {"bytes": file.read()}
-
-
-def _with_text_ids(rows: Dataset | Stream) -> Dataset | Stream:
-    if isinstance(rows, Stream):
-        return rows.map(lambda row: {"id": str(row["id"])})
-    return rows if rows.features["id"] == Value("string") else rows.cast_column("id", Value("string"))
-
-
-def _with_ids(rows: Dataset | Stream, root: Path | None) -> Dataset | Stream:
-    if isinstance(rows, Stream):
-        return rows.map(lambda row: {"id": _path_id(row["audio"], root) or _content_id(row)})
-    ids = [_path_id(paths, root) or f"{index:08d}" for index, paths in enumerate(_paths(rows))]
-    uses = Counter(ids)
-    return rows.add_column("id", [f"{one}#{index}" if uses[one] > 1 else one for index, one in enumerate(ids)])
-
-
-def _paths(rows: Dataset) -> Iterator[Any]:
-    """The path of every row's audio, or a list of these, without touching embedded audio where Arrow allows it."""
-    rows = rows.select_columns(["audio"])
-    if isinstance(rows.features["audio"], List):
-        yield from ([part["path"] for part in row["audio"] or []] for row in rows)
-        return
-    for batch in rows.with_format("arrow").iter(BATCH_ROWS):
-        yield from pc.struct_field(batch.column("audio"), "path").to_pylist()
-
-
-def _path_id(audio: Any, root: Path | None) -> str | None:
-    """The id of a row from its audio (a path, {"path"}, or a list of these), if that has a path."""
-    parts = audio if isinstance(audio, list) else [audio]
-    paths = [part.get("path") if isinstance(part, dict) else part for part in parts]
-    if not paths or not all(paths):
-        return None
-    return "+".join(_short_path(Path(path), root) for path in paths)
-
-
-def _short_path(path: Path, root: Path | None) -> str:
-    if root is not None and path.is_relative_to(root.absolute()):
-        return path.relative_to(root.absolute()).as_posix()
-    return path.name
-
-
-def _content_id(row: dict[str, Any]) -> str:
-    parts = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
-    digest = hashlib.sha256(json.dumps(row.get("text")).encode())
-    for part in parts:
-        digest.update((part or {}).get("bytes") or b"")
-    return digest.hexdigest()[:16]

@@ -48,6 +48,8 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         seed (`int`): seed of the order.
         rank (`int`): number of this process.
         world_size (`int`): number of processes.
+        shuffle (`bool`, *optional*, defaults to `True`): in random order; otherwise in that of the rows. Rows that are
+            grouped by length come in random order all the same.
 
     Raises:
         ValueError: a cost is no cost or over the budget, or the rows cannot be dealt to the processes.
@@ -63,10 +65,11 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         seed: int,
         rank: int,
         world_size: int,
+        shuffle: bool = True,
     ):
         self.costs = np.asarray(costs, dtype=np.float64)
         self.batch_size, self.budget, self.group_by_length = batch_size, budget, group_by_length
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
         self.epoch = 0
         _check_limits(batch_size, budget)
         _check_place(rank, world_size)
@@ -101,8 +104,11 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         """The epoch's batches of all processes, in the order in which they are dealt."""
         generator = _generator(self.seed, epoch)
         grouped = self.group_by_length or self.budget is not None
-        batches = _cut(self._buckets, self.costs, grouped, generator)
-        return _even_out(batches, self.costs, self.world_size)
+        if self.shuffle or grouped:
+            return _even_out(_cut(self._buckets, self.costs, grouped, generator), self.costs, self.world_size)
+        rows = np.arange(len(self.costs))
+        batches = [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+        return sorted(_even_out(batches, self.costs, self.world_size), key=lambda batch: batch[0])
 
 
 class TrainingRows(torch.utils.data.Dataset):

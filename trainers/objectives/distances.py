@@ -20,11 +20,16 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def input_distance(
-    audio: torch.Tensor, audio_lengths: torch.Tensor, text: torch.Tensor, text_lengths: torch.Tensor
+    audio: torch.Tensor,
+    audio_lengths: torch.Tensor,
+    text: torch.Tensor,
+    text_lengths: torch.Tensor,
+    over_tokens: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """L_IN of DiVA and LAD: the last audio vectors of a row against the embeddings of its transcript.
 
-    Sum over utterances of 1 / max(1, N) sum_t ||Z_tail,t - Y_head,t||_2 (un-squared), where Z_tail are the last N of
+    Sum over utterances of 1 / max(1, N) sum_t ||Z_tail,t - Y_head,t||_2 (un-squared; without the factor 1 / N where it
+    is `over_tokens`, as in DiVA's code), where Z_tail are the last N of
     the valid audio vectors. Of a transcript with more tokens than the row has audio vectors the first ones are
     compared, and N is their number. A distance of 0 has gradient 0; the transcript's embeddings get none.
 
@@ -35,17 +40,19 @@ def input_distance(
         text_lengths (`torch.Tensor` of shape `(batch,)`): tokens of each transcript.
 
     Returns:
-        the sum, to be divided by the number of utterances, and how many transcript tokens were left out.
+        the sum, to be divided by the number of utterances or of compared tokens, and how many transcript tokens were
+        left out.
     """
     compared = torch.minimum(audio_lengths, text_lengths)
     positions = torch.arange(audio.shape[1], device=audio.device)
     tail = length_mask(audio_lengths, audio.shape[1]) & (positions >= (audio_lengths - compared)[:, None])
     head = length_mask(compared, text.shape[1])
     difference = at_least_float32(audio[tail]) - at_least_float32(text.detach()[head])  # (compared of all rows, dim)
-    weight = compared.clamp(min=1).reciprocal()[:, None].expand_as(head)[head]
     # The gradient of this norm at 0 is 0 in torch; that of a square root of squares would be NaN.
-    total = (torch.linalg.vector_norm(difference, dim=-1) * weight).sum()
-    return total, (text_lengths - compared).sum()
+    norms = torch.linalg.vector_norm(difference, dim=-1)
+    if not over_tokens:
+        norms = norms * compared.clamp(min=1).reciprocal()[:, None].expand_as(head)[head]
+    return norms.sum(), (text_lengths - compared).sum()
 
 
 def output_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -26,21 +26,26 @@ from transformers import (
 )
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
-from modeling_speechllm.composition import load_causal_lm, parent_of
+from modeling_speechllm.parents import load_causal_lm, parent_of
+from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.chat_format import lay_out_content, plain_chat_template
+from processing_speechllm.gguf_tokenizer import load_tokenizer
 
 from .endpoints import BackendError, Endpoint, Refusal
 
+FEWEST = 16  # new tokens that must fit behind a prompt
 ENDS = 1 << 20  # bytes hashed at both ends of a weight file
 
 
 @dataclass(frozen=True)
 class Question:
-    """A chat of text alone (`[{"role", "content": str or text blocks}]`) and the seed of its answer."""
+    """A chat of text alone (`[{"role", "content": str or text blocks}]`), the seed of its answer, and the limit of new
+    tokens where it has one of its own."""
 
     chat: list[dict]
     seed: int
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,35 +142,47 @@ class LocalBackend:
     def answer(self, questions: list[Question], progress: Callable[[int], None]) -> list[Answer]:
         """One answer per question; `progress` is told how many more are done."""
         prompts = [self.encode(question.chat) for question in questions]
+        limits = [self._limit(question, len(prompt)) for question, prompt in zip(questions, prompts, strict=True)]
         answers: list[Answer | None] = [None] * len(questions)
-        for index, prompt in enumerate(prompts):
-            if self.positions is not None and len(prompt) + self.max_new_tokens > self.positions:
-                detail = f"{len(prompt)} + {self.max_new_tokens} tokens, but the LLM has {self.positions} positions"
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            if self.positions is not None and len(prompt) + limit > self.positions:
+                detail = f"{len(prompt)} + {limit} tokens, but the LLM has {self.positions} positions"
                 answers[index] = Answer("", "too_long", detail)
-        order = sorted((i for i in range(len(prompts)) if answers[i] is None), key=lambda i: (len(prompts[i]), i))
+        open_ones = (index for index in range(len(prompts)) if answers[index] is None)
+        order = sorted(open_ones, key=lambda index: (limits[index], len(prompts[index]), index))
         progress(len(prompts) - len(order))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            results = self._generate([prompts[i] for i in batch], [questions[i].seed for i in batch])
+            chosen = [prompts[i] for i in batch], [questions[i].seed for i in batch], [limits[i] for i in batch]
+            results = self._generate(*chosen)
             for index, answer in zip(batch, results, strict=True):
                 answers[index] = answer
             progress(len(batch))
         return answers
 
+    def _limit(self, question: Question, prompt: int) -> int:
+        """New tokens for a question; a limit of its own gives way to an LLM of few positions, down to `FEWEST`."""
+        limit = self.max_new_tokens if question.max_new_tokens is None else question.max_new_tokens
+        if question.max_new_tokens is None or self.positions is None:
+            return limit
+        return min(limit, max(self.positions - prompt, FEWEST))
+
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], seeds: list[int]) -> list[Answer]:
+    def _generate(self, prompts: list[list[int]], seeds: list[int], limits: list[int]) -> list[Answer]:
         longest = max(map(len, prompts))
         input_ids = torch.tensor([[self.pad] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         processors = LogitsProcessorList()
         if self.temperature > 0:
-            processors.append(SeededSampling(seeds, self.max_new_tokens, self.temperature, self.top_p))
+            processors.append(SeededSampling(seeds, max(limits), self.temperature, self.top_p))
         sequences = self.model.generate(
             input_ids=input_ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
             logits_processor=processors,
+            max_new_tokens=max(limits),
         )
-        return [self._read(row) for row in sequences[:, longest:].tolist()]
+        rows = sequences[:, longest:].tolist()
+        return [self._read(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
 
     def _read(self, tokens: list[int]) -> Answer:
         end = next((place for place, token in enumerate(tokens) if token in self.ends), None)
@@ -233,8 +250,9 @@ class EndpointBackend:
 
     def _ask(self, question: Question) -> Answer:
         chat = [{"role": message["role"], "content": joined(message["content"])} for message in question.chat]
+        limit = {} if question.max_new_tokens is None else {"max_tokens": question.max_new_tokens}
         try:
-            return self.endpoint.post({**self.body, "messages": chat, "seed": question.seed}, self._read)
+            return self.endpoint.post({**self.body, **limit, "messages": chat, "seed": question.seed}, self._read)
         except Refusal as refusal:
             return Answer("", "refused", str(refusal))
 
@@ -253,9 +271,9 @@ def joined(content: str | list[dict]) -> str:
 
 def load_backend(config: Any, device: torch.device) -> LocalBackend | EndpointBackend:
     """The backend that a `TargetsConfig` asks for."""
-    settings = {
-        name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "chat_template_kwargs")
-    }
+    settings = {name: getattr(config, name) for name in ("temperature", "top_p", "chat_template_kwargs")}
+    if config.max_new_tokens is not None:
+        settings["max_new_tokens"] = config.max_new_tokens
     if config.base_url is not None:
         variable = config.api_key_variable
         if variable is not None and not os.environ.get(variable):
@@ -269,17 +287,34 @@ def load_backend(config: Any, device: torch.device) -> LocalBackend | EndpointBa
             timeout=config.timeout,
             **settings,
         )
-    model, tokenizer = load_llm(config.model, config.revision, config.dtype)
-    return LocalBackend(model.to(device), tokenizer, batch_size=config.batch_size, **settings)
+    model, tokenizer = load_llm(config.model, config.revision, config.dtype, config.gguf_file, config.quantization)
+    if config.quantization is None:  # else it is where it was quantised
+        model = model.to(device)
+    return LocalBackend(model, tokenizer, batch_size=config.batch_size, **settings)
 
 
-def load_llm(name: str, revision: str | None = None, dtype: str = "auto") -> tuple[PreTrainedModel, Any]:
-    """A causal LM and its tokenizer, or a SpeechLLM and its processor, from a Hub id or a folder."""
+def load_llm(
+    name: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    gguf_file: str | None = None,
+    quantization: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A causal LM (of a GGUF file if named) and its tokenizer, or a SpeechLLM and its processor, from a Hub id or a
+    folder; `quantization` is `8bit` or `4bit`."""
     hub = {"revision": revision} if revision is not None else {}
-    if AutoConfig.from_pretrained(name, **hub).model_type == "speechllm":
-        model = SpeechLLMForConditionalGeneration.from_pretrained(name, dtype=dtype, **hub)
+    if gguf_file is not None:
+        return load_causal_lm(name, gguf_file=gguf_file, dtype=dtype, **hub), load_tokenizer(name, gguf_file, **hub)
+    options = {"dtype": dtype}
+    settings = AutoConfig.from_pretrained(name, **hub)
+    speech = settings.model_type == "speechllm"
+    if quantization is not None:
+        whole = speech and not getattr(settings, "trained_groups", None)
+        options["quantization_config"] = quantization_config(quantization, whole)
+    if speech:
+        model = SpeechLLMForConditionalGeneration.from_pretrained(name, **options, **hub)
         return model, SpeechLLMProcessor.from_pretrained(name, **hub)
-    return load_causal_lm(name, dtype=dtype, **hub), AutoTokenizer.from_pretrained(name, **hub)
+    return load_causal_lm(name, **options, **hub), AutoTokenizer.from_pretrained(name, **hub)
 
 
 def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -292,7 +327,7 @@ def identify(name: str, revision: str | None = None) -> tuple[str, str | None]:
         return name, parent_of(name, revision)["revision"]
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
-        if file.suffix not in (".json", ".jinja", ".model", ".safetensors", ".bin"):
+        if file.suffix not in (".json", ".jinja", ".model", ".safetensors", ".bin", ".gguf"):
             continue
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())

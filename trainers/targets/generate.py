@@ -34,14 +34,30 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
+from ..data.layouts.folders import cut_notes
 from ..data.shards import finished, open_run, write_shard, write_text
+from .answer_language import is_other_language, main_code
 from .backends import Answer, Question, identify, load_backend
 from .config import TargetsConfig
-from .prompts import TEMPLATE_FOLDER, Prompt, Task, draw_prompts, load_tasks, select_prompts, user_turn
-from .sources import PIECE, describe_source, load_source, prepare_source, read_groups
+from .prompts import (
+    TEMPLATE_FOLDER,
+    Prompt,
+    Task,
+    by_language,
+    choose_pool,
+    draw_prompts,
+    load_tasks,
+    nearest,
+    select_prompts,
+    user_turn,
+)
+from .sources import PIECE, describe_source, prepare_source, read_groups
 
 REPEAT, CONTINUE = "repeat", "continue"  # tasks that a pool needs for the target sets T and continuation
-FREE = Task("free", (Prompt("free", "", ""),))
+FIXED = "fixed"  # in place of the language of `fixed_prompt`
+FREE = Task("free", (Prompt("free", "", ""),), max_new_tokens=512)
+NEW_TOKENS = 256  # limit of answers to tasks that have none of their own
+Pools = list[dict[str | None, list[Task]]]  # one per kind of target, each as `by_language` gives it
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 GENERATED = Features(
     {
@@ -66,7 +82,8 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One row to be: its place in the shard, what is asked of which transcripts, and the seed of its answer."""
+    """One row to be: its place in the shard, what is asked of which transcripts, the seed of its answer, the limit of
+    its length, and the languages it is asked in and should come in, where that is known."""
 
     row: int
     target: str
@@ -75,6 +92,9 @@ class Item:
     chat: list[dict]
     seed: int
     texts: list[str | None]
+    limit: int | None = None
+    asked_in: str | None = None
+    expected: str | None = None
 
     def answer(self) -> Answer | None:
         """The answer where no LLM is needed: no transcript, or target T, the transcript itself."""
@@ -95,24 +115,23 @@ class Item:
             }
             for message in self.chat
         ]
-        return Question(chat, self.seed)
+        return Question(chat, self.seed, self.limit)
 
 
-def generate_targets(
-    config: TargetsConfig, dataset: Dataset | None = None, backend: Backend | None = None
-) -> dict[str, Any]:
+def generate_targets(config: TargetsConfig, dataset: Dataset, backend: Backend | None = None) -> dict[str, Any]:
     """
     Write the targets of a dataset; resume what an earlier run with these settings left.
 
     Args:
         config: settings.
-        dataset: the source, in place of `config.dataset`: columns `audio`, `text`, optionally `language`, `id`, any.
+        dataset: the source, as `load_rows` gives it: columns `audio`, `text`, optionally `language`, `id`, any.
         backend: an LLM of your own, in place of the one that `config` names; its name and revision are noted as
             `config` gives them.
 
     Returns:
         the report: `utterances` in the source, `asked` questions, `rows` written, `cut_at_limit` rows marked
-        `finish_reason` "length", `dropped` (by reason), `shards`, `shards_done`, `complete`. With several processes it
+        `finish_reason` "length", `other_language` answers plainly not in the language asked for, rows by
+        `prompt_languages`, `dropped` (by reason), `shards`, `shards_done`, `complete`. With several processes it
         covers what all have finished by now; the last one to finish gets the whole and writes it to the manifest.
 
     Raises:
@@ -120,9 +139,8 @@ def generate_targets(
             other settings, another source or LLM, by name.
         BackendError: the endpoint does not answer; the finished shards stay.
     """
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)  # without the flag it takes processes on a CPU for one each
-    source = prepare_source(load_source(config) if dataset is None else dataset, config, GENERATED)
+    state = process_state()
+    source = prepare_source(dataset, GENERATED)
     pools = load_pools(config)
     output = Path(config.output_dir)
     asks = config.target_set != "T"
@@ -134,7 +152,7 @@ def generate_targets(
     fingerprint = {
         "settings": config.row_settings(),
         "source": describe_source(source),
-        "prompts": _digest([repr(task.prompts) for pool in pools for task in pool]),
+        "prompts": _digest([repr((task.prompts, task.max_new_tokens)) for pool in pools for task in pool[None]]),
         "llm": {"model": name, "revision": revision},
     }
     open_run(output, fingerprint)
@@ -163,14 +181,28 @@ def generate_targets(
     return close_run(output, fingerprint, shards, len(source))
 
 
-def main(config: TargetsConfig) -> dict[str, Any]:
-    """The command: `generate_targets`, and the report in words."""
-    report = generate_targets(config)
+def process_state() -> PartialState:
+    """This process and the others."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu)  # without the flag it takes processes on a CPU for one each
+
+
+def main(config: TargetsConfig, dataset: Dataset) -> dict[str, Any]:
+    """`generate_targets`, and the report in words."""
+    report = generate_targets(config, dataset)
     print(f"{report['rows']} rows of {report['utterances']} utterances in {config.output_dir}")
     for reason, count in report["dropped"].items():
         print(f"  {count} of {report['asked']} questions dropped: {reason.replace('_', ' ')} (see dropped.jsonl)")
-    if report["cut_at_limit"]:
-        print(f'  {report["cut_at_limit"]} answers cut at {config.max_new_tokens} tokens: finish_reason is "length"')
+    if config.target_set != "free":
+        counts = sorted(report["prompt_languages"].items(), key=lambda item: -item[1])
+        print(f"  asked in: {', '.join(f'{language} {count}' for language, count in counts)}")
+    for note in cut_notes(report["cut_at_limit"], report["rows"]):
+        print(f'  {note} (finish_reason is "length")')
+    if report["other_language"]:
+        print(
+            f"  {report['other_language']} answers ({report['other_language'] / report['rows']:.0%}) are not in the "
+            "language asked for. Take an LLM that speaks it, or ask in one that it speaks: prompt_languages"
+        )
     if not report["complete"]:
         print(f"  {report['shards_done']} of {report['shards']} shards; other processes are still at work")
     return report
@@ -179,32 +211,44 @@ def main(config: TargetsConfig) -> dict[str, Any]:
 # What is asked
 
 
-def load_pools(config: TargetsConfig) -> list[list[Task]]:
-    """What a row's prompts are drawn from: pool by pool, one pool per kind of target.
+def load_pools(config: TargetsConfig) -> Pools:
+    """What a row's prompts are drawn from: one pool per kind of target, by the language of the row.
 
     Raises:
         ValueError: a pool without the task that the target set needs, or with nothing left of it.
     """
 
-    def select(folder: str | Path | None, names: list[str] | None) -> list[Task]:
-        return select_prompts(load_tasks(folder), config.prompt_split, names, config.prompt_languages)
+    def select(folder: str | Path | None, names: list[str] | None) -> dict[str | None, list[Task]]:
+        wanted = None if config.prompt_languages == ["all"] else config.prompt_languages
+        tasks = select_prompts(load_tasks(folder), config.prompt_split, names, wanted)
+        return by_language(tasks) if config.prompt_languages is None else {None: tasks}
+
+    def one(name: str) -> dict[str | None, list[Task]]:
+        if config.fixed_prompt is None:
+            return select(config.task_folder, [name])
+        return {None: [Task(name, (Prompt(f"{name}/{FIXED}/1", FIXED, config.fixed_prompt),))]}
 
     templates = config.template_folder or TEMPLATE_FOLDER
+    if config.task_weights:
+        known = [task.name for task in load_tasks(config.task_folder if config.target_set == "BI" else templates)]
+        for name in config.task_weights:
+            if name not in known:
+                raise ValueError(f"task_weights: the pool has no {name!r}.{nearest(name, known)}")
     match config.target_set:
         case "T":
-            return [select(config.task_folder, [REPEAT])]
+            return [one(REPEAT)]
         case "BI":
             return [select(config.task_folder, config.tasks)]
         case "MI":
             return [select(templates, None)]
         case "TMI":
-            return [select(config.task_folder, [REPEAT]), select(templates, None)]
+            return [one(REPEAT), select(templates, None)]
         case "continuation":
-            return [select(config.task_folder, [CONTINUE])]
-    return [[FREE]]
+            return [one(CONTINUE)]
+    return [{None: [FREE]}]
 
 
-def plan_row(config: TargetsConfig, pools: list[list[Task]], table: pa.Table, row: int, index: int) -> list[Item]:
+def plan_row(config: TargetsConfig, pools: Pools, table: pa.Table, row: int, index: int) -> list[Item]:
     """The rows to be of one source row (or group), a function of the seed and its `index` in the source."""
     texts = table["text"][row].as_py()
     texts = texts if isinstance(texts, list) else [texts]
@@ -213,12 +257,20 @@ def plan_row(config: TargetsConfig, pools: list[list[Task]], table: pa.Table, ro
     rng = random.Random(f"{config.seed}|0|{index}")
     kinds = {"TMI": ["T", "MI"]}.get(config.target_set, [config.target_set])
     items = []
+    spoken = main_code(languages[0])
     for kind, pool in zip(kinds, pools, strict=True):
-        for task, prompt in draw_prompts(pool, 1 if kind == "T" else config.prompts_per_row, rng):
-            chat = user_turn(prompt.wording(languages, rng), len(texts))
+        count = 1 if kind == "T" else config.prompts_per_row
+        weights = None if kind == "T" else config.task_weights
+        for task, prompt in draw_prompts(choose_pool(pool, spoken, count), count, rng, weights):
+            wording, target = prompt.wording(languages, rng)
+            chat = user_turn(wording, len(texts))
+            limit = None if config.max_new_tokens is not None else task.max_new_tokens or NEW_TOKENS
+            same = prompt.language if spoken in (prompt.language, None) and prompt.language != FIXED else None
+            expected = None if kind == "T" else spoken if kind == "free" else target or same
             digest = hashlib.sha256(f"{config.seed}|{index}|{len(items)}".encode()).digest()
             seed = int.from_bytes(digest[:4], "big") >> 1  # endpoints take 31 bits
-            items.append(Item(row, kind, task.name, prompt.id, chat, seed, texts))
+            asked_in = prompt.language
+            items.append(Item(row, kind, task.name, prompt.id, chat, seed, texts, limit, asked_in, expected))
     return items
 
 
@@ -247,6 +299,7 @@ def build_rows(
     of the turn. No answer, or an empty one, gives no row but a count and an entry in `dropped`.
     """
     kept, columns, dropped = [], {name: [] for name in GENERATED}, []
+    asked_in, other_language = Counter(), 0
     ids = table["id"].to_pylist()
     for item, answer in zip(items, answers, strict=True):
         if answer.finish_reason not in ("stop", "length") or not answer.text:
@@ -256,6 +309,8 @@ def build_rows(
             continue
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}
         kept.append(item.row)
+        asked_in[item.asked_in] += 1
+        other_language += item.expected is not None and is_other_language(answer.text, item.expected)
         values = constants if item.target != "T" else {**constants, "model": None, "revision": None}
         values = values | {
             "messages": [*item.chat, reply],
@@ -277,6 +332,8 @@ def build_rows(
         "asked": len(items),
         "rows": len(kept),
         "cut_at_limit": columns["finish_reason"].count("length"),
+        "other_language": other_language,
+        "prompt_languages": asked_in,
         "dropped": dropped,
     }
     return rows.cast(features.arrow_schema), counts
@@ -288,7 +345,9 @@ def close_run(output: Path, fingerprint: dict[str, Any], shards: int, utterances
     done = [counts for shard in range(shards) if (counts := finished(output, shard, shards)) is not None]
     dropped = [entry for counts in done for entry in counts["dropped"]]
     report = {"utterances": utterances}
-    report |= {name: sum(counts[name] for counts in done) for name in ("asked", "rows", "cut_at_limit")}
+    names = ("asked", "rows", "cut_at_limit", "other_language")
+    report |= {name: sum(counts.get(name, 0) for counts in done) for name in names}
+    report["prompt_languages"] = dict(sum((Counter(counts.get("prompt_languages")) for counts in done), Counter()))
     report["dropped"] = dict(sorted(Counter(entry["reason"] for entry in dropped).items()))
     report |= {"shards": shards, "shards_done": len(done), "complete": len(done) == shards}
     if report["complete"]:

@@ -5,6 +5,7 @@ A pool is a folder of YAML files, each a mapping of tasks:
     summarise:
       description: The content in a few words.
       held_out: true                      # optional: the whole task is kept for evaluation
+      max_new_tokens: 128                 # optional: limit of an answer's length
       held_out_prompts: [en/8]            # optional: these prompts are
       prompts:
         en:
@@ -24,20 +25,20 @@ whose prompts all say `{audio}`, or one taken from a user's own prompt collectio
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from processing_speechllm.chat_messages import instruction_chat
+from processing_speechllm.chat_messages import AUDIO, instruction_chat
 
 TASK_FOLDER = Path(__file__).parent / "tasks"
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
-TASK_KEYS = ("description", "held_out", "held_out_prompts", "language_names", "prompts")
-AUDIO, LANGUAGE = "{audio}", "{language}"
+TASK_KEYS = ("description", "held_out", "held_out_prompts", "language_names", "max_new_tokens", "prompts")
+LANGUAGE = "{language}"
 SENTINEL = "THE_SPEECH_STANDS_HERE"
 SPLITS = ("train", "unseen_prompts", "unseen_tasks")
 
@@ -52,22 +53,28 @@ class Prompt:
     held_out: bool = False
     language_names: dict[str, str] = field(default_factory=dict, hash=False)
 
-    def wording(self, spoken: Sequence[str | None], rng: random.Random) -> str:
-        """The text with `{language}` filled in by a language that none of the `spoken` codes names."""
+    def wording(self, spoken: Sequence[str | None], rng: random.Random) -> tuple[str, str | None]:
+        """The text with `{language}` filled in by a language that none of the `spoken` codes names, and its code."""
         if LANGUAGE not in self.text:
-            return self.text
-        names = [name for code, name in self.language_names.items() if code not in spoken]
-        return self.text.replace(LANGUAGE, rng.choice(names or list(self.language_names.values())))
+            return self.text, None
+        codes = [code for code in self.language_names if code not in spoken]
+        code = rng.choice(codes or list(self.language_names))
+        return self.text.replace(LANGUAGE, self.language_names[code]), code
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task and its wordings, in the order of languages and numbers in the file."""
+    """A task and its wordings, in the order of languages and numbers in the file; None is no limit of its own."""
 
     name: str
     prompts: tuple[Prompt, ...]
     held_out: bool = False
     description: str = ""
+    max_new_tokens: int | None = None
+
+    def only(self, prompts: Iterable[Prompt]) -> "Task":
+        """The same task with these of its prompts."""
+        return replace(self, prompts=tuple(prompts))
 
 
 def user_turn(wording: str, audios: int) -> list[dict]:
@@ -76,12 +83,7 @@ def user_turn(wording: str, audios: int) -> list[dict]:
 
     An empty wording gives the audio alone (instruction-free, AZeroS).
     """
-    if AUDIO not in wording and wording:
-        return instruction_chat([None] * audios, wording)
-    prefix, _, postfix = wording.partition(AUDIO)
-    blocks = [block for _ in range(audios) for block in ({"type": "text", "text": "\n"}, {"type": "audio"})][1:]
-    content = [{"type": "text", "text": prefix}, *blocks, {"type": "text", "text": postfix}]
-    return [{"role": "user", "content": [block for block in content if block.get("text") != ""]}]
+    return instruction_chat([None] * audios, wording or AUDIO)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -144,6 +146,9 @@ def _parse_task(name: Any, entry: Any) -> Task:
     held_out = entry.get("held_out", False)
     if not isinstance(held_out, bool):
         raise ValueError(f"task {name!r}: held_out must be true or false, not {held_out!r}.")
+    limit = entry.get("max_new_tokens")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"task {name!r}: max_new_tokens must be a whole number from 1, not {limit!r}.")
     marked = entry.get("held_out_prompts", [])
     names = entry.get("language_names", {})
     if not isinstance(marked, list) or not isinstance(names, dict):
@@ -173,7 +178,7 @@ def _parse_task(name: Any, entry: Any) -> Task:
     for key in marked:
         if key not in known:
             raise ValueError(f"task {name!r}: held_out_prompts names {key!r}.{nearest(str(key), known)}")
-    return Task(name, tuple(prompts), held_out, str(entry.get("description", "")))
+    return Task(name, tuple(prompts), held_out, str(entry.get("description", "")), limit)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -228,7 +233,7 @@ def select_prompts(
             and (task.held_out or prompt.held_out == (split == "unseen_prompts"))
         )
         if prompts:
-            chosen.append(Task(task.name, prompts, task.held_out, task.description))
+            chosen.append(task.only(prompts))
     left_out = set(names or []) - {task.name for task in chosen}
     if left_out or not chosen:
         raise ValueError(
@@ -238,9 +243,12 @@ def select_prompts(
     return chosen
 
 
-def draw_prompts(tasks: list[Task], count: int, rng: random.Random) -> list[tuple[Task, Prompt]]:
-    """`count` random prompts: tasks uniformly and without repetition as far as they go, then a prompt of the task;
-    no prompt twice."""
+def draw_prompts(
+    tasks: list[Task], count: int, rng: random.Random, weights: Mapping[str, float] | None = None
+) -> list[tuple[Task, Prompt]]:
+    """`count` random prompts, none twice. Tasks are drawn uniformly and without repetition as far as they go, or each
+    time by their weights (1 where none is given), as one draws from a pool that has more of some; then a prompt of the
+    task."""
     drawn, unused = [], {task.name: list(task.prompts) for task in tasks}
     while len(drawn) < count:
         open_tasks = [task for task in tasks if unused[task.name]]
@@ -249,10 +257,32 @@ def draw_prompts(tasks: list[Task], count: int, rng: random.Random) -> list[tupl
             raise ValueError(
                 f"{count} different prompts per row are asked for, but the pool has {total}. Ask for less."
             )
-        for task in rng.sample(open_tasks, min(len(open_tasks), count - len(drawn))):
+        if weights is None:
+            chosen = rng.sample(open_tasks, min(len(open_tasks), count - len(drawn)))
+        else:
+            shares = [weights.get(task.name, 1.0) for task in open_tasks]
+            chosen = rng.choices(open_tasks, shares if any(shares) else None)
+        for task in chosen:
             pool = unused[task.name]
             drawn.append((task, pool.pop(rng.randrange(len(pool)))))
     return drawn
+
+
+def by_language(tasks: list[Task]) -> dict[str | None, list[Task]]:
+    """The tasks with only the prompts of a language, by its code, and under None as they are."""
+    pools: dict[str | None, list[Task]] = {None: tasks}
+    for language in sorted({prompt.language for task in tasks for prompt in task.prompts}):
+        of_language = [task.only(p for p in task.prompts if p.language == language) for task in tasks]
+        pools[language] = [task for task in of_language if task.prompts]
+    return pools
+
+
+def choose_pool(pools: dict[str | None, list[Task]], language: str | None, count: int) -> list[Task]:
+    """The prompts for an utterance: in its language, where there are `count` of them; else in English; else all."""
+    for code in (language, "en"):
+        if sum(len(task.prompts) for task in pools.get(code, []) if code is not None) >= count:
+            return pools[code]
+    return pools[None]
 
 
 def templates_from_prompts(
@@ -310,6 +340,8 @@ def save_tasks(tasks: Iterable[Task], file: str | Path) -> None:
         entry = content[task.name] = {"description": task.description, "held_out": task.held_out}
         marked = [prompt.id.partition("/")[2] for prompt in task.prompts if prompt.held_out and not task.held_out]
         entry["held_out_prompts"] = marked
+        if task.max_new_tokens is not None:
+            entry["max_new_tokens"] = task.max_new_tokens
         entry["prompts"] = {}
         for prompt in task.prompts:
             number = int(prompt.id.rpartition("/")[2])

@@ -3,44 +3,19 @@
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Audio, Dataset, Features, List, Value, load_dataset, load_from_disk
+from datasets import Audio, Dataset, Features, List, Value
 
-from ..data.manifests import read_manifest
-from .config import TargetsConfig
 from .prompts import nearest
 
-BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 PIECE = 100  # rows at a time: an Arrow array holds 2 GB of audio at most
 
 
-def load_source(config: TargetsConfig) -> Dataset:
-    """The dataset that the settings name: a folder of `save_to_disk` or with a `manifest.jsonl`, a file, or what
-    `load_dataset` takes."""
-    path = Path(config.dataset)
-    if (path / "state.json").is_file():
-        return load_from_disk(str(path))
-    if (path / "dataset_dict.json").is_file():
-        return load_from_disk(str(path))[config.dataset_split]
-    manifest = path / "manifest.jsonl" if path.is_dir() else path
-    if manifest.suffix == ".jsonl" and manifest.is_file():  # audio paths start at its folder
-        return read_manifest(manifest, streaming=False, columns={})
-    if path.is_file():
-        if path.suffix not in BUILDERS:
-            raise ValueError(f"{path}: a source file must end with .jsonl, {', '.join(BUILDERS)}.")
-        files = {config.dataset_split: str(path)}
-        return load_dataset(BUILDERS[path.suffix], data_files=files, split=config.dataset_split)
-    return load_dataset(
-        config.dataset, config.dataset_config, split=config.dataset_split, revision=config.dataset_revision
-    )
-
-
-def prepare_source(dataset: Dataset, config: TargetsConfig, generated: Features) -> Dataset:
-    """The dataset with its columns named as everywhere here, audio undecoded; `generated` columns are yet to come.
+def prepare_source(dataset: Dataset, generated: Features) -> Dataset:
+    """The dataset with audio undecoded; `generated` columns are yet to come.
 
     Raises:
         ValueError: no rows, missing columns, transcripts that are no text, columns named as the new ones.
@@ -50,21 +25,15 @@ def prepare_source(dataset: Dataset, config: TargetsConfig, generated: Features)
         raise ValueError(f"The source must be one split with known rows, not {kind}. Choose a split, do not stream.")
     if len(dataset) == 0:
         raise ValueError("The source has no rows. Check dataset_split and filters.")
-    for option, name, wanted in (
-        ("audio_column", config.audio_column, "audio"),
-        ("text_column", config.text_column, "text"),
-    ):
+    for name in ("audio", "text"):
         if name not in dataset.column_names:
-            raise ValueError(f"The source has no column {name!r}.{nearest(name, dataset.column_names)} Set {option}.")
-        if name != wanted:
-            if wanted in dataset.column_names:
-                dataset = dataset.remove_columns(wanted)
-            dataset = dataset.rename_column(name, wanted)
+            near = nearest(name, dataset.column_names)
+            raise ValueError(f'The source has no column {name!r}.{near} Set columns={{"its name": "{name}"}}.')
     taken = sorted(set(generated) & set(dataset.column_names))
     if taken:
         raise ValueError(f"The source has columns of the names that targets need: {', '.join(taken)}. Rename them.")
     if dataset.features["text"] not in (Value("string"), Value("large_string")):
-        raise ValueError(f"The column of transcripts must be text, not {dataset.features['text']}. Set text_column.")
+        raise ValueError(f"The column of transcripts must be text, not {dataset.features['text']}. Set `columns`.")
     audio = dataset.features["audio"]
     rate = audio.sampling_rate if isinstance(audio, Audio) else None
     return dataset.cast_column("audio", Audio(sampling_rate=rate, decode=False))

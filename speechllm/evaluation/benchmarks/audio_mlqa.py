@@ -5,25 +5,20 @@ items each, ten voices per language (five female, five male), one at random per 
 instruction the authors took is not said; here any set in SQuAD's form serves, and everything is drawn by a seed.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from speechllm.speech_synthesis import Synthesizer, Voice, choose_voices
+from trainers.targets.prompts import load_tasks
 
+from ..rows import OWN_PROMPTS, OWN_TASKS
 from .building import Plan
 from .rows import METRICS, Dropped, Item, Spoken, draw_order, source_name
 from .squad import HUB_LICENSES, SquadQuestion, read_squad
 
 LANGUAGES = ("en", "vi", "es", "de", "zh")
-INSTRUCTIONS = {
-    "en": "Answer the spoken question with words of the text, as briefly as possible.",
-    "zh": "请用文中的词语尽量简短地回答语音提出的问题。",
-    "vi": "Hãy trả lời câu hỏi vừa nói bằng những từ trong văn bản, càng ngắn càng tốt.",
-    "id": "Jawab pertanyaan lisan itu dengan kata-kata dari teks, sesingkat mungkin.",
-    "es": "Responde a la pregunta hablada con palabras del texto, lo más brevemente posible.",
-    "de": "Beantworte die gesprochene Frage so kurz wie möglich mit Worten des Textes.",
-}
 DESCRIPTION = """\
 Audio-MLQA as LAD (arXiv 2603.07025) evaluates it: the model reads a text (`context`), hears a question about it \
 (`audio`), and answers with words of the text (`references`). `text` is the question in writing, for the text bound. \
@@ -98,6 +93,13 @@ def plan_audio_mlqa(settings: AudioMLQASettings, synthesizer: Synthesizer) -> Pl
     )
 
 
+@functools.cache
+def spoken_question_instructions() -> dict[str, str]:
+    """The first wording of evaluation's own task `spoken_question` by language."""
+    (task,) = [task for task in load_tasks(OWN_PROMPTS) if task.name == OWN_TASKS["question"]]
+    return {prompt.language: prompt.text for prompt in reversed(task.prompts)}
+
+
 def _objection(question: SquadQuestion, limit: int | None) -> tuple[str, str]:
     """Why a question cannot be an item: a reason to count by and a detail; empty if it can."""
     if not question.answers:
@@ -111,7 +113,8 @@ def _objection(question: SquadQuestion, limit: int | None) -> tuple[str, str]:
 
 def _item(question: SquadQuestion, language: str, voices: Sequence[Voice], seed: int) -> Item:
     voice = random.Random(f"{seed}|voice|{language}|{question.id}").choice(list(voices))
-    instruction = INSTRUCTIONS.get(language.partition("-")[0], INSTRUCTIONS["en"])
+    instructions = spoken_question_instructions()
+    instruction = instructions.get(language.partition("-")[0], instructions["en"])
     values = {
         "task": "question",
         "prompt_kind": "unseen_task",

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
 
-from trainers.data.manifests import SEPARATORS, read_manifest
+from trainers.data.layouts.manifests import SUFFIXES, read_manifest
 from trainers.targets.prompts import nearest
 
 SLOT = re.compile(r"\{(\w+)\}")
@@ -180,7 +180,7 @@ def _open(task: LabelledTask, language: str, source: str | None, split: str | No
     path = Path(source).expanduser() if source is not None else None
     if path is not None and path.is_dir():
         stems = (f"{task.name}.{language}", f"{task.name}-{language}", task.name)
-        endings = (*SEPARATORS, ".parquet")
+        endings = (*SUFFIXES, ".parquet")
         found = [path / (stem + ending) for stem in stems for ending in endings if (path / (stem + ending)).is_file()]
         if not found:
             raise FileNotFoundError(f"{path}: no file {stems[0]} with the ending {', '.join(endings)}.")
@@ -188,7 +188,7 @@ def _open(task: LabelledTask, language: str, source: str | None, split: str | No
     if path is not None and path.is_file():
         if path.suffix == ".parquet":
             return load_dataset("parquet", data_files=str(path), split="train")
-        return read_manifest(path, streaming=False, columns={})
+        return read_manifest(path, streaming=False, columns={}, find_names=False)[0]
     name = source or task.source
     if not name:
         raise ValueError(f"The task {task.name} has no source of its own. Give one: a file, a folder or a Hub id.")

@@ -1,0 +1,199 @@
+"""The frozen parents of a SpeechLLM: where they lie, loading them, and what is said when one of them is not there."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.hub import cached_file, resolve_revision
+
+from .configuration_speechllm import AUDIO_TOKEN
+
+# Arguments of `from_pretrained` that say how the Hub is reached, and those that choose among a repository's weights.
+HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
+SOURCE_ARGUMENTS = ("gguf_file", "subfolder", "variant")
+
+
+def parent_of(part: str | PreTrainedModel, revision: str | None, **source: str | None) -> dict[str, str | None]:
+    """What a config records of a parent: Hub id or absolute folder (empty for a model never loaded from one), the
+    commit (None for a folder), and those of `SOURCE_ARGUMENTS` that were given."""
+    name = part if isinstance(part, str) else part.config.name_or_path
+    commit = resolve_revision(name, revision) if name else None
+    commit = getattr(commit, "resolved", commit)  # as a string it is the branch that was asked for
+    if os.path.isdir(name):
+        name = os.path.abspath(name)
+    chosen = {key: value for key, value in source.items() if value}
+    return {"id": name, "revision": commit, **chosen}
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name cannot be a Hub id (`name` or `owner/name`)."""
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name or os.path.isabs(name)
+
+
+@contextmanager
+def naming(what: str, name: str) -> Iterator[None]:
+    """Lets errors of files that are not found say `what` was loaded, and by which name.
+
+    Raises:
+        OSError: the finding and the remedy.
+    """
+    folder = Path(name).expanduser()
+    if looks_like_path(name) and not folder.exists():
+        raise FileNotFoundError(
+            f"{what} {name!r}: there is no such folder ({folder.absolute()}). Correct the path, or give a Hub id."
+        )
+    try:
+        yield
+    except OSError as error:
+        if str(error).startswith((f"{what} ", "SpeechLLM ", "LLM ", "Speech encoder ")):  # named already
+            raise
+        reason = "" if folder.exists() else (
+            f"there is no such folder here ({folder.absolute()}), and no such Hub repository was found or reached. "
+            "Correct the name, or download it while the Hub can be reached. "
+        )  # fmt: skip
+        raise OSError(f"{what} {name!r} could not be loaded: {reason}{error}") from error
+
+
+def relative_to_checkpoint(parents: dict[str, dict], folder: str) -> dict[str, dict]:
+    """`parents` as they are written into a checkpoint: folders inside of it relative to it (`./name`), so that it can
+    be moved with them."""
+    base = os.path.abspath(folder)
+    inside = {
+        part: "./" + os.path.relpath(parent["id"], base).replace(os.sep, "/")
+        for part, parent in parents.items()
+        if os.path.isabs(parent["id"]) and os.path.commonpath([base, parent["id"]]) == base
+    }
+    return {part: parent | ({"id": inside[part]} if part in inside else {}) for part, parent in parents.items()}
+
+
+def located_parents(parents: dict[str, dict], source: str) -> dict[str, dict]:
+    """`parents` of the checkpoint `source` with absolute folders in place of those relative to it."""
+    located = {}
+    for part, parent in parents.items():
+        beside = os.path.normpath(os.path.join(os.path.abspath(source), parent["id"]))
+        is_relative = not os.path.isabs(parent["id"]) and os.path.isdir(beside)
+        located[part] = parent | {"id": beside} if is_relative else dict(parent)
+    return located
+
+
+def check_keys(source: str, missing: Iterable, unexpected: Iterable, mismatched: Iterable) -> None:
+    """Raises a ValueError that names the wrong keys of a checkpoint, if there are any."""
+    findings = []
+    for what, keys in (("is missing", missing), ("has unexpected", unexpected), ("has wrongly shaped", mismatched)):
+        keys = sorted(keys)
+        if keys:
+            findings.append(f"{what} {len(keys)} weights ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+    if findings:
+        raise ValueError(
+            f"The checkpoint {str(source)!r} {' and '.join(findings)}. Missing weights would be random, so it is not "
+            "loaded. Use a complete checkpoint that matches its config.json; to keep only the trained part, save with "
+            "save_pretrained(folder, trained_only=True)."
+        )
+
+
+def chosen(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The entries of `kwargs` with these names that are given (not None)."""
+    return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+
+
+def load_causal_lm(
+    text: str, config: PreTrainedConfig | None = None, gguf_file: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """Causal LM from a Hub id or folder.
+
+    Args:
+        text: Hub id or folder.
+        config: settings of the LLM that take the place of its own, where they are of its kind.
+        gguf_file: file in `text` with quantised weights, which are dequantised.
+        **kwargs: `from_pretrained` arguments.
+
+    Raises:
+        ValueError: an encoder-decoder or a family without a causal LM class, by name; missing weights.
+        OSError: no such model, by name.
+    """
+    if gguf_file:
+        from transformers import GgufConfig  # transformers 5.24
+
+        kwargs = {"quantization_config": GgufConfig(dequantize=True)} | kwargs
+    with naming("LLM", text):
+        if config is not None:
+            kwargs["config"] = own_config(text, config, gguf_file, **kwargs)
+        causal_lm, info = AutoModelForCausalLM.from_pretrained(
+            text, gguf_file=gguf_file, output_loading_info=True, **kwargs
+        )
+    check_keys(text, info["missing_keys"], [], [])
+    return causal_lm
+
+
+def own_config(text: str, config: PreTrainedConfig, gguf_file: str | None, **kwargs: Any) -> PreTrainedConfig:
+    """The LLM's own config with the settings of `config`; sizes and quantisation of its weights stay its own."""
+    names = (*HUB_ARGUMENTS, "revision", "subfolder", "trust_remote_code")
+    own = AutoConfig.from_pretrained(text, gguf_file=gguf_file, **chosen(kwargs, names))
+    if type(own) is not type(config):  # that of a larger model, of which it is a part
+        return own
+    kept = {"vocab_size", "quantization_config", "dtype", "torch_dtype", "auto_map", "_name_or_path", "architectures"}
+    for name, value in config.to_dict().items():
+        if name not in kept and name in own.to_dict() and own.to_dict()[name] != value:
+            setattr(own, name, value)
+    return own
+
+
+def placeholder_id(text: str, gguf_file: str | None = None, **hub: Any) -> int:
+    """Id of the audio placeholder in the LLM's tokenizer, or the one it gets when added at the end.
+
+    Raises:
+        ValueError: no tokenizer there.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(text, **hub)
+    except (OSError, ValueError) as error:
+        if gguf_file is not None:
+            from transformers.integrations.gguf import read_gguf_metadata  # transformers 5.24
+
+            key = "tokenizer.ggml.tokens"
+            tokens = read_gguf_metadata(cached_file(text, gguf_file, **hub), (key,))[0][key]
+            return tokens.index(AUDIO_TOKEN) if AUDIO_TOKEN in tokens else len(tokens)
+        raise ValueError(
+            f"No tokenizer was found with the LLM {text!r}, so the id of the audio placeholder is unknown. "
+            "Pass audio_token_id=..., or a folder that holds the tokenizer too."
+        ) from error
+    return tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer))
+
+
+def read_decoder(settings: dict | str | None, **hub: Any) -> tuple[dict | str | None, PreTrainedModel | None]:
+    """The pretrained Whisper decoder that a `whisper_qformer` connector names, and the settings with its sizes.
+
+    Raises:
+        ValueError: the checkpoint is no whole Whisper model.
+        OSError: no such model, by name.
+    """
+    if not isinstance(settings, dict) or not settings.get("decoder"):
+        return settings, None
+    decoder = settings["decoder"]
+    with naming("Whisper decoder", decoder):
+        config = AutoConfig.from_pretrained(decoder, **hub)
+        if config.model_type != "whisper" or (config.architectures or [""])[0] == "WhisperEncoder":
+            raise ValueError(f"decoder={decoder!r} is no whole Whisper checkpoint, so it has no decoder.")
+        model, info = AutoModel.from_pretrained(decoder, output_loading_info=True, **hub)
+    sizes = {
+        "hidden_size": config.d_model,
+        "decoder_layers": config.decoder_layers,
+        "heads": config.decoder_attention_heads,
+        "ffn_size": config.decoder_ffn_dim,
+        "positions": config.max_target_positions,
+    }
+    check_keys(decoder, info["missing_keys"], [], [])
+    return sizes | settings, model.decoder
+
+
+__all__ = ["check_keys", "load_causal_lm", "located_parents", "naming", "parent_of", "relative_to_checkpoint"]

@@ -1,0 +1,168 @@
+"""What a layout is: how a folder of it is told, which splits it has, and how the rows of a split are read."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+from datasets import IterableDataset as Stream
+from datasets.exceptions import DatasetGenerationError
+
+Rows = Dataset | Stream
+Row = dict[str, Any]
+ENCODED = {"bytes": Value("binary"), "path": Value("string")}
+FORMAT = 1  # of the rows that the readers here give; `datasets` keeps what an older one gave
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".aiff", ".aif", ".sph", ".wma")
+SPLIT_NAMES = {  # as people write them: as `datasets` does
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    One way in which speech data lie on a disk.
+
+    Args:
+        name: what it is called.
+        needs: what a folder must hold to be one; for the message about a folder that is none.
+        splits: folder -> files or folders by split, in reading order; nothing if the folder is not of this layout.
+        load: those of the chosen split, and whether to stream -> the rows, with `audio` as {"bytes", "path"} and
+            `text`, and what is to be said about them.
+        takes_columns: whether `load` takes names of columns -> ours as well, and renames by itself.
+    """
+
+    name: str
+    needs: str
+    splits: Callable[[Path], dict[str, list[Path]]]
+    load: Callable[..., tuple[Rows, list[str]]]
+    takes_columns: bool = False
+
+
+@dataclass
+class Opened:
+    """Rows of a source, the folder below which their audio lies, and what is said about them."""
+
+    rows: Rows
+    root: Path | None
+    layout: str
+    split: str
+    notes: list[str] = field(default_factory=list)
+
+
+def from_rows(
+    function: Callable[..., Iterator[Row]],
+    files: Iterable[Path],
+    columns: Iterable[str],
+    streaming: bool,
+    together: bool = False,
+) -> Rows:
+    """
+    Rows that a generator function makes of files.
+
+    They are kept by `datasets` and made anew when a file has changed. Of a stream each file is a shard.
+
+    Args:
+        function: takes `files` (paths as text) and `version`, and yields rows.
+        files: all that it reads; of a folder the files in it.
+        columns: names of the columns beside `audio`; all are text but `duration`.
+        streaming: give a stream.
+        together: the files make rows only together.
+    """
+    files = [path.absolute() for path in files]
+    features = {name: Value("float64" if name == "duration" else "string") for name in columns}
+    names = (tuple if together else list)(map(str, files))  # `datasets` takes a list for shards
+    arguments = {"files": names, "version": version_of(files)}
+    return generated(function, Features({"audio": ENCODED, **features}), arguments, streaming)
+
+
+def generated(function: Callable[..., Iterator[Row]], features: Features, arguments: dict, streaming: bool) -> Rows:
+    """Rows of a generator function; what is wrong with the data is raised as the function raised it."""
+    if streaming:
+        return Stream.from_generator(function, features=features, gen_kwargs=arguments)
+    try:
+        return Dataset.from_generator(function, features=features, gen_kwargs=arguments)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, (ValueError, OSError)):
+            raise error.__cause__ from None
+        raise
+
+
+def version_of(paths: Iterable[Path]) -> str:
+    """Tells files, and the files in folders, that have changed, by size and time."""
+    digest = hashlib.sha256(str(FORMAT).encode())
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def audio_at(path: Path | str) -> dict[str, Any]:
+    """The `audio` of a row whose recording is a file."""
+    return {"bytes": None, "path": str(path)}
+
+
+def audio_files(folder: Path) -> Iterator[Path]:
+    """All recordings below a folder, in order; hidden ones are left out."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
+                yield Path(place, name)
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The recordings below a folder by their name without suffix."""
+    return {path.stem: path for path in audio_files(folder)}
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Folders named as a split (`train`, `dev`, ...), by the name they have."""
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in SPLIT_NAMES}
+
+
+def choose_split(splits: dict[str, list[Path]], wanted: str, source: str) -> tuple[str, list[Path]]:
+    """
+    The split that is wanted: by its name, by another word for it (`dev` for `validation`), or all whose names begin
+    with it (`train` for `train-clean-100` and `train-clean-360`).
+
+    Returns:
+        the names as they are, and their files.
+
+    Raises:
+        ValueError: there is none; with those that there are.
+    """
+    words = [wanted, *(word for word, name in SPLIT_NAMES.items() if name == SPLIT_NAMES.get(wanted))]
+    for word in words:
+        if word in splits:
+            return word, splits[word]
+    for word in words:
+        names = [name for name in splits if name.startswith(tuple(f"{word}{mark}" for mark in "-_."))]
+        if names:
+            return ", ".join(names), [path for name in names for path in splits[name]]
+    raise ValueError(f"{source}: no split {wanted!r}; there is {', '.join(splits)}. Set dataset_split to one.")
+
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "ENCODED",
+    "Layout",
+    "Opened",
+    "Row",
+    "Rows",
+    "SPLIT_NAMES",
+    "audio_at",
+    "audio_files",
+    "by_stem",
+    "choose_split",
+    "from_rows",
+    "generated",
+    "split_folders",
+    "version_of",
+]
