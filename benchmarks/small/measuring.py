@@ -107,7 +107,7 @@ def measure(out: Path, parents: Path, name: str, count: int = 100, device: str =
             found[way]["agreement_mean"] = sum(shares.values()) / len(shares)
         for way, numbers in found.items():
             log(folder, f"measured {source}, {way}", **{k: v for k, v in numbers.items() if isinstance(v, float)})
-        for index in range(5):
+        for index in range(min(5, len(reference))):
             log(folder, f"  {reference[index]} | {texts['hard'][index]} | {texts['cascade'][index]}")
         results[source] = found
     (folder / "measured.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
