@@ -36,7 +36,7 @@ TRAINING = {
     "dtype": "bfloat16",
     "bf16": True,
     "use_cpu": True,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 16,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
@@ -125,8 +125,8 @@ def evaluations(folder: Path) -> dict[int, float]:
     return {entry["step"]: entry["eval_ctc"] for entry in history if "eval_ctc" in entry}
 
 
-def report(out: Path, seeds: int, letters: float) -> str:
-    """Markdown tables of what has finished: the held-out loss per letter (of `letters` per utterance), and seconds."""
+def report(out: Path, seeds: int, symbols: float) -> str:
+    """Markdown tables of what has finished: the held-out loss per symbol (letter or bar, so many per utterance), and seconds."""
     heads = " | ".join(SETTINGS)
     lines = [f"| seed | update | {heads} | difference |", "|---:|---:|---:|---:|---:|"]
     for seed in range(seeds):
@@ -136,7 +136,7 @@ def report(out: Path, seeds: int, letters: float) -> str:
         own, padded = map(evaluations, folders)
         for step in sorted(own.keys() & padded.keys()):
             share = 100 * (padded[step] / own[step] - 1)
-            values = f"{own[step] / letters:.3f} | {padded[step] / letters:.3f} | {share:+.1f} %"
+            values = f"{own[step] / symbols:.3f} | {padded[step] / symbols:.3f} | {share:+.1f} %"
             lines.append(f"| {seed} | {step} | {values} |")
     seconds = json.loads((out / "seconds.json").read_text(encoding="utf-8"))
     lines += ["", f"| seconds of | {heads} |", "|---|---:|---:|"]
@@ -168,8 +168,8 @@ def main(data: Path, audio: str, text: str, out: Path, seeds: int, steps: int) -
             settings |= {"dataset": manifests["train"], "eval_dataset": manifests["test"]}
             settings |= {"frames_cache": out / f"frames-{name}", "output_dir": out / f"align-{name}-{seed}"}
             run("align", settings, out, "training_args.json")
-    letters = sum(len(row["text"].split()) for row in rows["test"]) / len(rows["test"])
-    table = report(out, seeds, letters)
+    symbols = sum(len(row["text"].split()) for row in rows["test"]) / len(rows["test"])
+    table = report(out, seeds, symbols)
     (out / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
 
@@ -181,5 +181,5 @@ if __name__ == "__main__":
     parser.add_argument("--text", required=True, help="Hub id or folder of an LLM")
     parser.add_argument("--out", type=Path, required=True, help="folder of frames, trainings and the table")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=200)
     main(**vars(parser.parse_args()))
