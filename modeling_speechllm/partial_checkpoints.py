@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import create_repo
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -18,7 +17,15 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import _add_variant
 from transformers.utils.hub import cached_file
 
-from .parents import HUB_ARGUMENTS, SOURCE_ARGUMENTS, check_keys, chosen, located_parents, relative_to_checkpoint
+from .parents import (
+    HUB_ARGUMENTS,
+    SOURCE_ARGUMENTS,
+    check_keys,
+    chosen,
+    located_parents,
+    naming,
+    relative_to_checkpoint,
+)
 
 TRAINED_FILE = "trained.safetensors"
 # Arguments of `from_pretrained` that concern the checkpoint itself, and those that concern its frozen parents.
@@ -260,13 +267,8 @@ def load_trained(model_class: type, source: str, kwargs: dict[str, Any]) -> PreT
             "checkpoint without, save it whole, and load that with it."
         )
     path = cached_file(source, _add_variant(TRAINED_FILE, kwargs.get("variant")), **hub)
-    try:
+    with naming("SpeechLLM", source):  # a damaged one
         loaded = load_file(path)
-    except SafetensorError as error:
-        raise OSError(
-            f"SpeechLLM {source!r} could not be loaded: {path} is damaged or was not copied whole ({error}). Copy or "
-            "download it again."
-        ) from error
     groups, config.trained_groups = config.trained_groups, None
     config.parents = located_parents(config.parents, source)
     for_parents.setdefault("dtype", for_parents.pop("torch_dtype", None) or config.dtype)
@@ -278,7 +280,7 @@ def load_trained(model_class: type, source: str, kwargs: dict[str, Any]) -> PreT
     check_keys(source, expected - loaded.keys(), loaded.keys() - expected, mismatched)
     model.load_state_dict(loaded, strict=False)
     model.tie_weights()
-    model.config.name_or_path = str(source)
+    model.config.name_or_path = model.name_or_path = str(source)  # the latter is what PEFT records
     model.generation_config = generation_config or _generation_config(source, hub) or model.generation_config
     return model
 
