@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def lhotse_kind(path: Path) -> str | None:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             first = json.loads(file.readline() or "{}")
-    except (OSError, ValueError):
+    except (OSError, EOFError, zlib.error, ValueError):
         return None
     if not isinstance(first, dict):
         return None
