@@ -359,6 +359,16 @@ def test_links_are_followed_once_and_one_to_nothing_is_a_row_that_cannot_be_read
     assert sorted(with_durations(rows)["text"][:]) == sorted([*TEXTS, "own"])
 
 
+@pytest.mark.parametrize("layout", [parquet, audiofolder, webdataset, pairs], ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+def test_a_folder_may_be_named_like_a_pattern(layout, streaming, tmp_path):
+    root = tmp_path / "corpus [2024] ünï*"
+    root.mkdir()
+    layout(root)
+    rows = list(with_durations(load_rows(root, streaming=streaming)))
+    assert sorted(row["text"] for row in rows) == sorted(TEXTS)
+
+
 def test_a_file_name_that_is_no_text_is_named(tmp_path):
     write(tmp_path / "a.wav", 0).rename(tmp_path / "a\udce9.wav")
     write_text(tmp_path / "b.txt", "one")

@@ -12,7 +12,7 @@ import soundfile
 from datasets import Audio, Features, load_dataset
 
 from ..mapping import with_mapped
-from .layout import SPLIT_NAMES, Layout, Row, Rows, audio_at, from_rows, split_folders
+from .layout import SPLIT_NAMES, Layout, Row, Rows, audio_at, from_rows, patterns, split_folders
 
 TEXT_FIELDS = ("txt", "text", "lab", "transcript")
 
@@ -36,7 +36,7 @@ def load_webdataset(files: list[Path], streaming: bool) -> tuple[Rows, list[str]
     Raises:
         ValueError: samples of no sound, or of several.
     """
-    rows = load_dataset("webdataset", data_files={"train": list(map(str, files))}, split="train", streaming=streaming)
+    rows = load_dataset("webdataset", data_files={"train": patterns(files)}, split="train", streaming=streaming)
     features = rows.features
     sounds = [name for name, feature in features.items() if isinstance(feature, Audio)]
     if len(sounds) != 1:

@@ -18,6 +18,7 @@ from .layout import (
     audio_files,
     files_below,
     from_rows,
+    patterns,
     split_folders,
     text_lines,
 )
@@ -75,8 +76,7 @@ def cut_notes(cut: int, rows: int) -> list[str]:
 
 
 def _parquet(files: list[Path], streaming: bool) -> Rows:
-    names = [str(path) for path in files]
-    return load_dataset("parquet", data_files={"train": names}, split="train", streaming=streaming)
+    return load_dataset("parquet", data_files={"train": patterns(files)}, split="train", streaming=streaming)
 
 
 # `Dataset.save_to_disk`
@@ -134,7 +134,7 @@ def _metadata(folder: Path, kind: str) -> Iterator[Path]:
 
 def load_audiofolder(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     split = SPLIT_NAMES[folders[1].name] if len(folders) > 1 else "train"
-    rows = load_dataset("audiofolder", data_dir=str(folders[0]), split=split, streaming=streaming)
+    rows = load_dataset("audiofolder", data_dir=patterns(folders[:1])[0], split=split, streaming=streaming)
     return rows, []
 
 

@@ -1,5 +1,6 @@
 """What a layout is: how a folder of it is told, which splits it has, and how the rows of a split are read."""
 
+import glob
 import hashlib
 import os
 import re
@@ -93,6 +94,11 @@ def generated(function: Callable[..., Iterator[Row]], features: Features, argume
         if isinstance(error.__cause__, (ValueError, OSError)):
             raise error.__cause__ from None
         raise
+
+
+def patterns(files: Iterable[Path]) -> list[str]:
+    """Paths for `datasets`, which takes them for patterns: a bracket in the name of a folder is one."""
+    return [glob.escape(str(path)) for path in files]
 
 
 def version_of(paths: Iterable[Path]) -> str:
@@ -206,6 +212,7 @@ __all__ = [
     "files_below",
     "from_rows",
     "generated",
+    "patterns",
     "not_utf8",
     "split_folders",
     "text_lines",
