@@ -283,7 +283,11 @@ class SpeechInstructPipeline(Pipeline):
         if features is not None:
             audio = self.model.get_audio_features(input_features=features, input_features_mask=mask, return_dict=True)
             counts = self.processor.audio_token_counts(mask)
-            scores = audio_confidences(audio.pooler_output, counts, self.model.get_input_embeddings().weight)
+            embeds, used = audio.pooler_output, audio.connector.used
+            if used is not None:  # a reading connector's places without a token are zeros that the LLM does not see
+                used = [row[:count] for row, count in zip(used, counts, strict=True)]
+                embeds, counts = embeds[torch.cat(used)], [int(row.sum()) for row in used]
+            scores = audio_confidences(embeds, counts, self.model.get_input_embeddings().weight)
         rest, least = iter(scores), self.processor.min_audio_confidence
         heard = []
         for prompt in prompts:
