@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import create_repo
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -209,6 +210,19 @@ def _write_config(model: PreTrainedModel, folder: str, groups: list[str]) -> Non
     model.generation_config.save_pretrained(folder)
 
 
+def check_config_file(source: str, kwargs: dict[str, Any]) -> None:
+    """Raises an OSError for a folder without a config, in whose place transformers would take the defaults: a model of
+    billions of random weights."""
+    folder = os.path.join(os.path.expanduser(source), kwargs.get("subfolder") or "")
+    names = ("config.json", "adapter_config.json")
+    if kwargs.get("config") is None and os.path.isdir(folder):
+        if not any(os.path.isfile(os.path.join(folder, name)) for name in names):
+            raise OSError(
+                f"SpeechLLM {source!r} could not be loaded: there is no config.json in {folder}. Give the folder that "
+                "save_pretrained wrote, whole, or pass config=..."
+            )
+
+
 def trained_groups(source: str, kwargs: dict[str, Any]) -> list[str] | None:
     """The groups that the checkpoint `source` holds, None if it is a whole one."""
     if isinstance(kwargs.get("config"), PreTrainedConfig):
@@ -246,7 +260,13 @@ def load_trained(model_class: type, source: str, kwargs: dict[str, Any]) -> PreT
             "checkpoint without, save it whole, and load that with it."
         )
     path = cached_file(source, _add_variant(TRAINED_FILE, kwargs.get("variant")), **hub)
-    loaded = load_file(path)
+    try:
+        loaded = load_file(path)
+    except SafetensorError as error:
+        raise OSError(
+            f"SpeechLLM {source!r} could not be loaded: {path} is damaged or was not copied whole ({error}). Copy or "
+            "download it again."
+        ) from error
     groups, config.trained_groups = config.trained_groups, None
     config.parents = located_parents(config.parents, source)
     for_parents.setdefault("dtype", for_parents.pop("torch_dtype", None) or config.dtype)
@@ -273,11 +293,18 @@ def _fit_embeddings(model: PreTrainedModel, loaded: dict[str, torch.Tensor]) -> 
 
 
 def _generation_config(source: str, hub: dict[str, Any]) -> GenerationConfig | None:
-    """The checkpoint's own, None where it has none."""
+    """The checkpoint's own, None where it has none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         return GenerationConfig.from_pretrained(source, **hub)
     except OSError:
+        folder = os.path.join(os.path.expanduser(source), hub.get("subfolder") or "")
+        if os.path.exists(os.path.join(folder, "generation_config.json")):
+            raise
         return None
 
 
-__all__ = ["TRAINED_FILE", "check_keys", "load_trained", "save_trained", "trained_groups"]
+__all__ = ["TRAINED_FILE", "check_config_file", "check_keys", "load_trained", "save_trained", "trained_groups"]

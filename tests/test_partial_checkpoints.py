@@ -313,3 +313,28 @@ def test_a_mistyped_name_is_named(parents, tmp_path, monkeypatch, name):
     with pytest.raises(OSError, match=f"^Whisper decoder '{name}'.*no such folder"):
         connector = {"type": "whisper_qformer", "decoder": name}
         SpeechLLMForConditionalGeneration.from_parts(*parents, connector=connector)
+
+
+DAMAGES = {
+    "trained.safetensors": "trained.safetensors is damaged or was not copied whole .* download it again",
+    "generation_config.json": "generation_config.json' is not a valid JSON file",
+    "config.json": "config.json' is not a valid JSON file",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_half_a_file_is_named(parents, tmp_path, name):
+    joined(parents).save_pretrained(tmp_path / "trained", trained_only=True)
+    file = tmp_path / "trained" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(OSError, match=DAMAGES[name]):
+        SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / "trained")
+
+
+@pytest.mark.parametrize("trained_only", [True, False])
+def test_a_folder_without_a_config_is_refused(parents, tmp_path, trained_only):
+    """transformers would take the defaults, a model of 7 billion random weights."""
+    joined(parents).save_pretrained(tmp_path / "trained", trained_only=trained_only)
+    (tmp_path / "trained" / "config.json").unlink()
+    with pytest.raises(OSError, match="there is no config.json in .* Give the folder that save_pretrained wrote"):
+        SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / "trained")
