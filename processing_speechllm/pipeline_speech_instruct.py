@@ -305,6 +305,10 @@ class SpeechInstructPipeline(Pipeline):
         chosen = self.model.generation_config.to_diff_dict()
         chosen |= {} if given is None else given.to_diff_dict()
         chosen |= options
+        for name in ("max_length", "num_beams", "num_return_sequences"):
+            number = chosen.get(name)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name} is {number!r}. Give a whole number of 1 or more, or leave it out.")
         length, limit = input_ids.shape[1], positions(self.model)
         by_default = not any(chosen.get(key) is not None for key in LENGTHS)
         if by_default:

@@ -182,6 +182,14 @@ def test_a_single_path_is_a_list_of_one(recipe, data, capsys):
     assert ScriptArguments(model="m", dataset="d", eval_dataset="e").eval_dataset == ["e"]
 
 
+def test_datasets_of_one_audio_a_row_and_of_several_are_told_apart(recipe, data, tmp_path, capsys):
+    chat = [{"role": "user", "content": "<audio>"}, {"role": "assistant", "content": "yes"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": chat, "audios": [str(data / "0.wav")]}), encoding="utf-8")
+    status, _, errors = run("imitate", "--config", recipe(dataset=[str(data), str(path)]), capsys=capsys)
+    assert status == 2 and f"'audio' is a list in {path} and one value in {data}. Columns of one name" in errors
+
+
 def test_evaluation_takes_the_validation_split_of_folders_that_have_one(data, tmp_path):
     assert evaluation_split(str(data), None) == "train"
     for name in ("train", "dev"):

@@ -317,6 +317,13 @@ def test_a_number_of_new_tokens_that_is_none_is_refused(pipe, number):
         make_pipe(max_new_tokens=None)(clip(), max_length=5)
 
 
+@pytest.mark.parametrize("options", [{"max_length": "9"}, {"num_beams": 0}, {"num_beams": 2.5}, {"num_beams": -1}])
+def test_other_numbers_that_are_none_are_refused(pipe, options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"{name} is .*Give a whole number of 1 or more, or leave it out"):
+        pipe(clip(), **options)
+
+
 def test_no_number_of_new_tokens_is_the_default_number():
     default = make_pipe(max_new_tokens=None)
     expected = default(clip(), instruction=ASK)

@@ -21,6 +21,8 @@ from .speech_trainer import SpeechTrainer
 class AlignmentCollator(SpeechCollator):
     """Audio and transcript tokens; no prompts, the LLM itself is not run."""
 
+    runs_llm = False
+
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
         batch = self.transcripts(examples)
         tokens = int(batch["transcript_lengths"].sum())
