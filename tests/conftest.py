@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AudioFlamingo3EncoderConfig,
     HubertConfig,
@@ -32,6 +33,16 @@ from modeling_speechllm.partial_checkpoints import record_parents
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 VOCABULARY = 64
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+    """What a command does to transformers' logging ends with the test, whichever runs next in the process."""
+    before = transformers.utils.logging.get_verbosity()
+    yield
+    transformers.utils.logging.set_verbosity(before)
+
+
 WAVEFORM = {
     "hidden_size": 16,
     "num_hidden_layers": 2,

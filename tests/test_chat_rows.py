@@ -160,6 +160,7 @@ def test_a_manifest_may_mix_forms(manifest, streaming):
     assert len({row["id"] for row in rows}) == 5
 
 
+@pytest.mark.slow
 def test_chats_are_trained_on_as_they_stand(manifest, tmp_path):
     model, processor = tiny_parts()
     rows = with_durations(load_rows(manifest))

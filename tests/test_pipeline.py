@@ -462,6 +462,7 @@ class Chats(TorchDataset):
         return {"messages": chat(self.rows[index]["audio"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "workers", "batch_size"), [("fork", 2, 1), ("fork", 2, 2), ("spawn", 1, 2)])
 def test_workers_decode_a_dataset_with_decoders(pipe, decoded_rows, method, workers, batch_size):
     before = torch.multiprocessing.get_start_method()
@@ -487,6 +488,7 @@ def test_a_bad_audio_in_a_worker_is_still_an_audio_error(pipe):
         pipe(["gone.wav"], num_workers=1)
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_without_workers(pipe, decoded_rows, caplog):
     answers = pipe((row for row in decoded_rows), instruction=ASK, num_workers=2)
     assert list(answers) == pipe([clip(0.3), clip(0.5), clip(0.8)], instruction=ASK)
