@@ -33,14 +33,13 @@ from modeling_speechllm.partial_checkpoints import record_parents
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 VOCABULARY = 64
+VERBOSITY = transformers.utils.logging.get_verbosity()
 
 
 @pytest.fixture(autouse=True)
 def verbosity():
-    """What a command does to transformers' logging ends with the test, whichever runs next in the process."""
-    before = transformers.utils.logging.get_verbosity()
-    yield
-    transformers.utils.logging.set_verbosity(before)
+    """What a command does to transformers' logging reaches no other test, whichever runs next in the process."""
+    transformers.utils.logging.set_verbosity(VERBOSITY)
 
 
 WAVEFORM = {
