@@ -36,6 +36,7 @@ from benchmarks.claims.worlds import World, by_language, write_rows
 from benchmarks.nanoworld import speech
 from benchmarks.nanoworld.recordings import write_recording
 from benchmarks.nanoworld.world import LANGUAGES, Frame, frames
+from speechllm import NANO
 
 NAMES = ("six", "six-T", "six-MI", "six-TMI", "en-transcribe", "en-one-task", "en-tasks", "en-phrases")
 
@@ -237,12 +238,13 @@ def describe(place: Path) -> World:
     questions |= {"labels": labels, "two-slots": labels}
     return World(
         name="nano",
-        parents={"nano": {"model": "nano"}},
+        parents={"model": "nano"},
         data={name: str(place / "data" / name) for name in names},
         frames={name: str(place / f"frames-{cache_of(name)}") for name in names},
         questions={
             name: {"dataset": [str(place / "questions" / name)]} | settings for name, settings in questions.items()
         },
+        helpers=str(Path(NANO) / "helpers"),
         languages=LANGUAGES,
     )
 

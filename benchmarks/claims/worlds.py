@@ -17,18 +17,20 @@ class World:
     """
     Args:
         name: `nano` or `real`; which block of `worlds` in a paper's file applies.
-        parents: name in the variants -> settings that name encoder and LLM, as a command takes them.
+        parents: settings that name encoder and LLM, as a command takes them.
         data: name -> folder of training rows.
         frames: name of the data -> folder of `speechllm encode`; without, frames are computed on line.
         questions: name -> settings of `EvaluationConfig`: `dataset`, `task`, `headline`, ...
+        helpers: folder that is put beside each trained model: what a cascade with the model's own encoder needs.
         languages: that data and questions come in parts of, as `six-en`.
     """
 
     name: str
-    parents: Mapping[str, Mapping[str, Any]]
+    parents: Mapping[str, Any]
     data: Mapping[str, str]
     frames: Mapping[str, str]
     questions: Mapping[str, Mapping[str, Any]]
+    helpers: str | None = None
     languages: tuple[str, ...] = field(default=())
 
 
