@@ -24,7 +24,6 @@ from benchmarks.claims.nano_rows import (
     CLOSED,
     MI_WEIGHTS,
     MTBI_SEEN,
-    MTBI_UNSEEN,
     Spoken,
     answered,
     asked,
@@ -79,7 +78,9 @@ def choose(
             found.setdefault(utterance.text, utterance)
     for language, found in chosen.items():
         if len(found) < counts[language]:
-            raise ValueError(f"The nano world has {len(found)} {language} sentences in {split}, not {counts[language]}.")
+            raise ValueError(
+                f"The nano world has {len(found)} {language} sentences in {split}, not {counts[language]}."
+            )
     return [utterance for found in chosen.values() for utterance in found.values()]
 
 

@@ -220,7 +220,11 @@ def fact_questions(
             content = [{"type": "audio"}, {"type": "text", "text": "\nText: "}, {"type": "audio"}]
             content.append({"type": "text", "text": ". Answer from the text."})
             facts = {"id": names[0], "recording": names[0], "audio": [f"{name}.wav" for name in names], "text": texts}
-            facts |= {"language": [language] * 2, "messages": [{"role": "user", "content": content}], "task": "two slots"}
+            facts |= {
+                "language": [language] * 2,
+                "messages": [{"role": "user", "content": content}],
+                "task": "two slots",
+            }
             rows.append(facts | {"target_language": language, "reference": room, "label": room, "labels": labels})
 
     def with_seconds(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
