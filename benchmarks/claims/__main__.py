@@ -42,14 +42,15 @@ def main() -> None:
     seeds = arguments.seeds
     if seeds is None:
         seeds = [0] if arguments.world == "real" and arguments.device == "cpu" else [0, 1, 2]
-    chosen = [load_paper(name, arguments.world) for name in arguments.papers]
+    given = {"parents": str((arguments.parents or Path("parents")).resolve())}
+    chosen = [load_paper(name, arguments.world, given) for name in arguments.papers]
     if arguments.variants:
         unknown = set(arguments.variants) - {name for paper in chosen for name in paper.variants}
         if unknown:
             parser.error(f"no variant {', '.join(sorted(unknown))} in {', '.join(arguments.papers)}.")
     if not arguments.report:
         world = build_world(arguments)
-        overrides = {"max_steps": arguments.steps, "warmup_steps": 0} if arguments.steps else None
+        overrides = {"max_steps": arguments.steps} if arguments.steps else None
         for seed in seeds:
             jobs = [
                 Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)

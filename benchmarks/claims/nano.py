@@ -31,6 +31,7 @@ from benchmarks.claims.nano_rows import (
     question_rows,
     spell_phrases,
 )
+from benchmarks.claims.variants import papers
 from benchmarks.claims.worlds import World, by_language, write_rows
 from benchmarks.nanoworld import speech
 from benchmarks.nanoworld.recordings import write_recording
@@ -239,7 +240,7 @@ def describe(place: Path) -> World:
     questions |= {"labels": labels, "two-slots": labels}
     return World(
         name="nano",
-        parents={"model": "nano"},
+        parents=dict.fromkeys(papers(), {"model": "nano"}),
         data={name: str(place / "data" / name) for name in names},
         frames={name: str(place / f"frames-{cache_of(name)}") for name in names},
         questions={

@@ -84,20 +84,20 @@ def use_device(device: str) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
-def parts_of(job: Job) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
-    """Name, settings and question sets of each training of a job: one, or one per language with its share of the
-    updates."""
+def parts_of(job: Job) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
+    """Name, settings and question sets (by the variant's names for them) of each training of a job: one, or one per
+    language with its share of the updates."""
     variant, world = job.variant, job.world
     base = merge(variant.settings, job.overrides or {})
     languages: Sequence[str | None] = world.languages if variant.parts == "languages" else [None]
     for language in languages:
         name = language or "whole"
         settings, suffix = dict(base), f"-{language}" if language else ""
-        for key in ("max_steps", "warmup_steps"):
-            if key in settings:
-                settings[key] = max(settings[key] // len(languages), 1)
+        if "max_steps" in settings:
+            settings["max_steps"] = max(settings["max_steps"] // len(languages), 1)
         settings |= where_to(job, name) | data_of(job, suffix, settings.get("max_steps"))
-        yield name, settings, tuple(f"{questions}{suffix}" for questions in variant.questions)
+        sets = {questions: f"{questions}{suffix}" for questions in variant.questions}
+        yield name, settings, {key: full for key, full in sets.items() if full in world.questions}
 
 
 def where_to(job: Job, name: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def where_to(job: Job, name: str) -> dict[str, Any]:
     settings |= {"use_cpu": True} if job.device == "cpu" else {}
     settings |= {"bf16": True, "disable_tqdm": True}
     if job.variant.after is None:
-        return settings | dict(job.world.parents)
+        return settings | dict(job.world.parents[job.variant.paper])
     before = job_folder(job.out, job.world.name, job.variant.paper, job.variant.after, job.seed) / "whole" / "model"
     if not (before / "config.json").exists():
         raise FileNotFoundError(f"{job.variant.name} goes on from {before}, which is not there. Run that first.")
@@ -123,7 +123,7 @@ def data_of(job: Job, suffix: str, steps: int | None) -> dict[str, Any]:
     return settings | ({"frames_cache": cache} if cache else {})
 
 
-def run_part(job: Job, name: str, settings: dict[str, Any], questions: Sequence[str]) -> dict[str, Any]:
+def run_part(job: Job, name: str, settings: dict[str, Any], questions: Mapping[str, str]) -> dict[str, Any]:
     """One training and its questions."""
     place, model = job.folder / name, Path(settings["output_dir"])
     done = place / "trained.json"
@@ -138,9 +138,7 @@ def run_part(job: Job, name: str, settings: dict[str, Any], questions: Sequence[
         shutil.copytree(job.world.helpers, model / "helpers", dirs_exist_ok=True)
     trained = json.loads(done.read_text(encoding="utf-8"))
     begin = time.monotonic()
-    scores = {}
-    for number, full in enumerate(questions):
-        scores[job.variant.questions[number]] = ask(job, place, model, full)
+    scores = {key: ask(job, place, model, full) for key, full in questions.items()}
     return {
         "trained_parameters": trained["trained_parameters"],
         "losses": trained["losses"],

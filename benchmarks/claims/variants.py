@@ -88,9 +88,14 @@ def papers() -> list[str]:
     return sorted(path.stem for path in PAPERS.glob("*.yaml"))
 
 
-def load_paper(name: str, world: str) -> Paper:
+def load_paper(name: str, world: str, given: Mapping[str, Any] | None = None) -> Paper:
     """
     A paper's variants in a world.
+
+    Args:
+        name: of the file.
+        world: `nano` or `real`.
+        given: further values for `$name`, such as `parents`, the folder of the weights.
 
     Raises:
         ValueError: no such paper or world, an unknown key, a `$value` that the world does not give, or a variant that
@@ -103,15 +108,15 @@ def load_paper(name: str, world: str) -> Paper:
     if world not in content["worlds"]:
         raise ValueError(f"{path.name} knows no world {world!r}; it has {', '.join(content['worlds'])}.")
     here = content["worlds"][world] or {}
-    values, left_out = here.get("values", {}), here.get("leave_out", [])
+    values, left_out = here.get("values", {}) | dict(given or {}), here.get("leave_out", [])
     common = merge({key: content[key] for key in MERGED if key in content}, {k: here[k] for k in MERGED if k in here})
     variants = {}
-    for key, given in content["variants"].items():
-        unknown = sorted(set(given) - set(KEYS))
+    for key, changes in content["variants"].items():
+        unknown = sorted(set(changes) - set(KEYS))
         if unknown:
             raise ValueError(f"{path.name}, variant {key}: unknown {', '.join(unknown)}; known: {', '.join(KEYS)}.")
         if key not in left_out:
-            whole = fill(merge(common, given), values, f"{path.name}, variant {key}")
+            whole = fill(merge(common, changes), values, f"{path.name}, variant {key}")
             whole["questions"] = tuple(whole.get("questions", ()))
             variants[key] = Variant(paper=name, name=key, **whole)
     columns = tuple(Column(**column) for column in here.get("columns", content["columns"]))

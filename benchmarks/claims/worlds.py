@@ -17,7 +17,7 @@ class World:
     """
     Args:
         name: `nano` or `real`; which block of `worlds` in a paper's file applies.
-        parents: settings that name encoder and LLM, as a command takes them.
+        parents: paper -> settings that name encoder and LLM, as a command takes them.
         data: name -> folder of training rows.
         frames: name of the data -> folder of `speechllm encode`; without, frames are computed on line.
         questions: name -> settings of `EvaluationConfig`: `dataset`, `task`, `headline`, ...
@@ -26,7 +26,7 @@ class World:
     """
 
     name: str
-    parents: Mapping[str, Any]
+    parents: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, str]
     frames: Mapping[str, str]
     questions: Mapping[str, Mapping[str, Any]]
