@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.claims.commands import run_command
 from benchmarks.claims.variants import Variant, merge
 from benchmarks.claims.worlds import World
+from trainers.data.shards import open_run
 
 LENT = ("text_bound", "cascade")
 BATCH = 64
@@ -54,10 +55,10 @@ def job_folder(out: Path, world: str, paper: str, variant: str, seed: int) -> Pa
 
 def run_job(job: Job) -> dict[str, Any]:
     """The result of a job, made now or found."""
+    open_run(job.folder, asked(job))
     if job.result.exists():
         return json.loads(job.result.read_text(encoding="utf-8"))
     use_device(job.device)
-    job.folder.mkdir(parents=True, exist_ok=True)
     parts = list(parts_of(job))
     found = [run_part(job, *part) for part in parts]
     result = {
@@ -73,6 +74,17 @@ def run_job(job: Job) -> dict[str, Any]:
         if not job.variant.keep:
             shutil.rmtree(job.folder / name / "model", ignore_errors=True)
     return result
+
+
+def asked(job: Job) -> dict[str, Any]:
+    """What a job's results depend on; a folder with the results of other settings is refused."""
+    variant = job.variant
+    facts = {
+        "command": variant.command,
+        "settings": merge(variant.settings, job.overrides or {}),
+        "data": variant.data,
+    }
+    return facts | {"questions": list(variant.questions), "limit": job.limit, "seed": job.seed}
 
 
 def use_device(device: str) -> None:
