@@ -32,8 +32,8 @@ from trainers.objectives.speech_inputs import connect, embed_prompts
 
 @pytest.mark.slow
 def test_a_hard_bank_hears_two_interfering_languages_that_shared_queries_mix_up():
-    shared, hard = (measure(selection, languages=2, layers=1, steps=150, seed=0) for selection in (None, "hard"))
-    assert hard < 0.6 * shared  # 0.24 and 0.69 when this was written
+    shared, hard = (measure(selection, languages=2, layers=1, steps=250, seed=0) for selection in (None, "hard"))
+    assert hard < 0.5 * shared
 
 
 def interleaved_batch(span_probability: float, text_probability: float, several: bool):
