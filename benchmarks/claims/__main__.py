@@ -5,11 +5,19 @@
     python -m benchmarks.claims --world real --out build/claims --parents PARENTS --data DATA
 """
 
+from __future__ import annotations
+
 import argparse
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what it imports must not be imported before the environment is set
+    from benchmarks.claims.runner import Job
+    from benchmarks.claims.worlds import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def main() -> None:
     """The command line."""
-    from benchmarks.claims.runner import Job, run_job
+    from benchmarks.claims.runner import Job, check_job, run_job
     from benchmarks.claims.variants import load_paper, papers
 
     parser = argparse.ArgumentParser(
@@ -52,12 +60,14 @@ def main() -> None:
         world = build_world(arguments)
         overrides = {"max_steps": arguments.steps} if arguments.steps else None
         for seed in seeds:
-            jobs = [
+            jobs: list[Job] = [
                 Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
                 for paper in chosen
                 for variant in paper.variants.values()
                 if not variant.same_as and (not arguments.variants or variant.name in arguments.variants)
             ]
+            for job in jobs:  # before hours of work
+                check_job(job)
             first = [job for job in jobs if job.variant.after is None]
             for wave in (first, [job for job in jobs if job not in first]):
                 run_all(wave, arguments.workers, run_job)
@@ -66,8 +76,8 @@ def main() -> None:
     write_reports(arguments.out, arguments.world, chosen, arguments.docs)
 
 
-def build_world(arguments: argparse.Namespace):
-    """The world's recordings, rows and questions."""
+def build_world(arguments: argparse.Namespace) -> World:
+    """The world's recordings, rows and questions, made or found."""
     if arguments.world == "nano":
         from benchmarks.claims import nano
 
@@ -77,8 +87,8 @@ def build_world(arguments: argparse.Namespace):
     return real.build(arguments.out, arguments.parents, arguments.data, device=arguments.device)
 
 
-def run_all(jobs: list, workers: int, run) -> None:
-    """Runs jobs that are not done, several at a time; each says what it has cost."""
+def run_all(jobs: list[Job], workers: int, run: Callable[[Job], dict]) -> None:
+    """Runs jobs that are not done, so many at a time; each says what it has cost."""
     open_jobs = [job for job in jobs if not job.result.exists()]
     if workers == 1 or len(open_jobs) < 2:
         for job in open_jobs:
@@ -89,7 +99,8 @@ def run_all(jobs: list, workers: int, run) -> None:
             say(job, result)
 
 
-def say(job, result: dict) -> None:
+def say(job: Job, result: dict) -> None:
+    """One line about a finished job."""
     seconds = result["seconds"]
     spent = f"training {seconds['training']:.0f} s, evaluation {seconds['evaluation']:.0f} s"
     print(f"== {job.variant.paper} {job.variant.name}, seed {job.seed}: {spent}", flush=True)

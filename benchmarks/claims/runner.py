@@ -55,7 +55,7 @@ def job_folder(out: Path, world: str, paper: str, variant: str, seed: int) -> Pa
 
 def run_job(job: Job) -> dict[str, Any]:
     """The result of a job, made now or found."""
-    open_run(job.folder, asked(job))
+    check_job(job)
     if job.result.exists():
         return json.loads(job.result.read_text(encoding="utf-8"))
     use_device(job.device)
@@ -74,6 +74,16 @@ def run_job(job: Job) -> dict[str, Any]:
         if not job.variant.keep:
             shutil.rmtree(job.folder / name / "model", ignore_errors=True)
     return result
+
+
+def check_job(job: Job) -> None:
+    """
+    Begins a job in an empty folder, or refuses one that was begun with other settings.
+
+    Raises:
+        ValueError: by name of what changed.
+    """
+    open_run(job.folder, asked(job))
 
 
 def asked(job: Job) -> dict[str, Any]:
@@ -234,4 +244,4 @@ def write_result(path: Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-__all__ = ["Job", "job_folder", "mean_of", "run_job", "write_result"]
+__all__ = ["Job", "check_job", "job_folder", "mean_of", "run_job", "write_result"]
