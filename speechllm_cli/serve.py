@@ -75,7 +75,7 @@ def check_packages() -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until interrupted; returns 0, or 2 if it cannot begin."""
+    """Serves until interrupted (then 130); returns 2 if it cannot begin."""
     try:
         check_packages()
         bound = _bind(arguments.host, arguments.port)

@@ -17,6 +17,7 @@ from processing_speechllm.chat_messages import collect_audio, normalize_chats
 
 TEXT_KINDS = ("text", "input_text", "output_text")  # the latter two are of the Responses API
 AUDIO_KINDS = ("input_audio", "audio_url")
+CLOSING = set(".,;:!?)]…。，；：！？）")  # a text that begins so goes on with the sentence that the audio stands in
 IMPLIED = ("messages", "add_generation_prompt", "tools", "documents")  # of a template, but not for callers to set
 
 
@@ -230,12 +231,12 @@ def _with_known_blocks(message: dict, number: int) -> dict:
 
 
 def on_lines(blocks: list[dict]) -> list[dict]:
-    """A line break between an audio and what stands beside it, unless the text there has white space already."""
+    """A line break between an audio and what stands beside it, unless that has white space or a full stop there."""
     laid_out = []
     for block in blocks:
         if laid_out and "audio" in (block["type"], laid_out[-1]["type"]):
             before, after = laid_out[-1].get("text", ""), block.get("text", "")
-            if not before[-1:].isspace() and not after[:1].isspace():
+            if not before[-1:].isspace() and not after[:1].isspace() and after[:1] not in CLOSING:
                 laid_out.append({"type": "text", "text": "\n"})
         laid_out.append(block)
     return laid_out
