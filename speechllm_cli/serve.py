@@ -46,6 +46,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--allow-local-files", action="store_true", help="let clients name files of this machine as audio_url"
     )
+    parser.add_argument(
+        "--refuse-urls", action="store_true", help="fetch no http(s) address for clients; data: addresses stay"
+    )
     parser.set_defaults(run=run)
 
 
@@ -106,7 +109,12 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
     options = {key: getattr(arguments, key) for key in ("device", "dtype") if getattr(arguments, key) is not None}
     pipe = load_pipeline(arguments.model, **options)
     name = arguments.served_model_name or arguments.model or EMBEDDED
-    app = build_app(pipe, name, arguments.max_body * 2**20, arguments.allow_local_files)
+    try:
+        app = build_app(
+            pipe, name, arguments.max_body * 2**20, arguments.allow_local_files, not arguments.refuse_urls
+        )
+    except ImportError as error:
+        raise CommandError(str(error)) from error
     host, port = bound.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

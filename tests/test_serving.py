@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 import speechllm
 from processing_speechllm.chat_messages import instruction_chat
+from speechllm.serving.handlers import HOOKS, check_hooks
 from speechllm.serving.requests import load_chat
 from speechllm.serving.server import SERVED, build_app
 from speechllm_cli import serve
@@ -183,6 +184,39 @@ def test_responses_answer_as_chat_completions_do(client):
     assert told == ask(client, {"role": "system", "content": "Be kind."}, user("Say hello."))
 
 
+def test_a_transcription_is_the_pipeline_s_without_an_instruction(client, pipe):
+    expected = pipe(ENGLISH)[0]["generated_text"]
+    with open(ENGLISH, "rb") as file:
+        assert client.audio.transcriptions.create(model=NAME, file=file, temperature=0).text == expected
+    with open(ENGLISH, "rb") as file:
+        assert client.audio.transcriptions.create(model=NAME, file=file, response_format="text") == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "found"),
+    [
+        ({"language": "en"}, "language is not carried out"),
+        ({"stream": "true"}, "stream is not carried out"),
+        ({"response_format": "srt"}, "Give json or text"),
+        ({"temperature": "warm"}, "Give a number"),
+        ({"model": "gpt-9"}, "no model 'gpt-9'"),
+    ],
+)
+def test_a_transcription_that_cannot_be_had_is_refused(http, form, found):
+    answer = http.post("/v1/audio/transcriptions", data=form, files={"file": Path(ENGLISH).read_bytes()})
+    assert answer.status_code in (400, 404) and found in answer.json()["error"]["message"]
+
+
+def test_a_transcription_needs_a_recording_and_is_never_cut(http, pipe, monkeypatch):
+    answer = http.post("/v1/audio/transcriptions", data={"model": NAME})
+    assert answer.status_code == 400 and "has no file" in answer.json()["error"]["message"]
+    answer = http.post("/v1/audio/transcriptions", files={"file": b"no audio"})
+    assert answer.status_code == 400 and "not audio" in answer.json()["error"]["message"]
+    monkeypatch.setattr("speechllm.serving.handlers.default_new_tokens", lambda *_: 2)
+    answer = http.post("/v1/audio/transcriptions", files={"file": Path(ENGLISH).read_bytes()})
+    assert answer.status_code == 400 and "longer than one answer (2 tokens)" in answer.json()["error"]["message"]
+
+
 def test_models_and_health(client, http):
     assert [model.id for model in client.models.list()] == [NAME]
     assert http.get("/health").json() == {"status": "ok"}
@@ -304,9 +338,27 @@ def test_a_fault_of_the_server_says_so(http, client, monkeypatch):
 
 
 def test_local_files_can_be_allowed(pipe):
-    app = TestClient(build_app(pipe, NAME, allow_local_files=True))
+    app = TestClient(build_app(load_pipeline(None), NAME, allow_local_files=True))
     body = {"messages": [user(url(ENGLISH), said("Name the device."))]}
     assert app.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_web_addresses_can_be_refused(http, pipe, monkeypatch):
+    monkeypatch.setattr("processing_speechllm.audio_addresses._fetch", lambda _: pytest.fail("fetched"))
+    closed = TestClient(build_app(pipe, NAME, allow_urls=False))
+    status, message = refusal(closed, {"messages": [user(url("https://example.org/en.wav"))]})
+    assert status == 400 and "not fetched here" in message
+    body = {"messages": [user(url(f"data:;base64,{base64_of(ENGLISH)}"))]}
+    assert closed.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_server_of_transformers_without_a_method_that_is_overridden_is_refused(pipe, monkeypatch):
+    check_hooks()
+    for kind, names in HOOKS.items():
+        for name in names:
+            monkeypatch.setattr("speechllm.serving.handlers.HOOKS", {type(kind.__name__, (), {}): (name,)})
+            with pytest.raises(ImportError, match=rf"{kind.__name__}\.{name}.*pip install"):
+                build_app(pipe, NAME)
 
 
 def test_without_the_extra_the_command_names_it(monkeypatch, capsys):

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import _get_template_variables
 
+from processing_speechllm.audio_addresses import is_url
 from processing_speechllm.chat_messages import collect_audio, normalize_chats
 
 TEXT_KINDS = ("text", "input_text", "output_text")  # the latter two are of the Responses API
@@ -168,7 +169,7 @@ def template_variables(processor: Any) -> frozenset[str]:
     return frozenset(_get_template_variables(template)) - {*IMPLIED, *processor.tokenizer.special_tokens_map}
 
 
-def load_chat(messages: list, processor: Any) -> list[dict]:
+def load_chat(messages: list, processor: Any, allow_urls: bool = True) -> list[dict]:
     """
     Messages as clients send them -> messages for `apply_chat_template`, with the audios decoded. It takes as long as
     the audio takes to arrive and to be decoded.
@@ -177,6 +178,7 @@ def load_chat(messages: list, processor: Any) -> list[dict]:
         messages: of the chat completions or the Responses API. Audio is `input_audio` (Base64 or a `data:` address) or
             `audio_url` (an http(s) or `data:` address).
         processor: the model's; its limits and its `allow_local_files` hold.
+        allow_urls: whether an http(s) address is fetched.
 
     Raises:
         RequestError: messages or audio that cannot be used.
@@ -192,6 +194,8 @@ def load_chat(messages: list, processor: Any) -> list[dict]:
     audio = []
     for number, source in enumerate(sources, start=1):
         try:
+            if not allow_urls and is_url(source.get("url", "")):
+                raise ValueError(f"{source['url']}: web addresses are not fetched here. Send the audio itself.")
             audio.append(processor.loaded(source))
         except ValueError as error:
             place = f"Audio {number} of {len(sources)}: " * (len(sources) > 1)
