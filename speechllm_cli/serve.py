@@ -107,8 +107,9 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
     except ImportError as error:
         raise CommandError(str(error)) from error
     options = {key: getattr(arguments, key) for key in ("device", "dtype") if getattr(arguments, key) is not None}
-    pipe = load_pipeline(arguments.model, **options)
     name = arguments.served_model_name or arguments.model or EMBEDDED
+    print(f"Loading {name}", flush=True)
+    pipe = load_pipeline(arguments.model, **options)
     try:
         app = build_app(
             pipe, name, arguments.max_body * 2**20, arguments.allow_local_files, not arguments.refuse_urls

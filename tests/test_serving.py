@@ -210,8 +210,8 @@ def test_a_transcription_that_cannot_be_had_is_refused(http, form, found):
 def test_a_transcription_needs_a_recording_and_is_never_cut(http, pipe, monkeypatch):
     answer = http.post("/v1/audio/transcriptions", data={"model": NAME})
     assert answer.status_code == 400 and "has no file" in answer.json()["error"]["message"]
-    answer = http.post("/v1/audio/transcriptions", files={"file": b"no audio"})
-    assert answer.status_code == 400 and "not audio" in answer.json()["error"]["message"]
+    answer = http.post("/v1/audio/transcriptions", files={"file": ("notes.txt", b"no audio")})
+    assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("notes.txt: is a text file")
     monkeypatch.setattr("speechllm.serving.handlers.default_new_tokens", lambda *_: 2)
     answer = http.post("/v1/audio/transcriptions", files={"file": Path(ENGLISH).read_bytes()})
     assert answer.status_code == 400 and "longer than one answer (2 tokens)" in answer.json()["error"]["message"]
@@ -384,6 +384,7 @@ def test_a_server_of_its_own_answers_several_at_once_survives_a_client_that_leav
     command = [sys.executable, "-m", "speechllm_cli", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
+            assert server.stdout.readline() == f"Loading {NAME}\n"
             ready = server.stdout.readline()
             assert ready.startswith(f"Ready: {NAME} on "), server.stderr.read()
             address = ready.split(" at ")[1].split()[0]

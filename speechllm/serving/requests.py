@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import _get_template_variables
 
+from processing_speechllm.audio import LoadedAudio
 from processing_speechllm.audio_addresses import is_url
 from processing_speechllm.chat_messages import collect_audio, normalize_chats
 
@@ -194,7 +195,7 @@ def load_chat(messages: list, processor: Any, allow_urls: bool = True) -> list[d
     audio = []
     for number, source in enumerate(sources, start=1):
         try:
-            if not allow_urls and is_url(source.get("url", "")):
+            if not allow_urls and isinstance(source, dict) and is_url(source.get("url", "")):
                 raise ValueError(f"{source['url']}: web addresses are not fetched here. Send the audio itself.")
             audio.append(processor.loaded(source))
         except ValueError as error:
@@ -225,6 +226,9 @@ def _with_known_blocks(message: dict, number: int) -> dict:
     blocks = []
     for block in message["content"]:
         kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+        if kind == "audio" and isinstance(block.get("audio"), LoadedAudio):  # by a handler; no JSON can say it
+            blocks.append(block)
+            continue
         if kind not in (*TEXT_KINDS, *AUDIO_KINDS):
             raise ValueError(
                 f"Message {number} has a content block of kind {kind!r}. Use text, input_audio "

@@ -1,12 +1,15 @@
 """`/v1/audio/transcriptions`: a chat about one recording that asks for its words, as `DEFAULT_INSTRUCTION` does."""
 
-import base64
+import asyncio
 import json
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from processing_speechllm.audio import LoadedAudio
+from processing_speechllm.audio_decoding import AudioError
+from processing_speechllm.chat_messages import instruction_chat
 from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 
 from .handlers import SpeechChatHandler
@@ -52,15 +55,19 @@ class SpeechTranscriptionHandler:
         text = choice["message"]["content"]
         return PlainTextResponse(text) if as_text else JSONResponse({"text": text})
 
-    @staticmethod
-    async def recording(form: Any) -> bytes:
+    async def recording(self, form: Any) -> LoadedAudio:
+        """The form's file, decoded; messages about it have its name."""
         file = form.get("file")
         if not hasattr(file, "read"):
             raise RequestError('The form has no file. Send one: curl -F "file=@recording.wav".', param="file")
-        return await file.read()
+        source = {"bytes": await file.read(), "path": file.filename}
+        try:
+            return await asyncio.to_thread(self.chat.model_manager.processor.loaded, source)
+        except AudioError as error:
+            raise RequestError(str(error), param="file") from error
 
     @staticmethod
-    def chat_of(form: Any, content: bytes) -> dict:
+    def chat_of(form: Any, audio: LoadedAudio) -> dict:
         """The chat that asks for the words of a recording, with the form's options."""
         for name in form:
             harmless = name == "stream" and form[name] == "false"
@@ -81,9 +88,7 @@ class SpeechTranscriptionHandler:
                 raise RequestError(
                     f"temperature is {form['temperature']!r}. Give a number.", param="temperature"
                 ) from error
-        heard = {"type": "input_audio", "input_audio": {"data": base64.b64encode(content).decode()}}
-        blocks = [heard, {"type": "text", "text": DEFAULT_INSTRUCTION}]
-        return {**body, "messages": [{"role": "user", "content": blocks}]}
+        return {**body, "messages": instruction_chat([audio], DEFAULT_INSTRUCTION)}
 
 
 __all__ = ["SpeechTranscriptionHandler"]

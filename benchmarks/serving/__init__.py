@@ -1,0 +1,1 @@
+"""Servers of a SpeechLLM, measured by requests as their clients send them."""
