@@ -108,7 +108,7 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
         raise CommandError(str(error)) from error
     options = {key: getattr(arguments, key) for key in ("device", "dtype") if getattr(arguments, key) is not None}
     name = arguments.served_model_name or arguments.model or EMBEDDED
-    print(f"Loading {name}", flush=True)
+    print(f"Loading {arguments.model or EMBEDDED}", flush=True)
     pipe = load_pipeline(arguments.model, **options)
     try:
         app = build_app(

@@ -4,7 +4,7 @@
     python -m benchmarks.serving.load --url http://127.0.0.1:8000/v1 --concurrent 1 4
 
 Each of the concurrent clients sends its next request as soon as it has its answer (a closed loop). The requests are
-the packaged recordings with their questions, as `input_audio` in Base64, in turn; every one of them is sent once before
+the packaged recordings with their questions, as `input_audio` in Base64, in turn; each is sent once before
 the clock runs. Servers and clients on one machine share its processors, so the figures are lower bounds.
 """
 
