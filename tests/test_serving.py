@@ -278,7 +278,9 @@ def test_of_several_audios_the_bad_one_is_named(http):
         ({"messages": []}, "The conversation is empty"),
         ({"messages": None}, "has no messages"),
         ({"messages": [{"content": "Hello"}]}, "has no role"),
-        ({"messages": [{"role": "tool", "content": None, "tool_call_id": "1"}]}, "calls a tool"),
+        ({"messages": [{"role": "tool", "content": None, "tool_call_id": "1"}]}, "Message 0 has tool_call_id"),
+        ({"messages": [user("Hello."), {"role": "user", "name": "Ann", "content": "Hi."}]}, "Message 1 has name"),
+        ({"messages": [user({"type": "text"})]}, "content block of kind 'text'"),
     ],
 )
 def test_options_are_carried_out_or_refused(http, options, found):
@@ -380,7 +382,7 @@ def test_a_port_that_is_taken_and_a_model_that_is_none(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_of_its_own_answers_several_at_once_survives_a_client_that_leaves_and_ends_when_told():
+def test_the_command_answers_the_page_s_example_and_several_at_once_after_one_has_left(capsys):
     command = [sys.executable, "-m", "speechllm_cli", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -388,6 +390,11 @@ def test_a_server_of_its_own_answers_several_at_once_survives_a_client_that_leav
             ready = server.stdout.readline()
             assert ready.startswith(f"Ready: {NAME} on "), server.stderr.read()
             address = ready.split(" at ")[1].split()[0]
+            page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+            example = page.partition("```python\n")[2].partition("```")[0]
+            assert "http://127.0.0.1:8000/v1" in example
+            exec(example.replace("http://127.0.0.1:8000/v1", address), {})
+            assert capsys.readouterr().out == "radio\nkitchen"
             client = openai.OpenAI(base_url=address, api_key="-", max_retries=0)
             message = user(heard(ENGLISH), said("Repeat the request word for word."))
             with client.chat.completions.create(model=NAME, messages=[message], stream=True) as left:

@@ -214,10 +214,10 @@ def load_chat(messages: list, processor: Any, allow_urls: bool = True) -> list[d
 
 def _with_known_blocks(message: dict, number: int) -> dict:
     """A message with the blocks of both APIs in the form of chat completions."""
-    if "content" not in message or {"tool_calls", "function_call"} & message.keys():
-        raise ValueError(
-            f"Message {number} calls a tool, which this server does not know. Write calls and their results as text."
-        )
+    others = [key for key, value in message.items() if key not in ("role", "content") and value not in ("", [], {})]
+    if others or "content" not in message:
+        found = f"has {', '.join(others)}, which is not carried out here" if others else "has no content"
+        raise ValueError(f"Message {number} {found}. Write it as text in the content (tools are not called here).")
     if message["role"] == "developer":  # OpenAI's newer word, which few templates know
         message = {**message, "role": "system"}
     message = {key: message[key] for key in ("role", "content")}
