@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--port", type=_port, default=8000, help="port to listen at (8000); 0 takes a free one")
     parser.add_argument("--served-model-name", metavar="NAME", help="what clients call the model (MODEL as given)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (an accelerator if there is one)")
-    parser.add_argument("--dtype", help="precision, such as bfloat16 (the checkpoint's)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (the checkpoint's)")
     parser.add_argument("--max-body", type=_size, default=200, metavar="MIB", help="largest request in MiB (200)")
     parser.add_argument(
         "--allow-local-files", action="store_true", help="let clients name files of this machine as audio_url"
@@ -96,9 +96,19 @@ def _bind(host: str, port: int) -> Any:
         return open_port(host, port)
     except OSError as error:
         raise CommandError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}. Give another --port, or 0 for a free "
-            "one."
+            f"cannot listen at {host}, port {port}: {error.strerror or error}. Give a free --port (0 finds one) and "
+            "an address of this machine as --host."
         ) from error
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = str(error).splitlines()[0].rstrip(".")
+        raise CommandError(f"--device {device} cannot be used: {found}. Give cpu, or what there is.") from error
 
 
 def _serve(arguments: argparse.Namespace, bound: Any) -> int:
@@ -108,6 +118,8 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
         raise CommandError(str(error)) from error
     options = {key: getattr(arguments, key) for key in ("device", "dtype") if getattr(arguments, key) is not None}
     name = arguments.served_model_name or arguments.model or EMBEDDED
+    if arguments.device is not None:
+        _check_device(arguments.device)
     print(f"Loading {arguments.model or EMBEDDED}", flush=True)
     pipe = load_pipeline(arguments.model, **options)
     try:

@@ -369,7 +369,7 @@ def test_without_the_extra_the_command_names_it(monkeypatch, capsys):
     assert 'fastapi). Run: pip install "speechllm[serve]"' in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_and_a_model_that_is_none(capsys, tmp_path):
+def test_places_and_models_that_are_none(capsys, tmp_path):
     from speechllm.serving.server import open_port
 
     with open_port("127.0.0.1", 0) as taken:
@@ -377,6 +377,10 @@ def test_a_port_that_is_taken_and_a_model_that_is_none(capsys, tmp_path):
         port = str(taken.getsockname()[1])
         assert main(["serve", "--port", port]) == 2
     assert f"port {port}" in capsys.readouterr().err
+    assert main(["serve", "--host", "nowhere.invalid", "--port", "0"]) == 2
+    assert "nowhere.invalid" in capsys.readouterr().err
+    assert main(["serve", "--device", "abacus", "--port", "0"]) == 2
+    assert "--device abacus cannot be used" in capsys.readouterr().err
     assert main(["serve", str(tmp_path / "none"), "--port", "0"]) == 2
     assert "no such folder" in capsys.readouterr().err
 
