@@ -1,1 +1,0 @@
-"""Servers of a SpeechLLM, measured by requests as their clients send them."""
