@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoModel, Cache
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 
 from .audio_families import audio_layer_count
@@ -28,6 +27,7 @@ from .connector_base import ConnectorOutput, length_mask
 from .generation import CACHE, SpeechGenerationMixin
 from .left_out import leave_out, left_out_places
 from .llm_head import build_head, scale_logits
+from .older_transformers import slice_logits_to_keep
 from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
 
