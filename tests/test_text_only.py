@@ -72,7 +72,9 @@ FAMILIES = {
     "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4),
 }
 # Before transformers 5.23 Mamba's state is no cache of its common kind, and composing it is refused.
-refused = pytest.mark.xfail(Version(transformers.__version__) < Version("5.23"), raises=ValueError, strict=True)
+refused = pytest.mark.xfail(
+    Version(transformers.__version__) < Version("5.23"), raises=ValueError, strict=True, reason="of another kind"
+)
 NAMES = [pytest.param(name, marks=refused if name == "mamba" else ()) for name in FAMILIES]
 
 
