@@ -26,6 +26,7 @@ ROOMS = {  # room: what it may import from, beside itself
     "speechllm.speech_synthesis": {*MODEL, "trainers.targets"},
     "speechllm.serving": MODEL,
     "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*", "speechllm.speech_synthesis"},
+    "speechllm.serving": {*MODEL, "speechllm"},
     "speechllm_cli": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
 }
