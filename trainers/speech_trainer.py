@@ -305,11 +305,11 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         predicting = batch["labels"][:, 1:] != IGNORED
         student, labels = hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting]
         head = self.head(model)
-        total, correct = response_loss(student, labels, head)
-        terms = {
-            "cross_entropy": Term(total, "answer_tokens", cross_entropy_weight),
-            "token_accuracy": Term(correct, "answer_tokens", 0.0),
-        }
+        terms = {}
+        if cross_entropy_weight or not torch.is_grad_enabled():  # without a weight it is a figure of evaluations alone
+            total, correct = response_loss(student, labels, head)
+            terms["cross_entropy"] = Term(total, "answer_tokens", cross_entropy_weight)
+            terms["token_accuracy"] = Term(correct, "answer_tokens", 0.0)
         if divergence_weight:
             args = self.args
             if "teacher_indices" in batch:
