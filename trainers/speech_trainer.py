@@ -28,6 +28,7 @@ from trl import SFTTrainer
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.llm_head import scale_logits
 
+from .attention import fast_backward
 from .checkpoints.card import CardFacts
 from .checkpoints.trained_parts import beside_adapters, beside_quantized, has_tied_head, tie_head, train_groups
 from .checkpoints.whole_checkpoints import WholeCheckpoints
@@ -287,8 +288,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """Last-layer hidden states (batch, sequence, dim) of the LLM that reads the transcripts."""
         with self.teacher(model) as llm:
             embeddings = model.model.embed_text(batch["teacher_input_ids"])
-            mask = batch["teacher_attention_mask"]
-            return llm(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+            return llm(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # padded behind, as the student's
 
     def response_terms(
         self,
@@ -369,7 +369,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         begin = time.monotonic()
         self.before_step()
-        loss = super().training_step(*args, **kwargs)
+        with fast_backward(wanted=not self.speech_model.attention_was_chosen):
+            loss = super().training_step(*args, **kwargs)
         self._busy += time.monotonic() - begin
         return loss
 

@@ -2,7 +2,7 @@
 
 The vocabulary is the largest dimension by far. Where the head is frozen, each chunk's part of the sum is
 differentiated down to the hidden states while its logits are there, and only that gradient, as large as the hidden
-states, is kept for the backward pass (as in Liger's fused losses, Hsu et al. 2024, arXiv 2410.10989). Where the head is
+states, is kept for the backward pass (as in Liger's losses, Hsu et al. 2024, arXiv 2410.10989). Where the head is
 trained too, a chunk is computed again in the backward pass.
 """
 
