@@ -27,8 +27,8 @@ from trl import SFTTrainer
 
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.llm_head import scale_logits
+from processing_speechllm import SpeechLLMProcessor
 
-from .attention import fast_backward
 from .checkpoints.card import CardFacts
 from .checkpoints.trained_parts import beside_adapters, beside_quantized, has_tied_head, tie_head, train_groups
 from .checkpoints.whole_checkpoints import WholeCheckpoints
@@ -42,6 +42,8 @@ from .objectives.forward_redirection import through_forward
 from .objectives.speech_inputs import connect, embed_prompts
 from .objectives.terms import Term, Totals, weighted_loss
 from .speech_config import SpeechTrainingConfig, check_given
+from .speed.attention import fast_backward
+from .speed.memory import activations_fit
 
 
 def last_places(mask: torch.Tensor) -> torch.Tensor:
@@ -97,6 +99,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         train_groups(model, args.train_groups)
         if peft_config is not None:
             peft_config = beside_adapters(peft_config, args.train_groups)
+        if args.checkpoints_by_default:
+            self._choose_checkpointing(args, model, train_dataset, processing_class)
         self.frames_cache = self._open_cache(args, model, processing_class)
         self.bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share, ROWS_BEFORE_JUDGING)
         self._rows_seen = self._rows_bad = 0
@@ -130,6 +134,15 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if tied and peft_config is not None:
             tie_head(self.speech_model)
         self._check_sharding()
+
+    def _choose_checkpointing(
+        self, args: SpeechTrainingConfig, model: PreTrainedModel, rows: Any, processor: SpeechLLMProcessor
+    ) -> None:
+        """Activations are computed again where they would not fit into memory, and in sharded runs, whose processes
+        must all do the same."""
+        sharded = args.fsdp or args.deepspeed or model.is_distributed_loading_by_transformers
+        again = bool(sharded) or not activations_fit(model, rows, processor, args, self.collator_class.runs_llm)
+        args.activation_checkpointing = args.gradient_checkpointing = again
 
     def _check_sharding(self) -> None:
         """Raises a ValueError for weights that could not be averaged at the end of a sharded run."""

@@ -1,6 +1,6 @@
-"""transformers' own audio LLMs at the parts' sizes, built from configs: Qwen2-Audio, Voxtral, Audio Flamingo 3, Granite.
+"""transformers' own audio LLMs at the parts' sizes, from configs: Qwen2-Audio, Voxtral, Audio Flamingo 3, Granite.
 
-Weights are random and the placeholder is a token of the LLM's table; features are those of each family's extractor. The
+Weights are random, the placeholder is a token of the LLM's table, features are those of each family's extractor. The
 first three hear 30 seconds, however short the audio; Voxtral's LLM reads all 375 tokens of them, the others' those of
 the audio. Granite hears the audio's own length through a conformer of the encoder's width and depth.
 """
@@ -40,6 +40,7 @@ class AudioLLM:
     model: PreTrainedModel
     extractor: Any
     processor: SpeechLLMProcessor
+    dtype: torch.dtype  # of the features
 
     def features(self, samples: list[np.ndarray]) -> tuple[dict[str, torch.Tensor], list[int]]:
         """The model's audio arguments, and audio tokens of each."""
@@ -64,6 +65,9 @@ class AudioLLM:
         del batch["prompt_end"]
         places = batch["input_ids"] == self.processor.audio_token_id
         batch["input_ids"] = batch["input_ids"].masked_fill(places, self.model.config.audio_token_id)
+        features = {
+            name: value.to(self.dtype) if value.is_floating_point() else value for name, value in features.items()
+        }
         return batch | features
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -134,7 +138,7 @@ def build(family: str, parts: Parts, processor: SpeechLLMProcessor, dtype: torch
     projector = [module for name, module in model.named_modules() if name.split(".")[-1] in PROJECTORS]
     for module in projector:
         module.requires_grad_(True)
-    return AudioLLM(family, model.eval(), extractor, processor)
+    return AudioLLM(family, model.eval(), extractor, processor, dtype)
 
 
 PROJECTORS = ("multi_modal_projector", "projector")

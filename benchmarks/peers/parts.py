@@ -1,4 +1,4 @@
-"""The parts that all systems are made of: Whisper base's encoder and SmolLM2-135M, and rows of speech to run them on."""
+"""The parts that all systems are made of, Whisper base's encoder and SmolLM2-135M, and rows of audio for them."""
 
 import copy
 import random

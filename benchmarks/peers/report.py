@@ -90,12 +90,10 @@ def picture(file: Path, groups: dict[tuple[str, str, str], dict[str, list[float]
     for axis, ((kind, work, dtype), systems) in zip(axes.flat, groups.items(), strict=False):
         names = list(systems)[::-1]
         medians = [statistics.median(systems[name]) for name in names]
-        spread = [
-            [m - min(systems[n]) for m, n in zip(medians, names)],
-            [max(systems[n]) - m for m, n in zip(medians, names)],
-        ]  # noqa: B905, E501
+        low = [statistics.median(systems[name]) - min(systems[name]) for name in names]
+        high = [max(systems[name]) - statistics.median(systems[name]) for name in names]
         colours = ["#c0504d" if name.startswith("speechllm") else "#8aa0b8" for name in names]
-        axis.barh(names, medians, xerr=spread, color=colours, ecolor="#444444", capsize=2)
+        axis.barh(names, medians, xerr=[low, high], color=colours, ecolor="#444444", capsize=2)
         axis.set_title(f"{work}, {dtype}", fontsize=10)
         axis.set_xlabel(
             "training samples per second" if kind == "training" else "seconds to the first token", fontsize=8

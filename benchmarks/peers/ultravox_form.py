@@ -1,6 +1,6 @@
 """Ultravox's form of a speech LLM on the same parts, written from its description (fixie-ai/ultravox, version 0.6).
 
-What it does and others do not: features padded to the longest of the batch and an additive mask over the padding; eight
+What it does and others do not: features padded to the longest of a batch and an additive mask over the padding; eight
 frames stacked into a SwiGLU projector; the rows' audio put into the prompts one after the other; logits of every
 position of the prompt and the answer; for the divergence a second pass of the LLM over the transcript that makes all
 logits (and the loss on them) too, temperature 2, and the same divergence once more at the end of each answer. Weights,
