@@ -35,7 +35,7 @@ from .audio_families import (
 from .connector_base import length_mask
 from .lengths import look_back, minimum_input, output_length, receptive_field
 
-ALIKE = 0.9  # of the longest audio's length: those that run together on a CPU
+ALIKE, PADDED = 0.9, 0.25  # on a CPU, audios of 0.9 of the longest's length run together, if a quarter were padding
 WINDOWS_PER_PASS = 16  # of a frozen encoder: bounds what long audio takes beside its features and frames
 
 
@@ -151,6 +151,8 @@ class AudioTower(nn.Module):
         """`_run_windows` for audios of like length at a time, where that is faster."""
         if torch.is_grad_enabled() or features.device.type != "cpu" or len(features) < 2 or is_tracing():
             return self._run_windows(features, lengths, layers, mix)
+        if lengths.sum() > (1 - PADDED) * len(lengths) * lengths.max():
+            return self._run_windows(features, lengths, layers, mix)
         order = lengths.argsort(descending=True, stable=True)
         groups, longest_of = [], 0
         for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
@@ -158,8 +160,6 @@ class AudioTower(nn.Module):
                 groups.append([])
                 longest_of = length
             groups[-1].append(row)
-        if len(groups) == 1:
-            return self._run_windows(features, lengths, layers, mix)
         parts = [self._run_windows(features[rows], lengths[rows], layers, mix) for rows in groups]
         size = max(part.shape[1] for part in parts)
         hidden = parts[0].new_zeros(len(features), size, *parts[0].shape[2:])

@@ -93,12 +93,12 @@ class SpeechTrainingConfig(SFTConfig):
             Processes that read batches; by default one less than a device has cores, 8 at most, and none below 4.
         gradient_checkpointing (`bool`, *optional*):
             Compute activations again in the backward pass; by default where they would not fit into memory twice, by
-            an estimate (`speed/memory.py`), and where the model is sharded. `activation_checkpointing` is its other name.
+            an estimate (`speed/memory.py`), and where the model is sharded. Also called `activation_checkpointing`.
 
     > [!NOTE]
     > Further defaults that differ from [`trl.SFTConfig`]: `max_length` is None (nothing is truncated),
-    > `remove_unused_columns` is False (rows carry audio), `bf16` is off where no accelerator is present, `logging_nan_inf_filter` is off (a
-    > loss that is not finite stops the run), `report_to` is "none".
+    > `remove_unused_columns` is False (rows carry audio), `bf16` is off where no accelerator is present,
+    > `logging_nan_inf_filter` is off (a loss that is not finite stops the run), `report_to` is "none".
     """
 
     train_groups: list[str] = field(
