@@ -5,7 +5,6 @@ python -m benchmarks.peers --random --device cuda --quick --out OUT  # no weight
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from . import first_token, training
 from .parts import Parts, noise_rows, parts_from, random_parts
 from .report import write_report
 
+QUICK_MINUTES = 0.9  # on a GPU, imports and the report aside
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -55,13 +55,13 @@ def all_cases(args: argparse.Namespace) -> list[Case]:
     """Cases in the order in which they take turns: a system beside its peers on the same work."""
     cases = []
     for dtype in args.dtypes:
+        for loss, loops in training.LOSSES.items():
+            chosen = [loop for loop in loops if not (args.quick and loop.startswith("Trainer, ") and loop not in KEPT)]
+            cases += [Case("training", loop, loss, dtype) for loop in chosen]
         for seconds in (3, 10):
             for batch in (1, 8):
                 work = f"{seconds} s, batch {batch}"
                 cases += [Case("first token", system, work, dtype) for system in first_token.SYSTEMS]
-        for loss, loops in training.LOSSES.items():
-            chosen = [loop for loop in loops if not (args.quick and loop.startswith("Trainer, ") and loop not in KEPT)]
-            cases += [Case("training", loop, loss, dtype) for loop in chosen]
     return [case for case in cases if args.only in case.key]
 
 
@@ -95,7 +95,7 @@ class Results:
 
 
 def turns(cases: list[Case], rounds: int, results: Results) -> Iterator[tuple[int, Case]]:
-    """Every case once, then every case again; training, which takes longest, after the rest of a round."""
+    """Every case once, then every case again."""
     for number in range(rounds):
         for case in cases:
             if case.key not in results.failed and len(results.measured.get(case.key, [])) <= number:
@@ -119,7 +119,7 @@ class Bench:
             if key not in self.systems:
                 self.systems[key] = first_token.make_system(case.system, self.parts, dtype, device)
             seconds, batch = (int(word) for word in case.work.replace(" s, batch", "").split())
-            return {"seconds": first_token.measure(self.systems[key], seconds, batch, self.sizes.repeats)}
+            return {"seconds": first_token.measure(self.systems[key], seconds, batch, self.sizes.repeats, device)}
         work = training.Work(self.parts, self.rows, self.sizes.batch, self.sizes.steps, dtype, device)
         if case.system == training.CACHED and case.dtype not in self.caches:
             folder = Path(self.args.out) / f"cache-{case.dtype}"
@@ -137,9 +137,6 @@ def machine(args: argparse.Namespace, parts: Parts, sizes: Sizes) -> dict[str, A
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "begun": time.strftime("%Y-%m-%d %H:%M"),
-        "code": hashlib.sha256(
-            b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))
-        ).hexdigest()[:8],
     }
 
 
@@ -164,19 +161,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="bf16 alone, fewer rounds, no training of other families")
     parser.add_argument("--rounds", type=int, help="turns of every case")
     parser.add_argument("--minutes", type=float, help="stop measuring after so long; the report says what is missing")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; with one, processor time is taken")
     parser.add_argument("--only", default="", help='cases whose name has this in it, such as "divergence"')
     args = parser.parse_args()
     begin = time.monotonic()
+    if args.device == "cpu":
+        torch.set_num_threads(args.threads)
     if args.random == (args.parents is not None):
         parser.error("give --parents FOLDER or --random, one of them")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     args.dtypes = args.dtypes or (["bf16"] if args.quick else ["bf16", "float32"])
-    args.minutes = args.minutes or (1.0 if args.quick and args.device == "cuda" else None)
     on_gpu = args.device == "cuda"
-    sizes = Sizes(
-        rounds=args.rounds or (2 if args.quick else 3), batch=8, steps=16 if on_gpu else 4, repeats=5 if on_gpu else 2
-    )
+    args.minutes = args.minutes or (QUICK_MINUTES if args.quick and on_gpu else None)
+    rounds = args.rounds or (2 if args.quick else 3)
+    steps, repeats = ((16, 3) if args.quick else (48, 5)) if on_gpu else ((3, 1) if args.quick else (5, 2))
+    sizes = Sizes(rounds=rounds, batch=8, steps=steps, repeats=repeats)
     args.out.mkdir(parents=True, exist_ok=True)
     transformers.logging.set_verbosity_error()
     parts = random_parts() if args.random else parts_from(args.parents)

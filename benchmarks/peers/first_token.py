@@ -1,6 +1,5 @@
 """Time from samples to the first token: features, encoder, connector, prefill and one step, for every system."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from trainers.data.chats import pad_chats
 
 from .audio_llms import FAMILIES, build
-from .parts import RATE, Parts, chat_ids, noise
+from .parts import RATE, Parts, chat_ids, clock, noise
 from .ultravox_form import UltravoxForm, audio_arguments
 
 Answer = Callable[[list[np.ndarray]], torch.Tensor]  # samples -> ids, on the CPU
@@ -81,15 +80,15 @@ def make_system(name: str, parts: Parts, dtype: torch.dtype, device: str) -> Ans
     return as_peer
 
 
-def measure(answer: Answer, seconds: float, batch: int, repeats: int) -> list[float]:
+def measure(answer: Answer, seconds: float, batch: int, repeats: int, device: str) -> list[float]:
     """Seconds of each of some answers, after one that warms up."""
     samples = [noise(seconds, number) for number in range(batch)]
     answer(samples)
     times = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = clock(device)
         answer(samples)
-        times.append(time.perf_counter() - begin)
+        times.append(clock(device) - begin)
     return times
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -108,6 +109,14 @@ def parts_from(folder: Path) -> Parts:
     )
 
 
+def clock(device: str) -> float:
+    """Seconds to take differences of: of the GPU's work done; on one CPU thread of the processor's time, which other
+    work on the machine does not lengthen; on several of the clock on the wall."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def noise(seconds: float, seed: int) -> np.ndarray:
     """Samples (samples,) of noise; how long a forward takes does not depend on what is said."""
     return np.random.default_rng(seed).normal(0, 0.1, round(RATE * seconds)).astype(np.float32)
@@ -143,6 +152,7 @@ __all__ = [
     "RATE",
     "Parts",
     "chat_ids",
+    "clock",
     "noise",
     "noise_rows",
     "parts_from",

@@ -1,7 +1,6 @@
 """Training samples per second: each measurement is one short training, by the loop that its users would run."""
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from trainers.cache.encode import encode_dataset
 from trainers.commands.teacher_prompts import make_teacher_inputs
 
 from .audio_llms import FAMILIES, build
-from .parts import CONNECTOR, Parts
+from .parts import CONNECTOR, Parts, clock
 from .ultravox_form import UltravoxCollator, UltravoxForm
 
 DIVERGENCE = {"cross_entropy_weight": 0.0, "divergence_weight": 1.0, "end_token_weight": 1.0, "temperature": 2.0}
@@ -56,17 +55,15 @@ class Clock(TrainerCallback):
         self.device, self.ends, self.audio = device, [], []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(clock(self.device))
 
 
-def counted(trainer_class: type, clock: Clock) -> type:
-    """The trainer, telling the clock what audio each step has."""
+def counted(trainer_class: type, watch: Clock) -> type:
+    """The trainer, telling the watch what audio each step has."""
 
     class Counted(trainer_class):
         def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **kwargs: Any) -> torch.Tensor:
-            clock.audio.append(inputs.pop("seconds") if "seconds" in inputs else inputs["counts"]["audio_seconds"])
+            watch.audio.append(inputs.pop("seconds") if "seconds" in inputs else inputs["counts"]["audio_seconds"])
             return super().training_step(model, inputs, *rest, **kwargs)
 
     return Counted
@@ -92,7 +89,7 @@ def make_cache(work: Work, folder: Path) -> str:
     return str(folder)
 
 
-def make_trainer(loop: str, loss: str, work: Work, folder: str, cache: str | None, clock: Clock, seed: int) -> Trainer:
+def make_trainer(loop: str, loss: str, work: Work, folder: str, cache: str | None, watch: Clock, seed: int) -> Trainer:
     """A trainer with the settings that its users get by default; batch, precision and number of steps are given."""
     common = {
         **{
@@ -111,8 +108,8 @@ def make_trainer(loop: str, loss: str, work: Work, folder: str, cache: str | Non
         if loop == CACHED:
             settings |= {"frames_cache": cache, "cached_teacher": divergence}
         args = SpeechImitationConfig(folder, bf16=work.bf16, **settings)
-        trainer_class = counted(SpeechImitationTrainer, clock)
-        return trainer_class(model, args, train_dataset=work.rows, processing_class=processor, callbacks=[clock])
+        trainer_class = counted(SpeechImitationTrainer, watch)
+        return trainer_class(model, args, train_dataset=work.rows, processing_class=processor, callbacks=[watch])
     if loop in (PLAIN, TRL):
         model, processor = work.parts.speechllm(work.dtype, work.device)
         base, config = (SFTTrainer, SFTConfig) if loop == TRL else (Trainer, TrainingArguments)
@@ -124,7 +121,7 @@ def make_trainer(loop: str, loss: str, work: Work, folder: str, cache: str | Non
         _, processor = work.parts.speechllm(torch.float32, "cpu")
         encoder, llm = (work.parts.copy_of(name, work.dtype, work.device) for name in ("encoder", "llm"))
         model = UltravoxForm(encoder, llm, CONNECTOR["hidden_size"])
-        workers = 8 if work.device == "cuda" else 1  # as its configuration has them
+        workers = 8 if work.device == "cuda" else 0  # as its configuration has them, but on a CPU, where it has one
         base, args = Trainer, TrainingArguments(folder, dataloader_num_workers=workers, **common, **plain)
         collator, given = UltravoxCollator(processor, divergence), {}
     else:
@@ -132,8 +129,8 @@ def make_trainer(loop: str, loss: str, work: Work, folder: str, cache: str | Non
         collator = build(FAMILIES[loop.removeprefix("Trainer, ")], work.parts, processor, work.dtype, work.device)
         model, given = collator.model, {}
         base, args = Trainer, TrainingArguments(folder, bf16=work.bf16, **common, **plain)
-    return counted(base, clock)(
-        model, args, data_collator=WithSeconds(collator), train_dataset=work.rows, callbacks=[clock], **given
+    return counted(base, watch)(
+        model, args, data_collator=WithSeconds(collator), train_dataset=work.rows, callbacks=[watch], **given
     )
 
 
@@ -143,14 +140,14 @@ def measure(loop: str, loss: str, work: Work, cache: str | None, seed: int) -> d
     Batches differ in length between loops that sort and loops that do not, so what is counted is seconds of audio; a
     sample is the mean row.
     """
-    clock = Clock(work.device)
+    watch = Clock(work.device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(loop, loss, work, folder, cache, clock, seed)
+        trainer = make_trainer(loop, loss, work, folder, cache, watch, seed)
         if work.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
-    elapsed, audio = clock.ends[-1] - clock.ends[0], sum(clock.audio[1:])
-    result = {"samples_per_second": audio / work.mean_seconds / elapsed, "steps": len(clock.ends) - 1}
+    elapsed, audio = watch.ends[-1] - watch.ends[0], sum(watch.audio[1:])
+    result = {"samples_per_second": audio / work.mean_seconds / elapsed, "steps": len(watch.ends) - 1}
     if work.device == "cuda":
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         del trainer

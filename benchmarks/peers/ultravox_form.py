@@ -44,6 +44,8 @@ class Projector(nn.Module):
 class UltravoxForm(nn.Module):
     """Encoder, projector, LLM; only the projector is trained."""
 
+    accepts_loss_kwargs = False  # Trainer keeps the number of items to itself
+
     def __init__(self, encoder: PreTrainedModel, llm: PreTrainedModel, hidden_size: int):
         super().__init__()
         self.encoder, self.llm = encoder, llm
