@@ -39,7 +39,7 @@ def largest_batch(rows: Dataset, processor: SpeechLLMProcessor, args: Any) -> La
     """Of rows with durations, by the trainer's settings; texts are measured in a sample."""
     seconds = max(rows["duration"], default=0.0)
     samples = round(seconds * processor.feature_extractor.sampling_rate)
-    frames = stage_length(samples, processor.audio_stages)
+    frames = stage_length(samples, [*processor.feature_stages, *processor.audio_stages])
     names = [name for name in ("text", "messages") if name in rows.column_names]
     step = max(len(rows) // SAMPLED, 1)
     texts = rows.select_columns(names).select(range(0, len(rows), step)) if names else []
