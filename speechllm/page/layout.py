@@ -1,0 +1,140 @@
+"""How the page looks: Gradio's components, and which handler each of them calls."""
+
+import gradio as gr
+
+from .conversation import Conversation
+from .handlers import Handlers
+from .live import PAUSE
+from .samples import INSTRUCTIONS
+
+CHUNK = 0.1  # seconds of sound that the browser sends at a time
+KEPT = 3600  # seconds that recordings stay in the server's temporary folder
+CSS = """
+footer { display: none !important }
+.problem { border: 1px solid #b91c1c; border-left-width: 6px; border-radius: 6px; background: #fef2f2;
+  color: #7f1d1d; padding: 10px 14px }
+.problem * { color: #7f1d1d !important }
+.message small { opacity: 0.65 }
+"""
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's own, with fonts of the system: nothing is fetched from elsewhere."""
+    fonts = ["system-ui", "sans-serif"]
+    return gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"])
+
+
+def build(handlers: Handlers, title: str) -> gr.Blocks:
+    """The page.
+
+    Args:
+        title: name of the model that is talked to.
+    """
+    hearing = handlers.hearing
+    tells = hearing is not None and hearing.tells_anything
+    with gr.Blocks(title=f"Talk to {title}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        conversation, listener = gr.State(Conversation()), gr.State(None)
+        spoken, latest = gr.State([]), gr.State(None)
+        gr.Markdown(f"# Talk to {title}\nRecord or upload something, say what you want to know, and read the answer.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=340):
+                with gr.Tabs():
+                    with gr.Tab("Record or upload"):
+                        audio = gr.Audio(
+                            label="Your recording",
+                            sources=["microphone", "upload"],
+                            type="filepath",
+                            elem_id="recording",
+                        )
+                    with gr.Tab("Live"):
+                        gr.Markdown(
+                            "Press record and speak. Whenever you pause, what you said is sent with the instruction "
+                            "below. Press stop to end."
+                        )
+                        microphone = gr.Audio(
+                            label="Microphone",
+                            sources=["microphone"],
+                            streaming=True,
+                            type="filepath",
+                            elem_id="microphone",
+                        )
+                        status = gr.Markdown("The microphone is off.", elem_id="status")
+                        pause = gr.Slider(0.3, 2.0, PAUSE, step=0.1, label="Pause that ends a turn, in seconds")
+                instruction = gr.Textbox(
+                    INSTRUCTIONS[0], label="What do you want to know?", lines=2, elem_id="instruction"
+                )
+                with gr.Row():
+                    new = gr.Button("New conversation", elem_id="new")
+                    send = gr.Button("Ask", variant="primary", elem_id="ask")
+                ideas = gr.Dataset(
+                    label="Ideas",
+                    components=[gr.Textbox(visible=False)],
+                    samples=[[text] for text in INSTRUCTIONS],
+                    elem_id="ideas",
+                )
+                examples = gr.Dataset(
+                    label="No microphone at hand? Take one of these recordings",
+                    components=[gr.Textbox(visible=False)],
+                    samples=[[sample.label] for sample in handlers.samples],
+                    type="index",
+                    elem_id="examples",
+                )
+            with gr.Column(scale=3, min_width=340):
+                trouble = gr.HTML(visible=False, elem_id="problem")
+                chat = gr.Chatbot(
+                    label="Conversation", height=440, elem_id="chat", placeholder="Your questions and the answers."
+                )
+                with gr.Group(visible=tells):
+                    transcript = gr.Textbox(
+                        label="What the encoder heard, word for word",
+                        visible=tells and hearing.tells_transcript,
+                        elem_id="transcript",
+                    )
+                    languages = gr.Label(
+                        label="Which language it heard",
+                        num_top_classes=6,
+                        visible=tells and hearing.tells_language,
+                        elem_id="languages",
+                    )
+                    remark = gr.Markdown(visible=False, elem_id="remark")
+        shown = [chat, trouble, transcript, languages, remark]
+        asked = gr.on(
+            [send.click, instruction.submit],
+            handlers.ask,
+            [audio, instruction, conversation],
+            [audio, *shown],
+            show_progress="hidden",
+            concurrency_limit=None,
+        )
+        examples.click(handlers.pick, examples, [audio, instruction, ideas], show_progress="hidden")
+        ideas.click(lambda row: row[0], ideas, instruction, show_progress="hidden")
+        told = [listener, spoken, latest, status]
+        microphone.stream(
+            handlers.listen,
+            [microphone, pause, listener, spoken],
+            told,
+            stream_every=CHUNK,
+            time_limit=None,
+            show_progress="hidden",
+            concurrency_limit=None,
+        )
+        microphone.stop_recording(handlers.finish, [listener, spoken], told, show_progress="hidden")
+        answered = latest.change(
+            handlers.ask_spoken,
+            [spoken, instruction, conversation],
+            shown,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            concurrency_limit=None,
+        )
+        new.click(
+            handlers.new,
+            None,
+            [audio, conversation, spoken, *shown],
+            cancels=[asked, answered],
+            show_progress="hidden",
+        )
+    return page
+
+
+__all__ = ["CHUNK", "CSS", "build", "theme"]

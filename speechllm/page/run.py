@@ -1,0 +1,101 @@
+"""`speechllm demo --web`: the page, and the server that it starts where it is given none."""
+
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .client import MAX_TOKENS, Client
+from .hearing import Hearing
+from .recordings import PageError
+from .samples import load_samples
+from .server import serving
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """
+    Args:
+        model: folder or Hub id of what is served, the embedded one if None; with `base_url` the model's name there.
+        base_url: of a server that runs already; None to start one.
+        key: for that server.
+        host, port: where the page is.
+        max_new_tokens: longest answer.
+    """
+
+    model: str | None = None
+    base_url: str | None = None
+    key: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    max_new_tokens: int = MAX_TOKENS
+
+
+def run_page(settings: PageSettings) -> int:
+    """
+    Shows the page until it is interrupted.
+
+    Returns:
+        0.
+
+    Raises:
+        PageError: there is no server to talk to, or none any more, or the port is taken.
+    """
+    import speechllm
+
+    from .handlers import Handlers
+    from .layout import CSS, build, theme
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server is ended too
+    folder = Path(speechllm.NANO) / "examples"
+    with ExitStack() as stack:
+        process, hearing = None, None
+        if settings.base_url is None:
+            model = settings.model or speechllm.NANO
+            print(f"Starting the server: speechllm serve {model}", flush=True)
+            base_url, process = stack.enter_context(serving(model))
+            client = Client(base_url, model, max_tokens=settings.max_new_tokens)
+            hearing = Hearing(model)
+        else:
+            client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
+        title = "the embedded model" if client.model == speechllm.NANO else Path(client.model).name
+        page = build(Handlers(client, hearing, load_samples(folder)), title)
+        stack.callback(page.close, verbose=False)
+        try:
+            page.queue(default_concurrency_limit=None).launch(
+                server_name=settings.host,
+                server_port=settings.port,
+                allowed_paths=[str(folder)],
+                prevent_thread_lock=True,
+                quiet=True,
+                theme=theme(),
+                css=CSS,
+                footer_links=[],
+                show_error=True,
+            )
+        except OSError as error:
+            raise PageError(f"port {settings.port} is taken. Choose another: --port {settings.port + 1}") from error
+        print(f"The page is at http://{settings.host}:{settings.port}; Ctrl-C ends it.", flush=True)
+        wait(process)
+    return 0
+
+
+def wait(process: Any) -> None:
+    """Until Ctrl-C.
+
+    Raises:
+        PageError: the server, if it is ours, ends before.
+    """
+    try:
+        while process is None or process.poll() is None:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print()
+        return
+    raise PageError(f"the server ended with status {process.returncode}; above is what it said")
+
+
+__all__ = ["PageSettings", "run_page"]
