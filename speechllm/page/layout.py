@@ -24,11 +24,12 @@ def theme() -> gr.themes.Base:
     return gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"])
 
 
-def build(handlers: Handlers, title: str) -> gr.Blocks:
+def build(handlers: Handlers, title: str, about: str = "") -> gr.Blocks:
     """The page.
 
     Args:
         title: name of the model that is talked to.
+        about: what people should know of it, in Markdown.
     """
     hearing = handlers.hearing
     tells = hearing is not None and hearing.tells_anything
@@ -36,6 +37,8 @@ def build(handlers: Handlers, title: str) -> gr.Blocks:
         conversation, listener = gr.State(Conversation()), gr.State(None)
         spoken, latest = gr.State([]), gr.State(None)
         gr.Markdown(f"# Talk to {title}\nRecord or upload something, say what you want to know, and read the answer.")
+        if about:
+            gr.Markdown(about)
         with gr.Row():
             with gr.Column(scale=2, min_width=340):
                 with gr.Tabs():
@@ -44,6 +47,7 @@ def build(handlers: Handlers, title: str) -> gr.Blocks:
                             label="Your recording",
                             sources=["microphone", "upload"],
                             type="filepath",
+                            buttons=[],
                             elem_id="recording",
                         )
                     with gr.Tab("Live"):
@@ -61,11 +65,12 @@ def build(handlers: Handlers, title: str) -> gr.Blocks:
                         status = gr.Markdown("The microphone is off.", elem_id="status")
                         pause = gr.Slider(0.3, 2.0, PAUSE, step=0.1, label="Pause that ends a turn, in seconds")
                 instruction = gr.Textbox(
-                    INSTRUCTIONS[0], label="What do you want to know?", lines=2, elem_id="instruction"
+                    INSTRUCTIONS[0], label="What do you want to know?", lines=1, max_lines=4, elem_id="instruction"
                 )
                 with gr.Row():
                     new = gr.Button("New conversation", elem_id="new")
                     send = gr.Button("Ask", variant="primary", elem_id="ask")
+                trouble = gr.HTML(visible=False, elem_id="problem")
                 ideas = gr.Dataset(
                     label="Ideas",
                     components=[gr.Textbox(visible=False)],
@@ -80,9 +85,12 @@ def build(handlers: Handlers, title: str) -> gr.Blocks:
                     elem_id="examples",
                 )
             with gr.Column(scale=3, min_width=340):
-                trouble = gr.HTML(visible=False, elem_id="problem")
                 chat = gr.Chatbot(
-                    label="Conversation", height=440, elem_id="chat", placeholder="Your questions and the answers."
+                    label="Conversation",
+                    height=440,
+                    buttons=["copy"],
+                    elem_id="chat",
+                    placeholder="Your questions and the answers.",
                 )
                 with gr.Group(visible=tells):
                     transcript = gr.Textbox(
@@ -127,7 +135,8 @@ def build(handlers: Handlers, title: str) -> gr.Blocks:
             show_progress="hidden",
             concurrency_limit=None,
         )
-        new.click(
+        gr.on(
+            [new.click, chat.clear],
             handlers.new,
             None,
             [audio, conversation, spoken, *shown],

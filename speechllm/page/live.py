@@ -3,6 +3,7 @@
 Voice activity is told by Silero VAD (https://github.com/snakers4/silero-vad; MIT), 32 ms at a time, on the CPU.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,15 @@ LEAST_SPEECH = 0.2  # seconds; shorter sounds, such as a knock, are no turn
 LONGEST = 30.0  # seconds; a turn without any pause is sent then, and goes on as another
 
 
+def load_vad() -> Any:
+    """Silero VAD, on the CPU; it lies in its package."""
+    from silero_vad import load_silero_vad
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)  # silero-vad 6.2
+        return load_silero_vad()
+
+
 class Listener:
     """
     Cuts turns out of a microphone's stream.
@@ -26,10 +36,10 @@ class Listener:
     """
 
     def __init__(self, pause: float = PAUSE, model: Any = None):
-        from silero_vad import VADIterator, load_silero_vad
+        from silero_vad import VADIterator
 
         self._vad = VADIterator(
-            load_silero_vad() if model is None else model,
+            load_vad() if model is None else model,
             sampling_rate=RATE,
             min_silence_duration_ms=round(1000 * max(pause, PAD)),
             speech_pad_ms=round(1000 * PAD),

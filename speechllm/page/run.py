@@ -14,6 +14,11 @@ from .recordings import PageError
 from .samples import load_samples
 from .server import serving
 
+EMBEDDED = (
+    "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in six "
+    "languages: begin with one of the recordings below. Of anything else it understands nothing."
+)
+
 
 @dataclass(frozen=True)
 class PageSettings:
@@ -61,8 +66,9 @@ def run_page(settings: PageSettings) -> int:
             hearing = Hearing(model)
         else:
             client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
-        title = "the embedded model" if client.model == speechllm.NANO else Path(client.model).name
-        page = build(Handlers(client, hearing, load_samples(folder)), title)
+        embedded = client.model == speechllm.NANO
+        title = "the embedded model" if embedded else Path(client.model).name
+        page = build(Handlers(client, hearing, load_samples(folder)), title, EMBEDDED if embedded else "")
         stack.callback(page.close, verbose=False)
         try:
             page.queue(default_concurrency_limit=None).launch(
