@@ -59,14 +59,13 @@ def run_page(settings: PageSettings) -> int:
     with ExitStack() as stack:
         process, hearing = None, None
         if settings.base_url is None:
-            model = settings.model or speechllm.NANO
-            print(f"Starting the server: speechllm serve {model}", flush=True)
-            base_url, process = stack.enter_context(serving(model))
-            client = Client(base_url, model, max_tokens=settings.max_new_tokens)
-            hearing = Hearing(model)
+            print(f"Starting the server: speechllm serve {settings.model or ''}".rstrip(), flush=True)
+            base_url, process = stack.enter_context(serving(settings.model))
+            client = Client(base_url, max_tokens=settings.max_new_tokens)
+            hearing = Hearing(settings.model or speechllm.NANO)
         else:
             client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
-        embedded = client.model == speechllm.NANO
+        embedded = settings.base_url is None and settings.model is None
         title = "the embedded model" if embedded else Path(client.model).name
         page = build(Handlers(client, hearing, load_samples(folder)), title, EMBEDDED if embedded else "")
         stack.callback(page.close, verbose=False)

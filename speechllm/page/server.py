@@ -21,20 +21,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve_command(model: str, port: int) -> list[str]:
-    """The command that serves a model on a port of this machine."""
-    return [sys.executable, "-m", "speechllm_cli", "serve", model, "--port", str(port)]
+def serve_command(model: str | None, port: int) -> list[str]:
+    """The command that serves a model, the embedded one if None, on a port of this machine."""
+    return [sys.executable, "-m", "speechllm_cli", "serve", *([model] if model else []), "--port", str(port)]
 
 
 @contextmanager
 def serving(
-    model: str, command: Callable[[str, int], Sequence[str]] = serve_command, patience: float = 1800.0
+    model: str | None, command: Callable[[str | None, int], Sequence[str]] = serve_command, patience: float = 1800.0
 ) -> Iterator[tuple[str, subprocess.Popen]]:
     """
     A server of `model` for as long as the block runs; what it prints goes where this process prints.
 
     Args:
-        model: folder or Hub id.
+        model: folder or Hub id; None for the embedded one.
         command: makes the server's command from the model and a port.
         patience: seconds to wait until it answers; it may have to download the model.
 

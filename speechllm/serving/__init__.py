@@ -1,0 +1,1 @@
+"""Serving a SpeechLLM by engines that exist: transformers' own server, behind OpenAI's API."""
