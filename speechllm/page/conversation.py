@@ -35,9 +35,17 @@ class Conversation:
         """Whether an answer is being made."""
         return bool(self.turns) and self.turns[-1].answer.seconds is None
 
-    def ask(self, client: Client, instruction: str, recording: Recording | None = None) -> Iterator[Turn]:
+    def ask(
+        self, client: Client, instruction: str, recording: Recording | None = None, remember: bool = True
+    ) -> Iterator[Turn]:
         """
         The new turn, again and again while its answer grows.
+
+        Args:
+            client: who answers.
+            instruction: what is asked, in writing; may be empty beside a recording.
+            recording: speech.
+            remember: whether the earlier turns are sent too.
 
         Raises:
             PageError: there is nothing to ask, or the server does not answer.
@@ -47,7 +55,11 @@ class Conversation:
         turn = Turn(instruction.strip(), recording)
         if turn.recording is None and not turn.instruction:
             raise PageError("There is nothing to ask yet. Record or upload something, or write what you want to know.")
-        sent = [message for past in self.turns for message in (past.question(), said(past.answer.text))]
+        sent = [
+            message
+            for past in (self.turns if remember else [])
+            for message in (past.question(), said(past.answer.text))
+        ]
         self.turns.append(turn)
         finished = False
         try:

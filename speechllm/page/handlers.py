@@ -6,17 +6,14 @@ Outputs of an event are lists in the order that each method names; `layout.py` l
 import html
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
-import soundfile
 
 from .client import Client
 from .conversation import Conversation
 from .hearing import Heard, Hearing
-from .live import Listener
-from .recordings import PageError, Recording, check_recording, read_recording
+from .microphones import Microphones
+from .recordings import PageError, Recording, read_recording
 from .samples import Sample
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no hidden network
@@ -45,12 +42,6 @@ def heard_updates(heard: Heard | None, hearing: Hearing) -> list[Any]:
     ]
 
 
-def read_chunk(path: str) -> tuple[int, np.ndarray]:
-    """A piece of the microphone's stream, as (rate in Hz, float32 (samples,))."""
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return rate, samples.mean(axis=1)
-
-
 class Handlers:
     """
     What happens when a button is pressed: inputs of components -> their updates.
@@ -59,7 +50,7 @@ class Handlers:
         client: who answers.
         hearing: tells what was heard; None where that is not known.
         samples: packaged recordings.
-        listener: makes a [`Listener`] from the pause.
+        microphones: whose live turns are asked about.
     """
 
     def __init__(
@@ -67,33 +58,37 @@ class Handlers:
         client: Client,
         hearing: Hearing | None,
         samples: Sequence[Sample],
-        listener: Callable[[float], Listener] = Listener,
+        microphones: Microphones,
     ):
-        self.client, self.hearing, self.samples, self.listener = client, hearing, samples, listener
+        self.client, self.hearing, self.samples, self.microphones = client, hearing, samples, microphones
 
-    def ask(self, path: str | None, instruction: str, conversation: Conversation) -> Iterator[list[Any]]:
+    def ask(
+        self, path: str | None, instruction: str, remember: bool, conversation: Conversation
+    ) -> Iterator[list[Any]]:
         """For the recording, the chat, the problem, and the three of `heard_updates`."""
         try:
             recording = read_recording(path) if path else None
-            for row in self._answer(conversation, instruction, recording):
+            for row in self._answer(conversation, instruction, recording, remember):
                 yield [None, *row]
         except PageError as error:  # what was given stays, so that it can be mended
             yield [gr.skip(), conversation.messages(), problem(error), *self._no_news()]
 
-    def ask_spoken(self, spoken: list[Recording], instruction: str, conversation: Conversation) -> Iterator[list[Any]]:
-        """The turns that wait, one after the other, each taken from the list; outputs as in `ask` but the first."""
-        while spoken:
+    def ask_spoken(
+        self, names: str, instruction: str, remember: bool, conversation: Conversation
+    ) -> Iterator[list[Any]]:
+        """Live turns by their names, one after the other; outputs as in `ask` but the first."""
+        for recording in self.microphones.take(names):
             while conversation.busy:  # with a question that was typed
                 time.sleep(0.05)
             try:
-                yield from self._answer(conversation, instruction, spoken.pop(0))
+                yield from self._answer(conversation, instruction, recording, remember)
             except PageError as error:
                 yield [conversation.messages(), problem(error), *self._no_news()]
 
     def _answer(
-        self, conversation: Conversation, instruction: str, recording: Recording | None
+        self, conversation: Conversation, instruction: str, recording: Recording | None, remember: bool
     ) -> Iterator[list[Any]]:
-        for _ in conversation.ask(self.client, instruction, recording):
+        for _ in conversation.ask(self.client, instruction, recording, remember):
             yield [conversation.messages(), problem(), *self._no_news()]
         if recording is not None and self.hearing is not None and self.hearing.tells_anything:
             heard = heard_updates(self.hearing.hear(recording.samples), self.hearing)
@@ -102,32 +97,10 @@ class Handlers:
     def _no_news(self) -> list[Any]:
         return [gr.skip()] * 3
 
-    def listen(
-        self, path: str | None, pause: float, listener: Listener | None, spoken: list[Recording]
-    ) -> tuple[Any, ...]:
-        """A piece of the stream; for the listener, the waiting turns, their number, and the line that tells."""
-        if path is None:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        listener = self.listener(pause) if listener is None else listener
-        turns = listener.hear(*read_chunk(path))
-        return listener, *self._wait(turns, spoken, "🟢 I hear you" if listener.speaking else "⚪ Listening")
-
-    def finish(self, listener: Listener | None, spoken: list[Recording]) -> tuple[Any, ...]:
-        """The microphone is off; outputs as in `listen`."""
-        turns = [] if listener is None else listener.finish()
-        return None, *self._wait(turns, spoken, "The microphone is off.")
-
-    def _wait(self, turns: list[np.ndarray], spoken: list[Recording], state: str) -> tuple[Any, ...]:
-        if not turns:
-            return gr.skip(), gr.skip(), state
-        spoken.extend(check_recording(turn, "your turn") for turn in turns)
-        return spoken, spoken[-1].path, "📨 Your turn is sent."
-
     def new(self) -> list[Any]:
-        """An empty page: for the recording, the conversation, the waiting turns, the chat, the problem, and the three
-        of `heard_updates`."""
+        """An empty page: for the recording, the conversation, the chat, the problem, and `heard_updates`."""
         heard = self._no_news() if self.hearing is None else heard_updates(None, self.hearing)
-        return [None, Conversation(), [], [], problem(), *heard]
+        return [None, Conversation(), [], problem(), *heard]
 
     def pick(self, index: int) -> list[Any]:
         """A packaged recording; for the recording, the instruction and the suggestions."""
@@ -140,4 +113,4 @@ def suggestions(instructions: Sequence[str]) -> gr.Dataset:
     return gr.Dataset(samples=[[text] for text in instructions])
 
 
-__all__ = ["Handlers", "heard_updates", "problem", "read_chunk", "suggestions"]
+__all__ = ["Handlers", "heard_updates", "problem", "suggestions"]

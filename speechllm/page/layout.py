@@ -1,13 +1,16 @@
 """How the page looks: Gradio's components, and which handler each of them calls."""
 
+from pathlib import Path
+
 import gradio as gr
 
 from .conversation import Conversation
 from .handlers import Handlers
 from .live import PAUSE
+from .microphones import CHUNK
 from .samples import INSTRUCTIONS
 
-CHUNK = 0.1  # seconds of sound that the browser sends at a time
+START = "Start listening"  # as in live.js
 KEPT = 3600  # seconds that recordings stay in the server's temporary folder
 CSS = """
 footer { display: none !important }
@@ -15,7 +18,15 @@ footer { display: none !important }
   color: #7f1d1d; padding: 10px 14px }
 .problem * { color: #7f1d1d !important }
 .message small { opacity: 0.65 }
+#live-status { padding: 4px 2px; font-weight: 600 }
+#chat button[title="Share"] { display: none }
 """
+
+
+def head() -> str:
+    """What stands in the page's head: the script of the live microphone."""
+    script = (Path(__file__).parent / "live.js").read_text(encoding="utf-8")
+    return f"<script>{script.replace('CHUNK_MILLISECONDS', str(round(1000 * CHUNK)))}</script>"
 
 
 def theme() -> gr.themes.Base:
@@ -24,18 +35,18 @@ def theme() -> gr.themes.Base:
     return gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"])
 
 
-def build(handlers: Handlers, title: str, about: str = "") -> gr.Blocks:
+def build(handlers: Handlers, title: str, about: str = "", remembers: bool = True) -> gr.Blocks:
     """The page.
 
     Args:
         title: name of the model that is talked to.
         about: what people should know of it, in Markdown.
+        remembers: whether earlier turns are sent unless people choose otherwise.
     """
     hearing = handlers.hearing
     tells = hearing is not None and hearing.tells_anything
     with gr.Blocks(title=f"Talk to {title}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
-        conversation, listener = gr.State(Conversation()), gr.State(None)
-        spoken, latest = gr.State([]), gr.State(None)
+        conversation = gr.State(Conversation())
         gr.Markdown(f"# Talk to {title}\nRecord or upload something, say what you want to know, and read the answer.")
         if about:
             gr.Markdown(about)
@@ -52,21 +63,16 @@ def build(handlers: Handlers, title: str, about: str = "") -> gr.Blocks:
                         )
                     with gr.Tab("Live"):
                         gr.Markdown(
-                            "Press record and speak. Whenever you pause, what you said is sent with the instruction "
-                            "below. Press stop to end."
+                            "Start, and speak. Whenever you pause, what you said is sent, with what is written below."
                         )
-                        microphone = gr.Audio(
-                            label="Microphone",
-                            sources=["microphone"],
-                            streaming=True,
-                            type="filepath",
-                            elem_id="microphone",
-                        )
-                        status = gr.Markdown("The microphone is off.", elem_id="status")
+                        listen = gr.Button(START, elem_id="listen")
+                        gr.HTML('<div id="live-status" role="status">The microphone is off.</div>')
                         pause = gr.Slider(0.3, 2.0, PAUSE, step=0.1, label="Pause that ends a turn, in seconds")
+                        turns = gr.Textbox(visible="hidden", elem_id="live-turns")
                 instruction = gr.Textbox(
                     INSTRUCTIONS[0], label="What do you want to know?", lines=1, max_lines=4, elem_id="instruction"
                 )
+                remember = gr.Checkbox(remembers, label="Remember the earlier turns", elem_id="remember")
                 with gr.Row():
                     new = gr.Button("New conversation", elem_id="new")
                     send = gr.Button("Ask", variant="primary", elem_id="ask")
@@ -109,27 +115,17 @@ def build(handlers: Handlers, title: str, about: str = "") -> gr.Blocks:
         asked = gr.on(
             [send.click, instruction.submit],
             handlers.ask,
-            [audio, instruction, conversation],
+            [audio, instruction, remember, conversation],
             [audio, *shown],
             show_progress="hidden",
             concurrency_limit=None,
         )
         examples.click(handlers.pick, examples, [audio, instruction, ideas], show_progress="hidden")
         ideas.click(lambda row: row[0], ideas, instruction, show_progress="hidden")
-        told = [listener, spoken, latest, status]
-        microphone.stream(
-            handlers.listen,
-            [microphone, pause, listener, spoken],
-            told,
-            stream_every=CHUNK,
-            time_limit=None,
-            show_progress="hidden",
-            concurrency_limit=None,
-        )
-        microphone.stop_recording(handlers.finish, [listener, spoken], told, show_progress="hidden")
-        answered = latest.change(
+        listen.click(None, pause, listen, js="(pause) => window.live.toggle(pause)")
+        answered = turns.change(
             handlers.ask_spoken,
-            [spoken, instruction, conversation],
+            [turns, instruction, remember, conversation],
             shown,
             trigger_mode="always_last",
             show_progress="hidden",
@@ -139,11 +135,11 @@ def build(handlers: Handlers, title: str, about: str = "") -> gr.Blocks:
             [new.click, chat.clear],
             handlers.new,
             None,
-            [audio, conversation, spoken, *shown],
+            [audio, conversation, *shown],
             cancels=[asked, answered],
             show_progress="hidden",
         )
     return page
 
 
-__all__ = ["CHUNK", "CSS", "build", "theme"]
+__all__ = ["CSS", "build", "head", "theme"]

@@ -90,6 +90,11 @@ def check_recording(samples: np.ndarray, name: str = "the recording") -> Recordi
             f"Nothing can be heard in this recording: {name} holds {heard}. Check that the microphone is on, not "
             "muted, and allowed for this page, then record again."
         )
+    return save_recording(samples)
+
+
+def save_recording(samples: np.ndarray) -> Recording:
+    """Samples (samples,) at `RATE` as a recording, unchecked, written into a temporary WAV file."""
     with tempfile.NamedTemporaryFile(suffix=".wav", dir=folder().name, delete=False) as file:
         soundfile.write(file, samples, RATE, format="WAV", subtype="PCM_16")
     return Recording(samples, file.name)
@@ -107,4 +112,13 @@ def peak_level(samples: np.ndarray) -> float:
     return 20 * math.log10(peak) if peak else -math.inf
 
 
-__all__ = ["RATE", "PageError", "Recording", "check_recording", "encoded", "peak_level", "read_recording"]
+__all__ = [
+    "RATE",
+    "PageError",
+    "Recording",
+    "check_recording",
+    "encoded",
+    "peak_level",
+    "read_recording",
+    "save_recording",
+]

@@ -10,13 +10,15 @@ from typing import Any
 
 from .client import MAX_TOKENS, Client
 from .hearing import Hearing
+from .microphones import Microphones, add_route
 from .recordings import PageError
 from .samples import load_samples
 from .server import serving
 
 EMBEDDED = (
     "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in six "
-    "languages: begin with one of the recordings below. Of anything else it understands nothing."
+    "languages: begin with one of the recordings below. Of anything else it understands nothing. It learned single "
+    "questions, so that it forgets earlier turns unless you tick the box."
 )
 
 
@@ -52,7 +54,7 @@ def run_page(settings: PageSettings) -> int:
     import speechllm
 
     from .handlers import Handlers
-    from .layout import CSS, build, theme
+    from .layout import CSS, build, head, theme
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server is ended too
     folder = Path(speechllm.NANO) / "examples"
@@ -67,10 +69,12 @@ def run_page(settings: PageSettings) -> int:
             client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
         embedded = settings.base_url is None and settings.model is None
         title = "the embedded model" if embedded else Path(client.model).name
-        page = build(Handlers(client, hearing, load_samples(folder)), title, EMBEDDED if embedded else "")
+        microphones = Microphones()
+        handlers = Handlers(client, hearing, load_samples(folder), microphones)
+        page = build(handlers, title, EMBEDDED if embedded else "", remembers=not embedded)
         stack.callback(page.close, verbose=False)
         try:
-            page.queue(default_concurrency_limit=None).launch(
+            app, _, _ = page.queue(default_concurrency_limit=None).launch(
                 server_name=settings.host,
                 server_port=settings.port,
                 allowed_paths=[str(folder)],
@@ -78,11 +82,13 @@ def run_page(settings: PageSettings) -> int:
                 quiet=True,
                 theme=theme(),
                 css=CSS,
+                head=head(),
                 footer_links=[],
                 show_error=True,
             )
         except OSError as error:
             raise PageError(f"port {settings.port} is taken. Choose another: --port {settings.port + 1}") from error
+        add_route(app, microphones)
         print(f"The page is at http://{settings.host}:{settings.port}; Ctrl-C ends it.", flush=True)
         wait(process)
     return 0
