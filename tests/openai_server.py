@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
 def openai_server() -> Iterator[OpenAIServer]:
     """The server, for as long as the block runs."""
     server = OpenAIServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

@@ -91,7 +91,7 @@ class Client:
             try:
                 return self._api.chat.completions.create(**options, stream_options={"include_usage": True})
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if "stream_options" not in str(error):
+                if "stream_options" not in str(error.body):
                     raise
                 self._says_usage = False
         return self._api.chat.completions.create(**options)

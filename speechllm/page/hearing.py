@@ -22,8 +22,11 @@ from transformers.utils import cached_file
 
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
+from processing_speechllm.audio import load_audio
 from processing_speechllm.confidence import audio_confidences
 from speechllm.evaluation.recognisers import CTC_HEAD_FILE, CTCHeadRecogniser
+
+from .recordings import RATE
 
 READS = ("ctc_compress",)  # connectors with a CTC of their own
 
@@ -74,10 +77,11 @@ class Hearing:
 
     @torch.inference_mode()
     def hear(self, samples: np.ndarray) -> Heard:
-        """What is told of samples (samples,) at the processor's rate."""
+        """What is told of samples (samples,) at `RATE`."""
         if not self.tells_anything:
             return Heard()
         model, recogniser = self._load()
+        samples = load_audio((samples, RATE), self.processor.feature_extractor.sampling_rate)
         inputs = self.processor.audio_inputs([samples])
         features = torch.from_numpy(inputs["input_features"]).to(model.dtype)
         mask = torch.from_numpy(inputs["input_features_mask"])
@@ -135,7 +139,8 @@ def ctc_head(model: str) -> str | None:
 
 def language_name(code: str) -> str:
     """`en` -> `English`; a code that Whisper's list does not know stays as it is."""
-    return LANGUAGES.get(code.split("-")[0].lower(), code).title() if code.islower() or "-" in code else code
+    name = LANGUAGES.get(code.split("-")[0].lower())
+    return code if name is None else name.title()
 
 
 __all__ = ["Heard", "Hearing", "ctc_head", "language_name"]

@@ -35,6 +35,11 @@ def theme() -> gr.themes.Base:
     return gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"])
 
 
+def enabled(on: bool) -> str:
+    """JavaScript that gives a button's update."""
+    return f"() => ({{__type__: 'update', interactive: {str(on).lower()}}})"
+
+
 def build(handlers: Handlers, title: str, about: str = "", remembers: bool = True) -> gr.Blocks:
     """The page.
 
@@ -120,6 +125,9 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
             show_progress="hidden",
             concurrency_limit=None,
         )
+        # From the press on record until the browser has sent the recording there is nothing to ask about yet.
+        audio.start_recording(None, None, send, js=enabled(False))
+        gr.on([audio.change, audio.clear], None, None, send, js=enabled(True))
         examples.click(handlers.pick, examples, [audio, instruction, ideas], show_progress="hidden")
         ideas.click(lambda row: row[0], ideas, instruction, show_progress="hidden")
         listen.click(None, pause, listen, js="(pause) => window.live.toggle(pause)")

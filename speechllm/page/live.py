@@ -49,7 +49,9 @@ class Listener:
         self._rest = np.zeros(0, dtype=np.float32)  # less than a frame, at RATE
         self._kept = np.zeros(0, dtype=np.float32)  # the frames that a turn may still need
         self._first = 0  # place of `_kept` in the stream
-        self._start: int | None = None  # place where the speech that is going on began
+        self._start: int | None = None  # place where the turn that is going on begins
+        self._speech = 0  # place where its speech began, behind the margin
+        self._continues = False  # whether it goes on from one that was cut at `LONGEST`
         self.too_short = 0  # sounds that were no turn
 
     @property
@@ -83,7 +85,8 @@ class Listener:
 
     def finish(self) -> list[np.ndarray]:
         """The turn that is going on, when the microphone is switched off."""
-        turn = self._cut(self._first + len(self._kept)) if self.speaking else None
+        end = self._first + len(self._kept)
+        turn = self._cut(end, end) if self.speaking else None
         self._vad.reset_states()
         self._kept, self._rest, self._first = self._kept[:0], self._rest[:0], 0
         return [] if turn is None else [turn]
@@ -92,27 +95,27 @@ class Listener:
         import torch
 
         self._kept = np.concatenate([self._kept, frame])
+        end = self._first + len(self._kept)
         event = self._vad(torch.from_numpy(frame)) or {}
         if "start" in event:
             self._start = max(event["start"], self._first)
-        turn = self._cut(event["end"]) if "end" in event else None
-        end = self._first + len(self._kept)
+            self._speech = end - FRAME
+        turn = self._cut(event["end"], event["end"] - round(PAD * RATE)) if "end" in event else None
         if self.speaking and end - self._start >= LONGEST * RATE:
-            turn = self._cut(end)
-            self._start = end  # no pause yet: what follows is a turn of its own
+            turn = self._cut(end, end)
+            self._start, self._continues = end, True  # no pause yet: what follows is a turn of its own
         if not self.speaking:
             self._forget(end - round(PAD * RATE) - FRAME)
         return turn
 
-    def _cut(self, end: int) -> np.ndarray | None:
-        """The speech up to a place of the stream, if it is long enough for a turn."""
+    def _cut(self, end: int, silent: int) -> np.ndarray | None:
+        """The turn up to a place of the stream, if its speech, up to the place `silent`, is long enough for one."""
         turn = self._kept[self._start - self._first : end - self._first]
-        self._start = None
+        short = silent - self._speech < LEAST_SPEECH * RATE and not self._continues
+        self._start, self._continues = None, False
         self._forget(end)
-        if len(turn) < (LEAST_SPEECH + 2 * PAD) * RATE:
-            self.too_short += 1
-            return None
-        return turn
+        self.too_short += short
+        return None if short else turn
 
     def _forget(self, place: int) -> None:
         """Drops what lies before a place of the stream."""

@@ -3,7 +3,8 @@
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,7 @@ def run_page(settings: PageSettings) -> int:
     """
     import speechllm
 
-    from .handlers import Handlers
-    from .layout import CSS, build, head, theme
-
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server is ended too
-    folder = Path(speechllm.NANO) / "examples"
     with ExitStack() as stack:
         process, hearing = None, None
         if settings.base_url is None:
@@ -68,30 +65,56 @@ def run_page(settings: PageSettings) -> int:
         else:
             client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
         embedded = settings.base_url is None and settings.model is None
-        title = "the embedded model" if embedded else Path(client.model).name
-        microphones = Microphones()
-        handlers = Handlers(client, hearing, load_samples(folder), microphones)
-        page = build(handlers, title, EMBEDDED if embedded else "", remembers=not embedded)
-        stack.callback(page.close, verbose=False)
-        try:
-            app, _, _ = page.queue(default_concurrency_limit=None).launch(
-                server_name=settings.host,
-                server_port=settings.port,
-                allowed_paths=[str(folder)],
-                prevent_thread_lock=True,
-                quiet=True,
-                theme=theme(),
-                css=CSS,
-                head=head(),
-                footer_links=[],
-                show_error=True,
-            )
-        except OSError as error:
-            raise PageError(f"port {settings.port} is taken. Choose another: --port {settings.port + 1}") from error
-        add_route(app, microphones)
-        print(f"The page is at http://{settings.host}:{settings.port}; Ctrl-C ends it.", flush=True)
+        stack.enter_context(shown(client, hearing, settings.host, settings.port, embedded))
+        print(f"The page is at http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
         wait(process)
     return 0
+
+
+@contextmanager
+def shown(client: Client, hearing: Hearing | None, host: str, port: int, embedded: bool = False) -> Iterator[None]:
+    """
+    The page, for as long as the block runs.
+
+    Args:
+        client: who answers.
+        hearing: tells what was heard; None where that is not known.
+        host, port: where the page is.
+        embedded: whether it is the embedded model that answers.
+
+    Raises:
+        PageError: the port is taken.
+    """
+    import speechllm
+
+    from .handlers import Handlers
+    from .layout import CSS, build, head, theme
+
+    folder = Path(speechllm.NANO) / "examples"
+    microphones = Microphones()
+    handlers = Handlers(client, hearing, load_samples(folder), microphones)
+    title = "the embedded model" if embedded else Path(client.model).name
+    page = build(handlers, title, EMBEDDED if embedded else "", remembers=not embedded)
+    try:
+        app, _, _ = page.queue(default_concurrency_limit=None).launch(
+            server_name=host,
+            server_port=port,
+            allowed_paths=[str(folder)],
+            prevent_thread_lock=True,
+            quiet=True,
+            theme=theme(),
+            css=CSS,
+            head=head(),
+            footer_links=[],
+            show_error=True,
+        )
+    except OSError as error:
+        raise PageError(f"port {port} is taken. Choose another: --port {port + 1}") from error
+    add_route(app, microphones)
+    try:
+        yield
+    finally:
+        page.close(verbose=False)
 
 
 def wait(process: Any) -> None:
@@ -109,4 +132,4 @@ def wait(process: Any) -> None:
     raise PageError(f"the server ended with status {process.returncode}; above is what it said")
 
 
-__all__ = ["PageSettings", "run_page"]
+__all__ = ["PageSettings", "run_page", "shown"]
