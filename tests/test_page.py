@@ -229,14 +229,26 @@ def handlers(client):
     return Handlers(client, Hears(), load_samples(EXAMPLES), Microphones())
 
 
-def test_asking_empties_the_recorder_streams_and_tells_what_was_heard(handlers, tmp_path):
+def test_asking_empties_the_recorder_and_streams(handlers, tmp_path):
     conversation = Conversation()
     rows = list(handlers.ask(write(tmp_path, sine(0.5)), "Transcribe.", True, conversation))
-    assert {len(row) for row in rows} == {6} and all(row[0] is None for row in rows)
+    assert {len(row) for row in rows} == {3} and all(row[0] is None for row in rows)
     assert len(rows) > 4 and rows[-1][1] == conversation.messages()
-    transcript, languages, remark = rows[-1][3:]
+
+
+def test_what_was_heard_is_told_once_and_of_turns_with_a_recording(handlers):
+    conversation = Conversation()
+    nothing = handlers.tell(conversation)
+    list(conversation.ask(handlers.client, "Transcribe.", check_recording(sine(0.5))))
+    transcript, languages, remark = handlers.tell(conversation)
     assert transcript.value == "8000 samples" and transcript.visible and not languages.visible
     assert "could not make this out" in remark.value and remark.visible
+    assert handlers.tell(conversation) == nothing
+    list(conversation.ask(handlers.client, "And now?"))
+    assert handlers.tell(conversation) == nothing
+    handlers.hearing = None
+    list(conversation.ask(handlers.client, "Transcribe.", check_recording(sine(0.5))))
+    assert handlers.tell(conversation) == nothing
 
 
 def test_a_bad_recording_stays_and_the_problem_is_shown_as_text(handlers, tmp_path):

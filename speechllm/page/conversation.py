@@ -15,6 +15,7 @@ class Turn:
     instruction: str
     recording: Recording | None = None
     answer: Answer = field(default_factory=Answer)
+    told: bool = False  # whether the page has shown what was heard in it
 
     def question(self) -> dict[str, Any]:
         """Its message of the user, the recording first, as the pipeline puts it."""

@@ -13,7 +13,7 @@ from .client import Client
 from .conversation import Conversation
 from .hearing import Heard, Hearing
 from .microphones import Microphones
-from .recordings import PageError, Recording, read_recording
+from .recordings import PageError, read_recording
 from .samples import Sample
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no hidden network
@@ -65,41 +65,39 @@ class Handlers:
     def ask(
         self, path: str | None, instruction: str, remember: bool, conversation: Conversation
     ) -> Iterator[list[Any]]:
-        """For the recording, the chat, the problem, and the three of `heard_updates`."""
+        """For the recording, the chat and the problem."""
         try:
             recording = read_recording(path) if path else None
-            for row in self._answer(conversation, instruction, recording, remember):
-                yield [None, *row]
+            for _ in conversation.ask(self.client, instruction, recording, remember):
+                yield [None, conversation.messages(), problem()]
         except PageError as error:  # what was given stays, so that it can be mended
-            yield [gr.skip(), conversation.messages(), problem(error), *self._no_news()]
+            yield [gr.skip(), conversation.messages(), problem(error)]
 
     def ask_spoken(
         self, names: str, instruction: str, remember: bool, conversation: Conversation
     ) -> Iterator[list[Any]]:
-        """Live turns by their names, one after the other; outputs as in `ask` but the first."""
+        """Live turns by their names, one after the other; for the chat and the problem."""
         for recording in self.microphones.take(names):
             while conversation.busy:  # with a question that was typed
                 time.sleep(0.05)
             try:
-                yield from self._answer(conversation, instruction, recording, remember)
+                for _ in conversation.ask(self.client, instruction, recording, remember):
+                    yield [conversation.messages(), problem()]
             except PageError as error:
-                yield [conversation.messages(), problem(error), *self._no_news()]
+                yield [conversation.messages(), problem(error)]
 
-    def _answer(
-        self, conversation: Conversation, instruction: str, recording: Recording | None, remember: bool
-    ) -> Iterator[list[Any]]:
-        for _ in conversation.ask(self.client, instruction, recording, remember):
-            yield [conversation.messages(), problem(), *self._no_news()]
-        if recording is not None and self.hearing is not None and self.hearing.tells_anything:
-            heard = heard_updates(self.hearing.hear(recording.samples), self.hearing)
-            yield [conversation.messages(), problem(), *heard]
-
-    def _no_news(self) -> list[Any]:
-        return [gr.skip()] * 3
+    def tell(self, conversation: Conversation) -> list[Any]:
+        """What was heard in the last turn, if it has a recording of which that was not told yet: `heard_updates`."""
+        turn = conversation.turns[-1] if conversation.turns else None
+        tells = self.hearing is not None and self.hearing.tells_anything
+        if not tells or turn is None or turn.recording is None or turn.told:
+            return [gr.skip()] * 3
+        turn.told = True
+        return heard_updates(self.hearing.hear(turn.recording.samples), self.hearing)
 
     def new(self) -> list[Any]:
         """An empty page: for the recording, the conversation, the chat, the problem, and `heard_updates`."""
-        heard = self._no_news() if self.hearing is None else heard_updates(None, self.hearing)
+        heard = [gr.skip()] * 3 if self.hearing is None else heard_updates(None, self.hearing)
         return [None, Conversation(), [], problem(), *heard]
 
     def pick(self, index: int) -> list[Any]:

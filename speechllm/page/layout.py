@@ -116,12 +116,14 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
                         elem_id="languages",
                     )
                     remark = gr.Markdown(visible=False, elem_id="remark")
-        shown = [chat, trouble, transcript, languages, remark]
+        heard = [transcript, languages, remark]
+        # "multiple": a press while a question is open is not passed over in silence; the conversation answers it.
         asked = gr.on(
             [send.click, instruction.submit],
             handlers.ask,
             [audio, instruction, remember, conversation],
-            [audio, *shown],
+            [audio, chat, trouble],
+            trigger_mode="multiple",
             show_progress="hidden",
             concurrency_limit=None,
         )
@@ -134,16 +136,18 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
         answered = turns.change(
             handlers.ask_spoken,
             [turns, instruction, remember, conversation],
-            shown,
+            [chat, trouble],
             trigger_mode="always_last",
             show_progress="hidden",
             concurrency_limit=None,
         )
+        for answer in (asked, answered):
+            answer.then(handlers.tell, conversation, heard, show_progress="hidden", concurrency_limit=None)
         gr.on(
             [new.click, chat.clear],
             handlers.new,
             None,
-            [audio, conversation, *shown],
+            [audio, conversation, chat, trouble, *heard],
             cancels=[asked, answered],
             show_progress="hidden",
         )
