@@ -19,6 +19,11 @@ from .samples import Sample
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no hidden network
 import gradio as gr  # noqa: E402  reads the environment
 
+GUESS = (
+    "The model could not make this out, so its answer is a guess. It may be noise, or speech unlike what it was "
+    "trained on."
+)
+
 
 def problem(error: PageError | None = None) -> Any:
     """The box with what went wrong; hidden without an error. The text is shown as it is, not as markup."""
@@ -29,16 +34,11 @@ def problem(error: PageError | None = None) -> Any:
 def heard_updates(heard: Heard | None, hearing: Hearing) -> list[Any]:
     """For the transcript, the languages and the remark."""
     heard = heard or Heard()
-    remark = ""
-    if heard.understood is False:
-        remark = (
-            "⚠️ The model could not make this out, so its answer is a guess. It may be noise, or speech unlike what it "
-            "was trained on."
-        )
+    guess = heard.understood is False
     return [
         gr.Textbox(heard.transcript, visible=hearing.tells_transcript),
         gr.Label(heard.languages, visible=hearing.tells_language),
-        gr.Markdown(remark, visible=bool(remark)),
+        gr.HTML(f'<div class="guess" role="status">{GUESS}</div>' if guess else "", visible=guess),
     ]
 
 

@@ -12,12 +12,15 @@ from .samples import INSTRUCTIONS
 
 START = "Start listening"  # as in live.js
 KEPT = 3600  # seconds that recordings stay in the server's temporary folder
+SHOW_CHAT = "() => document.querySelector('#chat').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 CSS = """
 footer { display: none !important }
 .problem { border: 1px solid #b91c1c; border-left-width: 6px; border-radius: 6px; background: #fef2f2;
   color: #7f1d1d; padding: 10px 14px }
-.problem * { color: #7f1d1d !important }
+.guess { border: 1px solid #b45309; border-left-width: 6px; border-radius: 6px; background: #fffbeb;
+  color: #78350f; padding: 10px 14px }
 .message small { opacity: 0.65 }
+#languages { border: none !important }
 #live-status { padding: 4px 2px; font-weight: 600 }
 #chat button[title="Share"] { display: none }
 """
@@ -88,13 +91,6 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
                     samples=[[text] for text in INSTRUCTIONS],
                     elem_id="ideas",
                 )
-                examples = gr.Dataset(
-                    label="No microphone at hand? Take one of these recordings",
-                    components=[gr.Textbox(visible=False)],
-                    samples=[[sample.label] for sample in handlers.samples],
-                    type="index",
-                    elem_id="examples",
-                )
             with gr.Column(scale=3, min_width=340):
                 chat = gr.Chatbot(
                     label="Conversation",
@@ -103,6 +99,7 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
                     elem_id="chat",
                     placeholder="Your questions and the answers.",
                 )
+                remark = gr.HTML(visible=False, elem_id="remark")
                 with gr.Group(visible=tells):
                     transcript = gr.Textbox(
                         label="What the encoder heard, word for word",
@@ -112,10 +109,17 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
                     languages = gr.Label(
                         label="Which language it heard",
                         num_top_classes=6,
+                        show_heading=False,
                         visible=tells and hearing.tells_language,
                         elem_id="languages",
                     )
-                    remark = gr.Markdown(visible=False, elem_id="remark")
+        examples = gr.Dataset(
+            label="No microphone at hand? Take one of these recordings",
+            components=[gr.Textbox(visible=False)],
+            samples=[[sample.label] for sample in handlers.samples],
+            type="index",
+            elem_id="examples",
+        )
         heard = [transcript, languages, remark]
         # "multiple": a press while a question is open is not passed over in silence; the conversation answers it.
         asked = gr.on(
@@ -127,6 +131,8 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
             show_progress="hidden",
             concurrency_limit=None,
         )
+        # Where the columns stand one below the other, the conversation comes into sight.
+        gr.on([send.click, instruction.submit], None, None, None, js=SHOW_CHAT)
         # From the press on record until the browser has sent the recording there is nothing to ask about yet.
         audio.start_recording(None, None, send, js=enabled(False))
         gr.on([audio.change, audio.clear], None, None, send, js=enabled(True))
