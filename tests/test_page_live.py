@@ -14,6 +14,7 @@ from openai_server import openai_server
 from transformers import WhisperFeatureExtractor
 
 import speechllm
+from benchmarks.live_latency import end_of_speech
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.audio import load_audio
 from speechllm.page.client import Client
@@ -126,6 +127,11 @@ def test_silero_finds_the_packaged_recordings_in_a_stream():
     assert len(turns) == 2
     for turn, recording in zip(turns, recordings, strict=True):
         assert len(turn) == pytest.approx(len(recording), abs=0.5 * RATE)
+
+
+def test_the_benchmark_of_live_turns_knows_where_speech_ends():
+    recording = np.concatenate([np.zeros(24000), sine(1.0, 48000), 0.001 * sine(0.5, 48000)])
+    assert end_of_speech(recording) == pytest.approx(1.5, abs=0.021)
 
 
 # microphones

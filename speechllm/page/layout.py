@@ -20,6 +20,7 @@ footer { display: none !important }
 .guess { border: 1px solid #b45309; border-left-width: 6px; border-radius: 6px; background: #fffbeb;
   color: #78350f; padding: 10px 14px }
 .message small { opacity: 0.65 }
+#remember input { border: 1px solid #6b7280 }
 #languages { border: none !important }
 #live-status { padding: 4px 2px; font-weight: 600 }
 #chat button[title="Share"] { display: none }
@@ -71,7 +72,7 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
                         )
                     with gr.Tab("Live"):
                         gr.Markdown(
-                            "Start, and speak. Whenever you pause, what you said is sent, with what is written below."
+                            "Press start and speak. Whenever you pause, what you said is sent with the question below."
                         )
                         listen = gr.Button(START, elem_id="listen")
                         gr.HTML('<div id="live-status" role="status">The microphone is off.</div>')
@@ -94,7 +95,7 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
             with gr.Column(scale=3, min_width=340):
                 chat = gr.Chatbot(
                     label="Conversation",
-                    height=440,
+                    height=520,
                     buttons=["copy"],
                     elem_id="chat",
                     placeholder="Your questions and the answers.",
