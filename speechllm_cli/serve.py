@@ -41,10 +41,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--port", type=_port, default=8000, help="port to listen at (8000); 0 takes a free one")
     parser.add_argument("--served-model-name", metavar="NAME", help="what clients call the model (MODEL as given)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (an accelerator if there is one)")
-    parser.add_argument("--dtype", help="precision, such as bfloat16 (the checkpoint's)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (the checkpoint's)")
     parser.add_argument("--max-body", type=_size, default=200, metavar="MIB", help="largest request in MiB (200)")
     parser.add_argument(
         "--allow-local-files", action="store_true", help="let clients name files of this machine as audio_url"
+    )
+    parser.add_argument(
+        "--refuse-urls", action="store_true", help="fetch no http(s) address for clients; data: addresses stay"
     )
     parser.set_defaults(run=run)
 
@@ -75,7 +78,7 @@ def check_packages() -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until interrupted; returns 0, or 2 if it cannot begin."""
+    """Serves until interrupted (then 130); returns 2 if it cannot begin."""
     try:
         check_packages()
         bound = _bind(arguments.host, arguments.port)
@@ -93,9 +96,19 @@ def _bind(host: str, port: int) -> Any:
         return open_port(host, port)
     except OSError as error:
         raise CommandError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}. Give another --port, or 0 for a free "
-            "one."
+            f"cannot listen at {host}, port {port}: {error.strerror or error}. Give a free --port (0 finds one) and "
+            "an address of this machine as --host."
         ) from error
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = str(error).splitlines()[0].rstrip(".")
+        raise CommandError(f"--device {device} cannot be used: {found}. Give cpu, or what there is.") from error
 
 
 def _serve(arguments: argparse.Namespace, bound: Any) -> int:
@@ -104,9 +117,17 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
     except ImportError as error:
         raise CommandError(str(error)) from error
     options = {key: getattr(arguments, key) for key in ("device", "dtype") if getattr(arguments, key) is not None}
-    pipe = load_pipeline(arguments.model, **options)
     name = arguments.served_model_name or arguments.model or EMBEDDED
-    app = build_app(pipe, name, arguments.max_body * 2**20, arguments.allow_local_files)
+    if arguments.device is not None:
+        _check_device(arguments.device)
+    print(f"Loading {arguments.model or EMBEDDED}", flush=True)
+    pipe = load_pipeline(arguments.model, **options)
+    try:
+        app = build_app(
+            pipe, name, arguments.max_body * 2**20, arguments.allow_local_files, not arguments.refuse_urls
+        )
+    except ImportError as error:
+        raise CommandError(str(error)) from error
     host, port = bound.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -24,9 +24,9 @@ ROOMS = {  # room: what it may import from, beside itself
     "trainers.commands": {*MODEL, "hub_cards", "trainers.*"},
     "speechllm": MODEL,
     "speechllm.speech_synthesis": {*MODEL, "trainers.targets"},
-    "speechllm.serving": MODEL,
     "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*", "speechllm.speech_synthesis"},
     "speechllm.page": {*MODEL, "speechllm", "speechllm.evaluation"},
+    "speechllm.serving": {*MODEL, "speechllm"},
     "speechllm_cli": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
 }

@@ -1,1 +1,1 @@
-"""Serving a SpeechLLM by engines that exist: transformers' own server, behind OpenAI's API."""
+"""Serving: engines that people already run, told what a SpeechLLM is."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import torch
+import transformers
 from fastapi.responses import Response, StreamingResponse
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -20,18 +21,39 @@ from processing_speechllm.positions import check_positions, default_new_tokens, 
 
 from .requests import CHAT_OPTIONS, RESPONSE_OPTIONS, Options, RequestError, load_chat, template_variables
 
+FITTING = 'pip install "transformers>=5.23,<5.25"'
 try:
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
     from transformers.cli.serving.response import ResponseHandler
-    from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
+    from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState, Modality
 except ImportError as error:
-    import transformers
-
     raise ImportError(
         f"the server of transformers {transformers.__version__} is not the one that this release of speechllm knows "
-        f'({error}). Install one that fits: pip install "transformers>=5.23,<5.25"'
+        f"({error}). Install one that fits: {FITTING}"
     ) from error
+
+HOOKS = {  # what is overridden or called here, beside public names that the imports above find
+    ChatCompletionHandler: ("_validate_request", "_resolve_model", "_build_generation_config"),
+    ResponseHandler: ("_validate_request", "_resolve_model", "_build_generation_config", "_normalize_input"),
+    BaseHandler: ("get_processor_inputs_from_messages",),
+    ModelManager: ("load_model_and_processor", "get_model_modality", "shutdown"),
+    GenerateManager: ("generate_streaming", "generate_non_streaming"),
+    GenerationState: ("get_manager",),
+}
+
+
+def check_hooks() -> None:
+    """
+    Raises:
+        ImportError: this release of transformers has no such method any more, so overriding it would do nothing.
+    """
+    moved = [f"{kind.__name__}.{name}" for kind, names in HOOKS.items() for name in names if not hasattr(kind, name)]
+    if moved:
+        raise ImportError(
+            f"the server of transformers {transformers.__version__} has no {', '.join(moved)}, which this release of "
+            f"speechllm builds on. Install one that fits: {FITTING}"
+        )
 
 
 class LoadedModel(ModelManager):
@@ -41,11 +63,12 @@ class LoadedModel(ModelManager):
     Args:
         pipe: the `speech-instruct` pipeline; its model and processor are served.
         name: what clients call the model.
+        allow_urls: whether http(s) addresses that clients give are fetched.
     """
 
-    def __init__(self, pipe: Any, name: str):
+    def __init__(self, pipe: Any, name: str, allow_urls: bool = True):
         super().__init__()
-        self.name, self.model, self.processor = name, pipe.model, pipe.processor
+        self.name, self.model, self.processor, self.allow_urls = name, pipe.model, pipe.processor, allow_urls
 
     def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return self.model, self.processor
@@ -55,6 +78,8 @@ class LoadedModel(ModelManager):
 
     def list_models(self, *args: Any, **kwargs: Any) -> list[dict]:
         return [{"id": self.name, "object": "model", "created": 0, "owned_by": "speechllm"}]
+
+    get_gen_models = list_models  # its name in transformers 5.23
 
     def shutdown(self) -> None:
         """Nothing to unload: the model stays until the process ends."""
@@ -165,7 +190,8 @@ class _SpeechRequests:
             raise RequestError(f"The request has no {self.messages_key}. Give it.", param=self.messages_key)
         body.setdefault("stream", False)
         messages = self.messages_of(body)
-        return {**body, self.messages_key: load_chat(messages, self.model_manager.processor)}
+        chat = load_chat(messages, self.model_manager.processor, self.model_manager.allow_urls)
+        return {**body, self.messages_key: chat}
 
     def messages_of(self, body: dict) -> list:
         return body[self.messages_key]
@@ -231,4 +257,4 @@ class SpeechResponseHandler(_SpeechRequests, ResponseHandler):
         return messages
 
 
-__all__ = ["LoadedModel", "SpeechChatHandler", "SpeechGenerationState", "SpeechResponseHandler"]
+__all__ = ["LoadedModel", "SpeechChatHandler", "SpeechGenerationState", "SpeechResponseHandler", "check_hooks"]

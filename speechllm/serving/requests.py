@@ -13,10 +13,13 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import _get_template_variables
 
+from processing_speechllm.audio import LoadedAudio
+from processing_speechllm.audio_addresses import is_url
 from processing_speechllm.chat_messages import collect_audio, normalize_chats
 
 TEXT_KINDS = ("text", "input_text", "output_text")  # the latter two are of the Responses API
 AUDIO_KINDS = ("input_audio", "audio_url")
+CLOSING = set(".,;:!?)]…。，；：！？）")  # a text that begins so goes on with the sentence that the audio stands in
 IMPLIED = ("messages", "add_generation_prompt", "tools", "documents")  # of a template, but not for callers to set
 
 
@@ -167,7 +170,7 @@ def template_variables(processor: Any) -> frozenset[str]:
     return frozenset(_get_template_variables(template)) - {*IMPLIED, *processor.tokenizer.special_tokens_map}
 
 
-def load_chat(messages: list, processor: Any) -> list[dict]:
+def load_chat(messages: list, processor: Any, allow_urls: bool = True) -> list[dict]:
     """
     Messages as clients send them -> messages for `apply_chat_template`, with the audios decoded. It takes as long as
     the audio takes to arrive and to be decoded.
@@ -176,6 +179,7 @@ def load_chat(messages: list, processor: Any) -> list[dict]:
         messages: of the chat completions or the Responses API. Audio is `input_audio` (Base64 or a `data:` address) or
             `audio_url` (an http(s) or `data:` address).
         processor: the model's; its limits and its `allow_local_files` hold.
+        allow_urls: whether an http(s) address is fetched.
 
     Raises:
         RequestError: messages or audio that cannot be used.
@@ -191,6 +195,8 @@ def load_chat(messages: list, processor: Any) -> list[dict]:
     audio = []
     for number, source in enumerate(sources, start=1):
         try:
+            if not allow_urls and isinstance(source, dict) and is_url(source.get("url", "")):
+                raise ValueError(f"{source['url']}: web addresses are not fetched here. Send the audio itself.")
             audio.append(processor.loaded(source))
         except ValueError as error:
             place = f"Audio {number} of {len(sources)}: " * (len(sources) > 1)
@@ -208,10 +214,10 @@ def load_chat(messages: list, processor: Any) -> list[dict]:
 
 def _with_known_blocks(message: dict, number: int) -> dict:
     """A message with the blocks of both APIs in the form of chat completions."""
-    if "content" not in message or {"tool_calls", "function_call"} & message.keys():
-        raise ValueError(
-            f"Message {number} calls a tool, which this server does not know. Write calls and their results as text."
-        )
+    others = [key for key, value in message.items() if key not in ("role", "content") and value not in ("", [], {})]
+    if others or "content" not in message:
+        found = f"has {', '.join(others)}, which is not carried out here" if others else "has no content"
+        raise ValueError(f"Message {number} {found}. Write it as text in the content (tools are not called here).")
     if message["role"] == "developer":  # OpenAI's newer word, which few templates know
         message = {**message, "role": "system"}
     message = {key: message[key] for key in ("role", "content")}
@@ -220,6 +226,9 @@ def _with_known_blocks(message: dict, number: int) -> dict:
     blocks = []
     for block in message["content"]:
         kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+        if kind == "audio" and isinstance(block.get("audio"), LoadedAudio):  # by a handler; no JSON can say it
+            blocks.append(block)
+            continue
         if kind not in (*TEXT_KINDS, *AUDIO_KINDS):
             raise ValueError(
                 f"Message {number} has a content block of kind {kind!r}. Use text, input_audio "
@@ -230,12 +239,12 @@ def _with_known_blocks(message: dict, number: int) -> dict:
 
 
 def on_lines(blocks: list[dict]) -> list[dict]:
-    """A line break between an audio and what stands beside it, unless the text there has white space already."""
+    """A line break between an audio and what stands beside it, unless that has white space or a full stop there."""
     laid_out = []
     for block in blocks:
         if laid_out and "audio" in (block["type"], laid_out[-1]["type"]):
             before, after = laid_out[-1].get("text", ""), block.get("text", "")
-            if not before[-1:].isspace() and not after[:1].isspace():
+            if not before[-1:].isspace() and not after[:1].isspace() and after[:1] not in CLOSING:
                 laid_out.append({"type": "text", "text": "\n"})
         laid_out.append(block)
     return laid_out

@@ -18,12 +18,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from transformers.cli.serving.server import build_server
 
-from .handlers import LoadedModel, SpeechChatHandler, SpeechGenerationState, SpeechResponseHandler
+from .handlers import (
+    FITTING,
+    LoadedModel,
+    SpeechChatHandler,
+    SpeechGenerationState,
+    SpeechResponseHandler,
+    check_hooks,
+)
 from .requests import RequestError
+from .transcriptions import SpeechTranscriptionHandler
 
 SERVED = {
     "/v1/chat/completions": "POST",
     "/v1/responses": "POST",
+    "/v1/audio/transcriptions": "POST",
     "/v1/models": "GET",
     "/health": "GET",
 }
@@ -31,7 +40,9 @@ MAX_BODY = 200 * 2**20  # bytes: an hour of 16 kHz PCM in Base64 takes 154 milli
 logger = logging.getLogger("uvicorn.error")
 
 
-def build_app(pipe: Any, name: str, max_body: int = MAX_BODY, allow_local_files: bool = False) -> FastAPI:
+def build_app(
+    pipe: Any, name: str, max_body: int = MAX_BODY, allow_local_files: bool = False, allow_urls: bool = True
+) -> FastAPI:
     """
     The server's app.
 
@@ -40,15 +51,25 @@ def build_app(pipe: Any, name: str, max_body: int = MAX_BODY, allow_local_files:
         name: what clients call the model.
         max_body: bytes of a request, at most.
         allow_local_files: whether an `audio_url` may be a path on this machine.
+        allow_urls: whether an `audio_url` may be an http(s) address, which is fetched.
+
+    Raises:
+        ImportError: the server of this release of transformers is not the one that is known here.
     """
+    check_hooks()
     pipe.processor.allow_local_files = allow_local_files
-    model, state = LoadedModel(pipe, name), SpeechGenerationState()
-    ours = {"chat_handler": SpeechChatHandler(model, state), "response_handler": SpeechResponseHandler(model, state)}
+    model, state = LoadedModel(pipe, name, allow_urls), SpeechGenerationState()
+    chat = SpeechChatHandler(model, state)
+    ours = {
+        "chat_handler": chat,
+        "response_handler": SpeechResponseHandler(model, state),
+        "transcription_handler": SpeechTranscriptionHandler(chat),
+    }
     parameters = inspect.signature(build_server).parameters
     if not {"model_manager", "generation_state", *ours} <= set(parameters):
         raise ImportError(
-            f"the server of transformers {transformers.__version__} is not the one that this release of speechllm "
-            'knows. Install one that fits: pip install "transformers>=5.23,<5.25"'
+            f"build_server of transformers {transformers.__version__} takes other handlers than this release of "
+            f"speechllm knows. Install one that fits: {FITTING}"
         )
     closed = {key: None for key in parameters if key.endswith("_handler") and key not in ours}  # behind the gate
     app = build_server(model_manager=model, generation_state=state, **ours, **closed)
