@@ -259,6 +259,13 @@ def test_a_bad_recording_stays_and_the_problem_is_shown_as_text(handlers, tmp_pa
     assert "&lt;b&gt;.wav" in row[2].value and "<b>" not in row[2].value
 
 
+def test_a_recording_that_the_server_does_not_take_comes_back(handlers, server, tmp_path):
+    server.refusal = (500, {"error": "out of memory"})
+    path = write(tmp_path, sine(0.5))
+    begun, ended = handlers.ask(path, "Transcribe.", True, Conversation())
+    assert begun[0] is None and ended[0] == path and "out of memory" in ended[2].value
+
+
 def test_a_problem_goes_with_the_next_question(handlers):
     rows = list(handlers.ask(None, "Hello?", True, Conversation()))
     assert not rows[-1][2].visible

@@ -17,6 +17,7 @@ import soundfile
 import soxr
 from openai_server import openai_server
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -30,7 +31,7 @@ from speechllm.page.server import free_port
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(speechllm.NANO) / "examples"
-PATIENCE = 60  # seconds; a machine may be busy
+PATIENCE = 180  # seconds; a machine may be very busy
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -65,7 +66,9 @@ class Page:
         self.wait(lambda: self.all("#ask"))
 
     def wait(self, condition):
-        return WebDriverWait(self.driver, PATIENCE, 0.1).until(lambda driver: condition())
+        """What the condition gives, once it gives something; parts that are replaced meanwhile are looked up anew."""
+        stale = [StaleElementReferenceException, ElementClickInterceptedException]
+        return WebDriverWait(self.driver, PATIENCE, 0.1, stale).until(lambda driver: condition())
 
     def all(self, css: str) -> list:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
@@ -74,8 +77,13 @@ class Page:
         return self.wait(lambda: self.all(css))[0]
 
     def click(self, css: str, text: str = "") -> None:
-        self.wait(lambda: [part for part in self.all(css) if text in part.text])
-        next(part for part in self.all(css) if text in part.text).click()
+        def clicked() -> bool:
+            parts = [part for part in self.all(css) if text in part.text]
+            for part in parts[:1]:
+                part.click()
+            return bool(parts)
+
+        self.wait(clicked)
 
     def upload(self, path: Path) -> None:
         self.click("#recording button[aria-label='Upload file']")
@@ -95,8 +103,7 @@ class Page:
 
     def wait_for_answers(self, count: int) -> str:
         """The chat, once so many answers are complete."""
-        self.wait(lambda: self.chat().count("all after") >= count)
-        return self.chat()
+        return self.wait(lambda: (chat := self.chat()).count("all after") >= count and chat)
 
     def problem(self) -> str:
         return self.wait(lambda: [part.text for part in self.all("#problem .problem") if part.text])[0]

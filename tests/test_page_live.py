@@ -209,9 +209,19 @@ def test_live_turns_are_asked_about_in_order(web, microphones):
         conversation = Conversation()
         rows = list(handlers.ask_spoken(" ".join(names), "Transcribe.", True, conversation))
         seconds = [turn.recording.seconds for turn in conversation.turns]
-        assert len(names) == 2 and seconds[0] < seconds[1] and {len(row) for row in rows} == {2}
+        assert len(names) == 2 and seconds[0] < seconds[1] and {len(row) for row in rows} == {3}
         assert len(server.requests) == 2
         assert list(handlers.ask_spoken(" ".join(names), "Transcribe.", True, conversation)) == []
+
+
+def test_a_live_turn_that_the_server_does_not_take_is_kept_as_a_recording(web, microphones):
+    with openai_server() as server:
+        handlers = Handlers(Client(server.base_url), None, [], microphones)
+        (name,) = post(web, np.concatenate([sine(1.0), silence(0.7)])).json()["turns"]
+        server.refusal = (500, {"error": "out of memory"})
+        path, chat, problem = list(handlers.ask_spoken(name, "Transcribe.", True, Conversation()))[-1]
+        assert len(load_audio(path)) > RATE and chat == []
+        assert "out of memory" in problem.value and "is kept under" in problem.value
 
 
 # what was heard

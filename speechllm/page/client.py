@@ -70,8 +70,8 @@ class Client:
         """
         started = time.perf_counter()
         text, first, tokens, reason = "", None, None, None
-        with told(self.base_url):
-            for chunk in self._stream(messages):
+        with told(self.base_url), self._stream(messages) as chunks:
+            for chunk in chunks:
                 if chunk.usage is not None:
                     tokens = chunk.usage.completion_tokens
                 for choice in chunk.choices:

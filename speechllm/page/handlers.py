@@ -19,6 +19,7 @@ from .samples import Sample
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no hidden network
 import gradio as gr  # noqa: E402  reads the environment
 
+KEPT = "What you said is kept under “Record or upload”."
 GUESS = (
     "The model could not make this out, so its answer is a guess. It may be noise, or speech unlike what it was "
     "trained on."
@@ -65,26 +66,30 @@ class Handlers:
     def ask(
         self, path: str | None, instruction: str, remember: bool, conversation: Conversation
     ) -> Iterator[list[Any]]:
-        """For the recording, the chat and the problem."""
+        """For the recording, the chat and the problem. A recording that came to nothing stays, or comes back."""
+        kept = gr.skip()
         try:
             recording = read_recording(path) if path else None
             for _ in conversation.ask(self.client, instruction, recording, remember):
                 yield [None, conversation.messages(), problem()]
-        except PageError as error:  # what was given stays, so that it can be mended
-            yield [gr.skip(), conversation.messages(), problem(error)]
+                kept = path
+        except PageError as error:
+            yield [kept, conversation.messages(), problem(error)]
 
     def ask_spoken(
         self, names: str, instruction: str, remember: bool, conversation: Conversation
     ) -> Iterator[list[Any]]:
-        """Live turns by their names, one after the other; for the chat and the problem."""
+        """Live turns by their names, one after the other; outputs as in `ask`. One that came to nothing is put where
+        recordings are."""
         for recording in self.microphones.take(names):
             while conversation.busy:  # with a question that was typed
                 time.sleep(0.05)
             try:
                 for _ in conversation.ask(self.client, instruction, recording, remember):
-                    yield [conversation.messages(), problem()]
+                    yield [gr.skip(), conversation.messages(), problem()]
             except PageError as error:
-                yield [conversation.messages(), problem(error)]
+                told = PageError(f"{error} {KEPT}")
+                yield [recording.path, conversation.messages(), problem(told)]
 
     def tell(self, conversation: Conversation) -> list[Any]:
         """What was heard in the last turn, if it has a recording of which that was not told yet: `heard_updates`."""

@@ -143,7 +143,7 @@ def build(handlers: Handlers, title: str, about: str = "", remembers: bool = Tru
         answered = turns.change(
             handlers.ask_spoken,
             [turns, instruction, remember, conversation],
-            [chat, trouble],
+            [audio, chat, trouble],
             trigger_mode="always_last",
             show_progress="hidden",
             concurrency_limit=None,
