@@ -30,7 +30,7 @@ from .llm_head import build_head, scale_logits
 from .older_transformers import slice_logits_to_keep
 from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
-from .under_vllm import check_under_vllm, runs_under_vllm, set_placeholders_aside
+from .under_vllm import check_under_vllm, prepare_for_vllm, runs_under_vllm
 
 
 @dataclass
@@ -99,8 +99,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.multi_modal_projector = new_connector(config, self.language_model.get_input_embeddings())
         self.audio_layers = config.audio_layers  # of the encoder, which the connector mixes
-        if runs_under_vllm(config) and config.audio_token_id >= config.text_config.vocab_size:
-            set_placeholders_aside(self.language_model.get_input_embeddings())
+        if runs_under_vllm(config):
+            prepare_for_vllm(self)
         self.post_init()
 
     @classmethod

@@ -7,7 +7,6 @@ and the LLM's hidden states. What it would lose without a word is refused when t
 from typing import Any
 
 import torch
-from torch import nn
 
 from .connectors import CONNECTORS
 
@@ -49,10 +48,14 @@ class PlaceholdersAside:
         return super().forward(input_ids.masked_fill(input_ids >= self.num_embeddings, 0))
 
 
-def set_placeholders_aside(table: nn.Embedding) -> None:
-    """Lets an LLM's table be asked for placeholders that lie outside of it. vLLM, which asks it itself, puts its own
-    table in its place and keeps what a class of `nn.Embedding` adds."""
-    table.__class__ = type(type(table).__name__, (PlaceholdersAside, type(table)), {})
+def prepare_for_vllm(model: Any) -> None:
+    """Makes a base model what vLLM takes it for."""
+    # By this list it leaves out weights, of the head too, which is its own beside the base model.
+    model._keys_to_ignore_on_load_unexpected = []
+    if model.config.audio_token_id >= model.config.text_config.vocab_size:
+        # It asks the LLM's table itself. In its place it puts its own, and keeps what a class of `nn.Embedding` adds.
+        table = model.get_input_embeddings()
+        table.__class__ = type(type(table).__name__, (PlaceholdersAside, type(table)), {})
 
 
-__all__ = ["check_under_vllm", "runs_under_vllm", "set_placeholders_aside"]
+__all__ = ["check_under_vllm", "prepare_for_vllm", "runs_under_vllm"]

@@ -7,7 +7,7 @@ from typing import Any
 from .loading import EMBEDDED, CommandError, load_pipeline, report
 from .pages import page
 
-PACKAGES = ("fastapi", "uvicorn", "openai", "opentelemetry", "multipart")
+PACKAGES = ("fastapi", "uvicorn", "openai", "opentelemetry", "python_multipart")
 DESCRIPTION = """\
 Answers requests of OpenAI's API about recordings, by the server of transformers: chat completions and responses, with
 input_audio and audio_url, streamed or not. It answers one request after the other; see {page} for more.

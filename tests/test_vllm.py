@@ -116,6 +116,12 @@ def test_placeholders_beyond_the_table_are_embedded_where_vllm_asks_the_table(vl
     )
 
 
+def test_vllm_is_not_told_to_leave_out_the_head(vllm_attention):
+    """It has a head of its own, and loads those weights that the base model does not call unexpected."""
+    assert "lm_head" in SpeechLLMModel._keys_to_ignore_on_load_unexpected[0]
+    assert not SpeechLLMModel(under_vllm())._keys_to_ignore_on_load_unexpected
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -8,10 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, comparison_cases, load_cases
+from .cases import Case, comparison_cases, load_cases, load_examples
 from .engines import Answer, PipelineEngine, ServerEngine, transformers_server, vllm_server
 from .environment import make_environment, versions
 from .tables import markdown
@@ -78,6 +79,8 @@ def servers(options: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, A
         exported = scratch / "exported"
         export(options.model, exported)
         yield REMOTE, lambda: vllm_server(options.vllm, str(exported), logs / "vllm_remote.txt", remote_code=True)
+    for address in options.url or []:
+        yield address, lambda address=address: nullcontext(ServerEngine(address, lines=False, tells_logprobs=False))
     if options.serve:
         yield SERVE, lambda: transformers_server(options.model, logs / "serve.txt")
 
@@ -90,9 +93,7 @@ def export(model: str, out: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from speechllm_cli.demo import load_examples
-
-    examples = load_examples(Path(options.model) / "examples")
+    examples = load_examples(Path(options.model))
     print(PIPELINE, flush=True)
     pipeline = PipelineEngine(options.model)
     cases = comparison_cases(examples, pipeline.longest_audio())
@@ -134,6 +135,7 @@ def main() -> None:
     measuring.add_argument("--out", type=Path, required=True, help="folder for results.json, results.md and logs")
     measuring.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM")
     measuring.add_argument("--serve", action="store_true", help="measure `speechllm serve` too")
+    measuring.add_argument("--url", nargs="+", metavar="ADDRESS", help="servers that run already: http://host:port")
     measuring.add_argument("--model", default=speechllm.NANO, help="checkpoint with examples (the embedded one)")
     measuring.add_argument("--requests", type=int, default=96, help="requests of a measurement (96)")
     measuring.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64], help="1 4 16 64")

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -44,6 +46,22 @@ def encoded(samples: np.ndarray, rate: int) -> str:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format="WAV", subtype="FLOAT")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def load_examples(model: Path) -> list[dict]:
+    """
+    The recordings beside a checkpoint, each with its file and questions.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    folder = model / "examples"
+    if not (folder / "examples.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no examples.json. Export the checkpoint with --example, or take another."
+        )
+    rows = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+    return [row | {"file": str(folder / row["file"])} for row in rows]
 
 
 def comparison_cases(examples: list[dict], longest: float) -> dict[str, list[Case]]:
@@ -92,4 +110,4 @@ def load_cases(examples: list[dict], count: int, seed: int) -> list[Case]:
     ]
 
 
-__all__ = ["Case", "comparison_cases", "load_cases"]
+__all__ = ["Case", "comparison_cases", "load_cases", "load_examples"]

@@ -21,7 +21,7 @@ from processing_speechllm.positions import check_positions, default_new_tokens, 
 
 from .requests import CHAT_OPTIONS, RESPONSE_OPTIONS, Options, RequestError, load_chat, template_variables
 
-FITTING = 'pip install "transformers>=5.23,<5.25"'
+FITTING = 'pip install --upgrade "speechllm[serve]" "transformers>=5.23,<5.25"'
 try:
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"the server of transformers {transformers.__version__} is not the one that this release of speechllm knows "
-        f"({error}). Install one that fits: {FITTING}"
+        f"({error}). Install what fits: {FITTING}"
     ) from error
 
 HOOKS = {  # what is overridden or called here, beside public names that the imports above find
@@ -52,7 +52,7 @@ def check_hooks() -> None:
     if moved:
         raise ImportError(
             f"the server of transformers {transformers.__version__} has no {', '.join(moved)}, which this release of "
-            f"speechllm builds on. Install one that fits: {FITTING}"
+            f"speechllm builds on. Install what fits: {FITTING}"
         )
 
 

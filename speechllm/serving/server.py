@@ -69,7 +69,7 @@ def build_app(
     if not {"model_manager", "generation_state", *ours} <= set(parameters):
         raise ImportError(
             f"build_server of transformers {transformers.__version__} takes other handlers than this release of "
-            f"speechllm knows. Install one that fits: {FITTING}"
+            f"speechllm knows. Install what fits: {FITTING}"
         )
     closed = {key: None for key in parameters if key.endswith("_handler") and key not in ours}  # behind the gate
     app = build_server(model_manager=model, generation_state=state, **ours, **closed)
