@@ -304,6 +304,7 @@ class Composable:
         if decoder is not None:
             model.model.multi_modal_projector.load_decoder(decoder)
         model.freeze("encoder", "llm")
+        model.attention_was_chosen = any(implementations.values())
         return model.eval()
 
     def replace_connector(self, connector: dict | str | None = None) -> None:
