@@ -93,9 +93,7 @@ def test_a_fixed_prompt_stands_in_place_of_the_pool(tmp_path):
 
 def test_weights_of_tasks_that_the_pool_lacks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="task_weights: the pool has no 'template_translat'. Did you mean"):
-        generate_targets(
-            config(tmp_path, target_set="MI", task_weights={"template_translat": 95}), source(2), Echo()
-        )
+        generate_targets(config(tmp_path, target_set="MI", task_weights={"template_translat": 95}), source(2), Echo())
 
 
 def test_audio_and_every_other_column_are_carried_over_as_they_were(tmp_path):
