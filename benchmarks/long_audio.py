@@ -5,7 +5,7 @@
 
 Prints a table: megabytes above an empty process with the encoder loaded, seconds of the encoder and of the connector,
 for 1, 10 and 60 minutes of audio (log-mel noise) through a frozen Whisper encoder and each connector at small sizes.
-With --passes the encoder alone, one process, the numbers of windows in turns, median of three.
+With --passes the encoder alone, one process, the numbers of windows in turns, median of two after one.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def measure(encoder: str, connector: str, minutes: float) -> dict[str, float]:
 
 
 def measure_passes(encoder: str, counts: list[int], minutes: float, dtype: str) -> None:
-    """Prints seconds and new peak memory of the encoder for each number of windows per pass."""
+    """Prints CPU seconds and peak memory of the encoder for each number of windows per pass."""
     import torch
 
     from modeling_speechllm import audio_towers
@@ -83,17 +83,16 @@ def measure_passes(encoder: str, counts: list[int], minutes: float, dtype: str) 
     features = torch.randn(1, config.num_mel_bins, round(minutes * 60 * 100)).to(getattr(torch, dtype))
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     peaks = {}
-    for turn in range(4):
+    for turn in range(3):
         for count in sorted(counts):  # the peak of a process only grows
             audio_towers.WINDOWS_PER_PASS = {"cpu": count}
-            began = time.perf_counter()
+            began = time.process_time()  # of all threads: says the same on a machine that others use
             tower(features)
             if turn:
-                seconds[count].append(time.perf_counter() - began)
+                seconds[count].append(time.process_time() - began)
             peaks.setdefault(count, peak_megabytes())
-    print(
-        f"| windows per pass, {dtype} | s for {minutes:g} min | over the fastest | peak MB of the process |\n|---|---|---|---|"
-    )
+    print(f"| windows per pass, {dtype} | CPU s for {minutes:g} min | over the fastest | peak MB of the process |")
+    print("|---|---|---|---|")
     fastest = min(statistics.median(values) for values in seconds.values())
     for count in counts:
         median = statistics.median(seconds[count])

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from modeling_speechllm import conformer_ctc, ctc_compress
-from modeling_speechllm.conformer_ctc import RelativeAttention, relative_positions
 from modeling_speechllm.configuration_connectors import connector_config
+from modeling_speechllm.conformer_ctc import RelativeAttention, relative_positions
 from modeling_speechllm.connectors import build_connector
 from modeling_speechllm.ctc_compress import mean_at_begin, rotary_positions, rotate, runs
 
