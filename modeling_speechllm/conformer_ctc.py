@@ -131,8 +131,8 @@ class RelativeAttention(Initialized):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """A block of consecutive queries over consecutive keys; `position` goes from the distance of the last query from
-        the first key to that of the first query from the last key."""
+        """Consecutive queries over consecutive keys; `position` goes from the last query's distance to the first key
+        down to the first query's to the last key."""
         by_distance = (query + self.position_bias[:, None].to(query.dtype)) @ position.transpose(-1, -2)
         bias = by_key(by_distance, key.shape[2]) / math.sqrt(query.shape[-1])
         return F.scaled_dot_product_attention(

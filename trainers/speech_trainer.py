@@ -38,7 +38,7 @@ from .data.loaders import build_loader, is_stream
 from .data.loading import dataset_fingerprint
 from .objectives.divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
 from .objectives.forward_redirection import through_forward
-from .objectives.speech_inputs import connect, embed_prompts
+from .objectives.speech_inputs import connect, embed_prompts, read_prompts
 from .objectives.terms import Term, Totals, weighted_loss
 from .speech_config import SpeechTrainingConfig, check_given
 
@@ -212,7 +212,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """Logits (rows, sequence, vocabulary) and labels (rows, sequence) of a batch, those of a position standing at
         that before it as everywhere in transformers; `model` is the SpeechLLM without wrappers."""
         inputs = embed_prompts(model, batch, connect(model, batch))
-        hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
+        hidden = read_prompts(model, inputs)
         return self.head(model)(hidden), batch["labels"]
 
     def outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[CausalLMOutput, torch.Tensor]:
