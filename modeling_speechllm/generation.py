@@ -13,6 +13,7 @@ from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel, 
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .attention_backends import attention_for_any_length
 from .left_out import attended_places, leave_out, left_out_places, take_places
 
 # What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
@@ -81,6 +82,7 @@ class SpeechGenerationMixin(GenerationMixin):
     """Generating of `SpeechLLMForConditionalGeneration`."""
 
     @torch.no_grad()
+    @attention_for_any_length()
     def generate(
         self,
         inputs: torch.LongTensor | None = None,

@@ -25,6 +25,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTTrainer
 
+from modeling_speechllm.attention_backends import attention_for_any_length
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.llm_head import scale_logits
 
@@ -369,7 +370,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         begin = time.monotonic()
         self.before_step()
-        loss = super().training_step(*args, **kwargs)
+        with attention_for_any_length():
+            loss = super().training_step(*args, **kwargs)
         self._busy += time.monotonic() - begin
         return loss
 
@@ -414,7 +416,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """The terms go into the totals of the evaluation. Where metrics or predictions are asked for, also logits and
         labels; of several processes all give as many rows, the added ones labelled -100 throughout."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), attention_for_any_length():
             if self.compute_loss_func is None:
                 self._totals["eval"].add(self.terms(model, inputs), inputs["counts"])
             else:

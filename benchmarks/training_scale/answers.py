@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -99,7 +100,28 @@ def attention_times(device: str) -> dict[str, float]:
             found[name] = 1000 * timed(lambda form=form: form().sum().backward())
         except RuntimeError:  # a backend that this device or mask does not have
             found[name] = None
-    return found
+    return found | {f"{name}, every length new": new_length_times(device, name) for name in ("SDPA", "SDPA, no cuDNN")}
+
+
+def new_length_times(device: str, form: str) -> float:
+    """Milliseconds of one layer's attention, forward and backward, on 20 batches no two of which are equally long."""
+    from modeling_speechllm.attention_backends import attention_for_any_length
+
+    rows, heads = (32, 20) if device == "cuda" else (2, 2)
+    with nullcontext() if form == "SDPA" else attention_for_any_length():
+        begin = None
+        for number in range(21):
+            length = 300 + 7 * number if device == "cuda" else 20 + number
+            query, key, value = (
+                torch.randn(rows, heads, length, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+                for _ in range(3)
+            )
+            F.scaled_dot_product_attention(query, key, value).sum().backward()
+            if number == 0:
+                synchronize()
+                begin = time.perf_counter()
+        synchronize()
+        return 1000 * (time.perf_counter() - begin) / 20
 
 
 def graph_times(small: Callable[[], Any], device: str) -> dict[str, float | None]:

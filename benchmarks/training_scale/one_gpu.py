@@ -40,8 +40,8 @@ class Forms:
         step, ctc = self.training_step, {"type": "conformer_ctc", "layers": None}
         return [
             ("matrix product 8192, bf16", 1, lambda: {"tflops_per_process": matmul_tflops(self.device)}),
-            ("answers, ultravox", 12, lambda: self.answers("large")),
-            (f"imitation, ultravox, SDPA, batch {large}", 8, lambda: step("imitation", "ultravox", large)),
+            ("attention, forward and backward", 4, lambda: {"milliseconds": attention_times(self.device)}),
+            (f"imitation, ultravox, SDPA, batch {large}", 12, lambda: step("imitation", "ultravox", large)),
             (f"the same, batch {few}", 4, lambda: step("imitation", "ultravox", few)),
             (f"the same, batch {large}, eager attention", 6, lambda: step("imitation", "ultravox", large, "eager")),
             (
@@ -50,7 +50,7 @@ class Forms:
                 lambda: step("imitation", "ultravox", large, gradient_checkpointing=True),
             ),
             (f"distillation, lad-soft, SDPA, batch {large}", 12, lambda: step("distillation", "lad-soft", large)),
-            ("attention, forward and backward", 3, lambda: {"milliseconds": attention_times(self.device)}),
+            ("answers, ultravox", 15, lambda: self.answers("large")),
             ("small model, CUDA graphs", 5, lambda: {"milliseconds": graph_times(self.small, self.device)}),
             ("small model, answers", 6, lambda: self.answers("base")),
             (f"small model, imitation, batch {few}", 5, lambda: step("imitation", "ultravox", few, size="base")),
