@@ -52,7 +52,7 @@ class Case:
         content = [{"type": "audio"}, {"type": "text", "text": "Transcribe the speech."}]
         chats = [[{"role": "user", "content": content}] for _ in clips]
         inputs = processor.apply_chat_template(
-            chats, audio=clips, add_generation_prompt=True, tokenize=True, return_dict=True
+            chats, audio=[(clip, 16000) for clip in clips], add_generation_prompt=True, tokenize=True, return_dict=True
         ).to(device)
         self.inputs = dict(inputs)
         features, mask = self.inputs["input_features"], self.inputs["input_features_mask"]
