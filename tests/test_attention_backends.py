@@ -40,6 +40,7 @@ def test_a_user_who_allows_cudnn_alone_gets_it():
         assert enabled()
 
 
+@pytest.mark.slow
 def test_training_encoding_and_generation_plan_for_no_length(tmp_path):
     model, processor = tiny_parts()
     seen = []

@@ -100,6 +100,7 @@ NOT_FOR_AN_ANSWER = {
 }
 
 
+@pytest.mark.slow
 def test_the_first_answer_imports_nothing_of_training_and_evaluation(tmp_path):
     clip = str(ROOT / "speechllm" / "nano" / "examples" / "en.wav")
     result = python(
@@ -118,6 +119,7 @@ print(sorted(heavy & set(sys.modules)))
     assert lines[0] == lines[-1] == "[]" and len(lines) == 3, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_import_registers_everything(tmp_path):
     result = python(
         """

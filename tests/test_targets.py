@@ -131,6 +131,7 @@ def test_several_utterances_make_one_row_with_a_block_each(tmp_path):
         assert "\n".join(row["text"]) in row["messages"][1]["content"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_shard_may_be_larger_than_what_is_read_at_a_time(tmp_path):
     given = source(230)
     generate_targets(config(tmp_path / "one", rows_per_shard=1000), given, Echo())
@@ -255,6 +256,7 @@ def test_the_limit_of_an_answer_is_its_task_s_own_unless_it_is_set(llm, tmp_path
 # Resuming
 
 
+@pytest.mark.slow
 def test_a_run_broken_anywhere_ends_as_an_unbroken_one(tmp_path):
     generate_targets(config(tmp_path / "whole", target_set="TMI"), source(), Echo())
     for call in range(1, 8):
