@@ -96,7 +96,7 @@ def eval_results(facts: dict[str, Any]) -> list[Any]:
                 dataset_revision=dataset.get("revision"),
                 metric_type=entry["metric"].replace(" ", "_"),
                 metric_name=name,
-                metric_value=score["value"],
+                metric_value=round(score["value"], 4),
             )
         )
     return results

@@ -29,6 +29,9 @@ from .parents import (
 )
 from .partial_checkpoints import record_parents
 
+# Kinds of an LLM's layers that read what the attention mask leaves out: as zeros, or as a step of their state.
+NOT_ATTENTION = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
+
 
 @contextmanager
 def without_zero_init() -> Iterator[None]:
@@ -74,8 +77,12 @@ def assemble(
 
 
 def new_connector(config: SpeechLLMConfig, embeddings: nn.Module) -> Connector:
-    """The connector of a config between its encoder and an LLM with these embeddings, without initialised weights."""
-    return build_connector(
+    """The connector of a config between its encoder and an LLM with these embeddings, without initialised weights.
+
+    Raises:
+        ValueError: a connector that leaves audio tokens out, before an LLM that does not read by attention alone.
+    """
+    connector = build_connector(
         config.connector,
         config.audio_size,
         embeddings.embedding_dim,
@@ -83,6 +90,16 @@ def new_connector(config: SpeechLLMConfig, embeddings: nn.Module) -> Connector:
         audio_layers=len(config.audio_layers),
         attention=config._attn_implementation or "sdpa",
     )
+    text = config.text_config
+    stateful = getattr(MODEL_MAPPING.get(type(text), None), "_is_stateful", False)
+    other = set(getattr(text, "layer_types", None) or ()) & NOT_ATTENTION
+    if connector.leaves_out and (other or stateful):
+        raise ValueError(
+            f"Connector {connector.config.type!r} leaves audio tokens out by the attention mask, but the LLM family "
+            f"{text.model_type!r} has layers with a state or convolutions ({', '.join(sorted(other)) or 'all'}), for "
+            "which they would still be there. Take another connector, or an LLM of attention alone."
+        )
+    return connector
 
 
 def execution_device(model: PreTrainedModel) -> torch.device:

@@ -121,7 +121,11 @@ class Connector(nn.Module):
         window: encoder frames per window of the tower.
         audio_layers: how many encoder layers arrive, 0 for the output alone.
         attention: transformers' name of the attention, where the connector's comes from there.
+
+    `leaves_out` says of a class whether its outputs have `used`.
     """
+
+    leaves_out = False
 
     def __init__(
         self,

@@ -101,6 +101,8 @@ def runs(classes: torch.Tensor, lengths: torch.Tensor, blank: int) -> tuple[torc
 class CTCCompress(Connector):
     """See the module."""
 
+    leaves_out = True
+
     def __init__(self, config: CTCCompressConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
         super().__init__(config, audio_size, text_size, window, **kwargs)
         sizes = [audio_size, *[config.hidden_size] * config.convolutions]

@@ -103,6 +103,7 @@ class SpeechGenerationMixin(GenerationMixin):
         for name in ("past_key_values", "cache"):
             if name in kwargs:
                 kwargs[CACHE] = kwargs.pop(name)
+        self._check_left_out(input_ids, kwargs)
         heard = (input_features is not None and len(input_features) > 0) or kwargs.get("audio_embeds") is not None
         if not heard:
             if input_ids is not None and kwargs.get("inputs_embeds") is None and kwargs.get(CACHE) is None:
@@ -152,6 +153,25 @@ class SpeechGenerationMixin(GenerationMixin):
             raise ValueError(
                 "generate: with inputs_embeds the prompt can be read once only. Pass input_ids and input_features, or "
                 "leave out assistant_model, prompt_lookup_num_tokens and use_cache=False."
+            )
+
+    def _check_left_out(self, input_ids: torch.LongTensor | None, kwargs: dict[str, Any]) -> None:
+        """Raises a ValueError where it would be unknown which audio tokens the connector leaves out."""
+        connector = self.model.multi_modal_projector
+        if not connector.leaves_out:
+            return
+        if kwargs.get("audio_embeds") is not None:
+            raise ValueError(
+                f"generate: audio_embeds do not tell which audio tokens the connector, {connector.config.type}, "
+                "leaves out. Pass input_features."
+            )
+        cache = kwargs.get(CACHE)
+        if cache is None or input_ids is None or cache.get_seq_length() == 0:
+            return
+        if bool((input_ids[:, : cache.get_seq_length()] == self.config.audio_token_id).any()):
+            raise ValueError(
+                "generate: a cache does not tell which audio tokens of earlier turns the connector, "
+                f"{connector.config.type}, left out. Leave {CACHE} out, and pass the whole prompt with all its audios."
             )
 
     def prepare_inputs_for_generation(
@@ -207,11 +227,9 @@ class SpeechGenerationMixin(GenerationMixin):
         processors = super()._get_logits_processor(
             generation_config, input_ids_seq_length, encoder_input_ids=encoder_input_ids, **kwargs
         )
-        if not hears:
-            return processors
-        if token < vocabulary:
-            processors.append(SuppressTokensLogitsProcessor([token], device=ids.device))
-        return PlaceholdersAside(processors, token)
+        if token < vocabulary:  # before sampling's own, which could keep nothing else
+            processors.insert(0, SuppressTokensLogitsProcessor([token], device=kwargs.get("device") or self.device))
+        return PlaceholdersAside(processors, token) if hears else processors
 
     def _get_candidate_generator(self, **kwargs: Any) -> CandidateGenerator:
         """As in transformers; an assistant hears by itself, and prompt lookup finds nothing in placeholders."""

@@ -330,7 +330,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                 in which case the ids only mark the placeholders.
             language (`torch.LongTensor` of shape `(audios,)`, *optional*): language of each audio, -1 for unknown.
             audio_embeds (`torch.Tensor` of shape `(audio tokens, dim)`, *optional*): in place of features, the
-                `pooler_output` that `get_audio_features` made of them.
+                `pooler_output` that `get_audio_features` made of them. Which of them a connector leaves out is for
+                `attention_mask` and `position_ids` to say then.
             cache, past_key_values (`Cache`, *optional*): one thing under its name from transformers 5.24 on and its
                 name before; either may be passed with any version.
         """
@@ -350,6 +351,12 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             input_ids, inputs_embeds, input_features, input_features_mask, language, audio_embeds
         )
         if audio is not None and audio.left_out is not None:
+            if may_hold_tokens(cache):
+                raise ValueError(
+                    f"The connector, {self.config.connector['type']}, leaves audio tokens out of attention and "
+                    "positions, which cannot be told beside a cache that holds tokens. Pass the whole prompt with all "
+                    "its audios, without the cache."
+                )
             attention_mask, places = leave_out(audio.left_out, attention_mask)
             position_ids = places if position_ids is None else position_ids
         if position_ids is not None:

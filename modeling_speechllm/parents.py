@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -54,6 +55,11 @@ def naming(what: str, name: str) -> Iterator[None]:
         )
     try:
         yield
+    except SafetensorError as error:
+        raise OSError(
+            f"{what} {name!r} could not be loaded: a file of its weights is damaged or not copied whole ({error}). "
+            "Copy or download it again."
+        ) from error
     except OSError as error:
         if str(error).startswith((f"{what} ", "SpeechLLM ", "LLM ", "Speech encoder ")):  # named already
             raise

@@ -17,7 +17,15 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import _add_variant
 from transformers.utils.hub import cached_file
 
-from .parents import HUB_ARGUMENTS, SOURCE_ARGUMENTS, check_keys, chosen, located_parents, relative_to_checkpoint
+from .parents import (
+    HUB_ARGUMENTS,
+    SOURCE_ARGUMENTS,
+    check_keys,
+    chosen,
+    located_parents,
+    naming,
+    relative_to_checkpoint,
+)
 
 TRAINED_FILE = "trained.safetensors"
 # Arguments of `from_pretrained` that concern the checkpoint itself, and those that concern its frozen parents.
@@ -209,6 +217,19 @@ def _write_config(model: PreTrainedModel, folder: str, groups: list[str]) -> Non
     model.generation_config.save_pretrained(folder)
 
 
+def check_config_file(source: str, kwargs: dict[str, Any]) -> None:
+    """Raises an OSError for a folder without a config, in whose place transformers would take the defaults: a model of
+    billions of random weights."""
+    folder = os.path.join(os.path.expanduser(source), kwargs.get("subfolder") or "")
+    names = ("config.json", "adapter_config.json")
+    if kwargs.get("config") is None and os.path.isdir(folder):
+        if not any(os.path.isfile(os.path.join(folder, name)) for name in names):
+            raise OSError(
+                f"SpeechLLM {source!r} could not be loaded: there is no config.json in {folder}. Give the folder that "
+                "save_pretrained wrote, whole, or pass config=..."
+            )
+
+
 def trained_groups(source: str, kwargs: dict[str, Any]) -> list[str] | None:
     """The groups that the checkpoint `source` holds, None if it is a whole one."""
     if isinstance(kwargs.get("config"), PreTrainedConfig):
@@ -246,7 +267,8 @@ def load_trained(model_class: type, source: str, kwargs: dict[str, Any]) -> PreT
             "checkpoint without, save it whole, and load that with it."
         )
     path = cached_file(source, _add_variant(TRAINED_FILE, kwargs.get("variant")), **hub)
-    loaded = load_file(path)
+    with naming("SpeechLLM", source):  # a damaged one
+        loaded = load_file(path)
     groups, config.trained_groups = config.trained_groups, None
     config.parents = located_parents(config.parents, source)
     for_parents.setdefault("dtype", for_parents.pop("torch_dtype", None) or config.dtype)
@@ -258,7 +280,7 @@ def load_trained(model_class: type, source: str, kwargs: dict[str, Any]) -> PreT
     check_keys(source, expected - loaded.keys(), loaded.keys() - expected, mismatched)
     model.load_state_dict(loaded, strict=False)
     model.tie_weights()
-    model.config.name_or_path = str(source)
+    model.config.name_or_path = model.name_or_path = str(source)  # the latter is what PEFT records
     model.generation_config = generation_config or _generation_config(source, hub) or model.generation_config
     return model
 
@@ -273,11 +295,18 @@ def _fit_embeddings(model: PreTrainedModel, loaded: dict[str, torch.Tensor]) -> 
 
 
 def _generation_config(source: str, hub: dict[str, Any]) -> GenerationConfig | None:
-    """The checkpoint's own, None where it has none."""
+    """The checkpoint's own, None where it has none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         return GenerationConfig.from_pretrained(source, **hub)
     except OSError:
+        folder = os.path.join(os.path.expanduser(source), hub.get("subfolder") or "")
+        if os.path.exists(os.path.join(folder, "generation_config.json")):
+            raise
         return None
 
 
-__all__ = ["TRAINED_FILE", "check_keys", "load_trained", "save_trained", "trained_groups"]
+__all__ = ["TRAINED_FILE", "check_config_file", "check_keys", "load_trained", "save_trained", "trained_groups"]

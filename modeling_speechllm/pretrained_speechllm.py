@@ -16,7 +16,7 @@ from .composition import without_zero_init
 from .configuration_speechllm import SpeechLLMConfig
 from .connector_base import Initialized
 from .parents import check_keys, naming
-from .partial_checkpoints import TRAINED_FILE, load_trained, save_trained, trained_groups
+from .partial_checkpoints import TRAINED_FILE, check_config_file, load_trained, save_trained, trained_groups
 
 GROUPS = ("encoder", "connector", "llm")
 
@@ -120,6 +120,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
         if source is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(source, *args, **kwargs)
         source = os.fspath(source)
+        check_config_file(source, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         if trained_groups(source, kwargs):
             with naming("SpeechLLM", source):

@@ -122,7 +122,8 @@ def _read_file(path: str) -> bytes:
             raise AudioError(f"{name}: is a device, not a file. Pass an audio file.")
         return file.read_bytes()
     except FileNotFoundError as error:
-        raise AudioError(f"{name}: no such file. Check the path (relative to {os.getcwd()}).") from error
+        start = "" if file.is_absolute() else f" (relative to {os.getcwd()})"
+        raise AudioError(f"{name}: no such file. Check the path{start}.") from error
     except OSError as error:
         raise AudioError(f"{name}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
     except AudioError:

@@ -22,13 +22,14 @@ def audio_confidences(embeds: torch.Tensor, counts: list[int], table: torch.Tens
         table: the LLM's token embeddings (vocabulary, dim).
 
     Returns:
-        `list[float]`: for each audio the mean cosine similarity of its embeddings to the nearest of the table.
+        `list[float]`: for each audio the mean cosine similarity of its embeddings to the nearest of the table; 0 for
+        one without tokens, in which a reading connector read nothing.
     """
     table = torch.nn.functional.normalize(table.float(), dim=-1)
     nearest = [
         (torch.nn.functional.normalize(part.float(), dim=-1) @ table.T).amax(dim=-1) for part in embeds.split(CHUNK)
     ]
-    return [part.mean().item() for part in torch.cat(nearest).split(counts)]
+    return [part.mean().item() if len(part) else 0.0 for part in torch.cat(nearest).split(counts)]
 
 
 __all__ = ["audio_confidences"]

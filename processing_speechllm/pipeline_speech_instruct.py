@@ -283,7 +283,11 @@ class SpeechInstructPipeline(Pipeline):
         if features is not None:
             audio = self.model.get_audio_features(input_features=features, input_features_mask=mask, return_dict=True)
             counts = self.processor.audio_token_counts(mask)
-            scores = audio_confidences(audio.pooler_output, counts, self.model.get_input_embeddings().weight)
+            embeds, used = audio.pooler_output, audio.connector.used
+            if used is not None:  # a reading connector's places without a token are zeros that the LLM does not see
+                used = [row[:count] for row, count in zip(used, counts, strict=True)]
+                embeds, counts = embeds[torch.cat(used)], [int(row.sum()) for row in used]
+            scores = audio_confidences(embeds, counts, self.model.get_input_embeddings().weight)
         rest, least = iter(scores), self.processor.min_audio_confidence
         heard = []
         for prompt in prompts:
@@ -301,6 +305,10 @@ class SpeechInstructPipeline(Pipeline):
         chosen = self.model.generation_config.to_diff_dict()
         chosen |= {} if given is None else given.to_diff_dict()
         chosen |= options
+        for name in ("max_length", "num_beams", "num_return_sequences"):
+            number = chosen.get(name)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name} is {number!r}. Give a whole number of 1 or more, or leave it out.")
         length, limit = input_ids.shape[1], positions(self.model)
         by_default = not any(chosen.get(key) is not None for key in LENGTHS)
         if by_default:

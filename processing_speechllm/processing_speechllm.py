@@ -166,6 +166,12 @@ class SpeechLLMProcessor(ProcessorMixin):
         return feature_kind(self.feature_extractor)
 
     @property
+    def audio_room(self) -> int | None:
+        """Positions of the LLM that audio may take, beside text; None where there is no fixed number of them."""
+        positions = self.max_position_embeddings
+        return None if positions is None else positions - min(TEXT_ROOM, positions // 4)
+
+    @property
     def audio_limit(self) -> AudioLimit:
         """The longest audio: `max_audio_seconds`, or what the LLM's positions hold beside text, if that is less."""
         limit = AudioLimit(
@@ -173,17 +179,16 @@ class SpeechLLMProcessor(ProcessorMixin):
             "max_audio_seconds of the processor",
             "raise `max_audio_seconds` of the processor if the memory allows it",
         )
-        positions = self.max_position_embeddings
-        if positions is None:
+        room = self.audio_room
+        if room is None:
             return limit
-        room = positions - min(TEXT_ROOM, positions // 4)
         rate = self.feature_extractor.sampling_rate
         if self.audio_token_count(math.ceil(limit.seconds * rate)) <= room:
             return limit
         samples = bisect_right(range(math.ceil(limit.seconds * rate)), room, key=self.audio_token_count) - 1
         return AudioLimit(
             samples / rate,
-            f"the LLM has {positions} positions, of which the audio may take {room}",
+            f"the LLM has {self.max_position_embeddings} positions, of which the audio may take {room}",
             "use an LLM with more positions or a connector that makes fewer tokens of a second",
         )
 

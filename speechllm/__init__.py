@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration, SpeechLLMModel
 from processing_speechllm import SpeechInstructPipeline, SpeechLLMProcessor, register_pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 NANO = str(Path(__file__).parent / "nano")  # folder of the embedded checkpoint
 

@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AudioFlamingo3EncoderConfig,
     HubertConfig,
@@ -32,6 +33,15 @@ from modeling_speechllm.partial_checkpoints import record_parents
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 VOCABULARY = 64
+VERBOSITY = transformers.utils.logging.get_verbosity()
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+    """What a command does to transformers' logging reaches no other test, whichever runs next in the process."""
+    transformers.utils.logging.set_verbosity(VERBOSITY)
+
+
 WAVEFORM = {
     "hidden_size": 16,
     "num_hidden_layers": 2,

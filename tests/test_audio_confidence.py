@@ -42,6 +42,7 @@ def test_the_score_is_the_mean_cosine_to_the_nearest_token():
         start += count
     assert audio_confidences(embeds, counts, table) == pytest.approx(expected, abs=1e-5)
     assert expected[1] == pytest.approx(1.0)
+    assert audio_confidences(embeds[:3], [0, 3, 0], table) == pytest.approx([0.0, expected[0], 0.0], abs=1e-5)
     assert audio_confidences(embeds.bfloat16(), counts, table.bfloat16()) == pytest.approx(expected, abs=1e-2)
 
 

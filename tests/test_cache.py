@@ -372,6 +372,7 @@ def test_values_beyond_the_storage_stop_the_run(tmp_path):
     assert FrameCache(tmp_path).frames("r0").isfinite().all()
 
 
+@pytest.mark.slow
 def test_data_sets_are_read_once_and_loader_workers_share_the_cache(tmp_path):
     model, processor = parts_of()
     rows = [row | {"audio": {"bytes": encoded(row["audio"][0]), "path": None}} for row in ROWS[:4]]

@@ -11,9 +11,12 @@ import soundfile
 from datasets import Audio, Dataset
 from factories_training import tiny_parts
 
-from trainers import SpeechImitationConfig, SpeechImitationTrainer
+from trainers import SpeechChatCollator, SpeechImitationConfig, SpeechImitationTrainer
+from trainers.alignment_trainer import AlignmentCollator
+from trainers.data.bad_rows import BadRows
 from trainers.data.chat_rows import chat_row
 from trainers.data.loading import load_rows, with_durations
+from trainers.imitation_trainer import ImitationCollator
 
 AUDIO = {"type": "audio", "text": None}
 
@@ -108,7 +111,12 @@ def test_a_form_is_read(form):
         ({"messages": answered("x"), "images": ["a.png"]}, "has images"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"a": 1}]}]}, "has tool_calls beside"),
         ({"messages": [{"content": "x"}]}, "has no role"),
-        ({"messages": "what"}, "Expecting value"),
+        ({"messages": "what"}, "`messages` is text that is no JSON"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "gpt", "content": None}]}, "no content to learn"),
+        (
+            {"messages": answered([{"type": "audio", "audio": "a.wav"}]), "audio": "a.wav"},
+            "audio both in its messages",
+        ),
         ({"messages": answered([{"type": "input_audio", "input_audio": {"data": "???"}}])}, "no base64"),
         ({"messages": answered("<audio>"), "audios": [3]}, "an audio is int"),
     ],
@@ -152,6 +160,7 @@ def test_a_manifest_may_mix_forms(manifest, streaming):
     assert len({row["id"] for row in rows}) == 5
 
 
+@pytest.mark.slow
 def test_chats_are_trained_on_as_they_stand(manifest, tmp_path):
     model, processor = tiny_parts()
     rows = with_durations(load_rows(manifest))
@@ -167,6 +176,33 @@ def test_chats_are_trained_on_as_they_stand(manifest, tmp_path):
     with pytest.raises(ValueError, match="has no transcript in its column 'text', which this training needs"):
         args = SpeechImitationConfig(str(tmp_path / "kl"), use_cpu=True, max_steps=1, divergence_weight=1.0)
         SpeechImitationTrainer(model, args, train_dataset=rows, processing_class=processor).train()
+
+
+def test_a_chat_without_an_answer_is_refused_where_answers_are_learned(tmp_path):
+    _, processor = tiny_parts()
+    row = {"id": "7", "audio": None, "messages": [{"role": "user", "content": "hello"}], "draw": (0, 0)}
+    collator = ImitationCollator(processor, SpeechImitationConfig(str(tmp_path), use_cpu=True))
+    for collate in (collator, SpeechChatCollator(processor)):
+        with pytest.raises(ValueError, match="Row 7: its messages have no assistant turn"):
+            collate([row])
+
+
+@pytest.mark.parametrize("collator_class", [ImitationCollator, AlignmentCollator])
+def test_audios_that_are_over_the_positions_together_set_the_row_aside(collator_class, manifest, tmp_path):
+    _, processor = tiny_parts()
+    one, two, _, both, _ = (row | {"draw": (0, index)} for index, row in enumerate(load_rows(manifest)))
+    rows = [row | {"text": ["hello"] * len(row["audio"])} for row in (one, two, both)]
+    counts = [processor.audio_token_count(length) for length in (8000, 12000)]
+    room = max(counts)
+    processor.max_position_embeddings = room * 4 // 3 + 1  # of which a quarter is for text
+    assert room <= processor.audio_room < sum(counts)
+    bad_rows = BadRows(None, 1.0, 1)
+    args = SpeechImitationConfig(str(tmp_path), use_cpu=True)
+    batch = collator_class(processor, args, bad_rows=bad_rows)(rows)
+    runs = collator_class is ImitationCollator  # alignment connects each audio alone
+    assert (batch["counts"]["rows"], batch["counts"]["bad_rows"]) == ((2, 1) if runs else (3, 0))
+    if runs:
+        assert f"its 2 audios are {sum(counts)} tokens together" in bad_rows.read()[0]["finding"]
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])

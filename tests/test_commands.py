@@ -169,17 +169,27 @@ def test_a_setting_of_another_name_is_named(name, setting, capsys):
     assert status == 2 and f"{name} (did you mean {setting}?)" in errors
 
 
+@pytest.mark.slow
 def test_what_comes_next_is_said(recipe, tmp_path, capsys):
     for command, words in (("align", "speechllm imitate --model"), ("imitate", "Ask it: speechllm ask")):
         status, output, _ = run(command, "--config", recipe(output_dir=str(tmp_path / command)), capsys=capsys)
         assert status == 0 and words in output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_single_path_is_a_list_of_one(recipe, data, capsys):
     path = recipe(dataset=str(data), max_seconds=2)
     status, output, _ = run("align", "--config", path, capsys=capsys)
     assert status == 0 and f"{data}: manifest, split train, 6 clips\nTraining data: 5 of 6 rows kept" in output
     assert ScriptArguments(model="m", dataset="d", eval_dataset="e").eval_dataset == ["e"]
+
+
+def test_datasets_of_one_audio_a_row_and_of_several_are_told_apart(recipe, data, tmp_path, capsys):
+    chat = [{"role": "user", "content": "<audio>"}, {"role": "assistant", "content": "yes"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": chat, "audios": [str(data / "0.wav")]}), encoding="utf-8")
+    status, _, errors = run("imitate", "--config", recipe(dataset=[str(data), str(path)]), capsys=capsys)
+    assert status == 2 and f"'audio' is a list in {path} and one value in {data}. Columns of one name" in errors
 
 
 def test_evaluation_takes_the_validation_split_of_folders_that_have_one(data, tmp_path):
@@ -291,6 +301,7 @@ def test_without_any_argument_the_command_prints_its_help(capsys):
 # A training
 
 
+@pytest.mark.slow
 def test_a_training_leaves_a_model_that_answers(recipe, data, tmp_path, capsys):
     path = recipe(connector=CONV, max_seconds=2, eval_dataset=[str(data)], eval_strategy="steps", eval_steps=1)
     status, output, errors = run("imitate", "--config", path, capsys=capsys)
@@ -305,6 +316,7 @@ def test_a_training_leaves_a_model_that_answers(recipe, data, tmp_path, capsys):
     assert not list(out.rglob("*.bin"))
 
 
+@pytest.mark.slow
 def test_of_known_parents_the_trained_part_alone_is_saved_and_goes_on(recipe, folder, data, tmp_path, capsys):
     parents = write_parents(folder, tmp_path)
     settings = parents | {"model": None, "connector": CONV}
@@ -335,6 +347,7 @@ def write_parents(folder: Path, place: Path) -> dict[str, str]:
     return names
 
 
+@pytest.mark.slow
 def test_lora_is_merged_into_a_model_like_any_other(recipe, folder, data, tmp_path, capsys):
     status, _, errors = run("imitate", "--config", recipe(lora_groups=["llm"], learning_rate=0.1), capsys=capsys)
     assert status == 0, errors
@@ -353,6 +366,7 @@ def test_a_finished_training_is_not_overwritten(recipe, tmp_path, capsys):
     assert status == 2 and "config.json already" in errors and "another output_dir" in errors
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_false_starts_anew_only_in_an_empty_folder(recipe, tmp_path, capsys):
     path = recipe(save_strategy="steps", save_steps=2)
     assert run("align", "--config", path, capsys=capsys)[0] == 0

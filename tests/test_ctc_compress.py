@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import VOCABULARY, random_audio, tiny_speechllm
+from conftest import VOCABULARY, random_audio, text_config, tiny_speechllm
+from transformers import DynamicCache, Lfm2Config, Mamba2Config
 
 from modeling_speechllm.connectors import build_connector
 from modeling_speechllm.ctc_compress import runs
@@ -150,3 +151,121 @@ def test_classes_and_tokens_name_each_other():
     for column, token in enumerate([12, 3, 9, 8, 5, 1]):
         assert torch.equal(output.logits[0, :, token], classes[:, column])
     assert torch.isneginf(output.logits[0]).sum(1).tolist() == [VOCABULARY - 6] * len(classes)
+
+
+# --- Generating: the blanks are not there in any way of it ---
+
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+MODES = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static", "disable_compile": True},
+}
+
+
+def without_blanks(model, rows, features, features_mask):
+    """Embeddings `(1, tokens, dim)` of each row of ids, those of the audio only where it was read."""
+    heard_rows = iter(torch.cat(heard(model, features[number : number + 1], features_mask[number : number + 1])[0])
+                      for number in range(len(features)))  # fmt: skip
+    prompts = []
+    for row in rows:
+        parts = []
+        for place, token in enumerate(row):
+            if token != VOCABULARY:
+                parts.append(model.model.embed_text(torch.tensor([token])))
+            elif row[place - 1] != VOCABULARY:
+                parts.append(next(heard_rows))
+        prompts.append(torch.cat(parts)[None])
+    return prompts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", MODES)
+def test_each_way_of_generating_hears_what_was_read_alone(mode):
+    """Two audios and one in a batch that is padded on the left."""
+    model = reader()
+    features, features_mask = random_audio(model, [34, 20, 38])
+    lengths = heard(model, features, features_mask)[1].lengths.tolist()
+    rows = [[7, 4], [9]]
+    for row, counts in zip(rows, (lengths[:2], lengths[2:]), strict=True):
+        for count in counts:
+            row += [VOCABULARY] * count + [6, 11]
+    size = max(map(len, rows))
+    ids = torch.tensor([[0] * (size - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows])
+    audio = {"input_features": features, "input_features_mask": features_mask}
+    found = model.generate(input_ids=ids, attention_mask=mask, **audio, **GREEDY | MODES[mode])[:, size:]
+    beams = {name: MODES[mode][name] for name in ("num_beams", "num_return_sequences") if name in MODES[mode]}
+    expected = [
+        model.generate(inputs_embeds=embedded, **GREEDY, **beams)
+        for embedded in without_blanks(model, rows, features, features_mask)
+    ]
+    assert torch.equal(found, torch.cat(expected))
+
+
+@torch.no_grad()
+def test_prompt_lookup_hears_what_was_read_alone():
+    model = reader()
+    features, features_mask = random_audio(model, [34])
+    ids, mask = prompt(model, heard(model, features, features_mask)[1].lengths.tolist())
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs |= {"input_features": features, "input_features_mask": features_mask}
+    found = model.generate(**inputs, **GREEDY, prompt_lookup_num_tokens=3)
+    assert torch.equal(found, model.generate(**inputs, **GREEDY))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tail", ["text", "audio"])
+def test_a_cache_of_earlier_turns_is_refused(tail):
+    model = reader()
+    features, features_mask = random_audio(model, [34])
+    ids, _ = prompt(model, heard(model, features, features_mask)[1].lengths.tolist())
+    audio = {"input_features": features, "input_features_mask": features_mask}
+    cache = DynamicCache(config=model.config.text_config)
+    start = model.generate(input_ids=ids, **audio, **GREEDY, past_key_values=cache)
+    turn = ids if tail == "audio" else torch.tensor([[9]])
+    whole = torch.cat([start, turn], dim=1)
+    with pytest.raises(ValueError, match="a cache does not tell .* ctc_compress, left out. Leave .* out, and pass"):
+        model.generate(input_ids=whole, **audio if tail == "audio" else {}, **GREEDY, past_key_values=cache)
+    if tail == "audio":
+        with pytest.raises(ValueError, match="which cannot be told beside a cache that holds tokens"):
+            model(input_ids=turn, **audio, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_cache_of_text_alone_goes_on():
+    model = reader()
+    cache = DynamicCache(config=model.config.text_config)
+    start = model.generate(torch.tensor([[7, 4]]), **GREEDY, past_key_values=cache)
+    ids = torch.cat([start, torch.tensor([[9, 6]])], dim=1)
+    assert torch.equal(model.generate(ids, **GREEDY, past_key_values=cache), model.generate(ids, **GREEDY))
+
+
+@torch.no_grad()
+def test_audio_embeds_that_do_not_tell_are_refused():
+    model = reader()
+    audio = model.get_audio_features(*random_audio(model, [34])).pooler_output
+    with pytest.raises(ValueError, match="audio_embeds do not tell which audio tokens .* Pass input_features"):
+        model.generate(input_ids=prompt(model, [len(audio)])[0], audio_embeds=audio, **GREEDY)
+
+
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+WITH_STATE = {
+    "convolutions": Lfm2Config(
+        **SMALL,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"],
+    ),
+    "states": Mamba2Config(**SMALL, state_size=4, num_heads=4, head_dim=16, n_groups=1),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_STATE)
+def test_an_llm_that_does_not_read_by_attention_alone_is_refused(kind):
+    with pytest.raises(ValueError, match="'ctc_compress' leaves audio tokens out .* has layers with a state or conv"):
+        tiny_speechllm(text=WITH_STATE[kind], connector=SETTINGS)
+    tiny_speechllm(text=WITH_STATE[kind])
+    tiny_speechllm(text=text_config(), connector=SETTINGS)

@@ -126,6 +126,7 @@ def test_without_transcripts_nothing_is_timed_and_that_is_said(tmp_path, capsys)
     assert "1 rows without transcript" in said and "not measured: no row has a transcript" in said
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_its_estimate(tmp_path, capsys, folder):
     arguments = ["--model", "nano", "--dataset", str(folder), "--output_dir", str(tmp_path / "out")]
     options = "--max_steps 6 --per_device_train_batch_size 2 --disable_tqdm true --save_strategy no --max_bad_share 1"

@@ -327,6 +327,55 @@ def test_what_a_builder_of_datasets_stumbles_over_is_said(tmp_path):
         load_rows(tmp_path)
 
 
+@pytest.mark.parametrize("layout", [kaldi, librispeech, common_voice], ids=lambda layout: layout.__name__)
+def test_tables_as_windows_writes_them_and_lines_that_only_python_ends(layout, tmp_path):
+    layout(tmp_path)
+    for path in [*tmp_path.rglob("text"), *tmp_path.rglob("*.trans.txt"), *tmp_path.rglob("*.tsv")]:
+        text = path.read_text(encoding="utf-8").replace(" one", " o\u2028ne").replace("\tone", "\to\u2028ne")
+        path.write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode())
+    assert sorted(load_rows(tmp_path)["text"][:]) == sorted(["o\u2028ne", *TEXTS[1:]])
+
+
+@pytest.mark.parametrize("layout", [kaldi, librispeech, common_voice, pairs], ids=lambda layout: layout.__name__)
+def test_a_table_in_another_encoding_is_named_with_the_line(layout, tmp_path):
+    layout(tmp_path)
+    for path in [*tmp_path.rglob("text"), *tmp_path.rglob("*.t*t"), *tmp_path.rglob("*.tsv")]:
+        path.write_bytes(path.read_bytes() + b"caf\xe9")
+    with pytest.raises(ValueError, match=r"line \d: not UTF-8"):
+        load_rows(tmp_path)
+
+
+def test_links_are_followed_once_and_one_to_nothing_is_a_row_that_cannot_be_read(tmp_path):
+    pairs(tmp_path / "elsewhere")
+    root = tmp_path / "corpus"
+    write(root / "own.wav", 0)
+    write_text(root / "own.txt", "own")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    (root / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    write_text(root / "gone.txt", "gone")
+    rows = load_rows(root)
+    assert sorted(rows["text"][:]) == sorted([*TEXTS, "own", "gone"])
+    assert sorted(with_durations(rows)["text"][:]) == sorted([*TEXTS, "own"])
+
+
+@pytest.mark.parametrize("layout", [parquet, audiofolder, webdataset, pairs], ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+def test_a_folder_may_be_named_like_a_pattern(layout, streaming, tmp_path):
+    root = tmp_path / "corpus [2024] ünï*"
+    root.mkdir()
+    layout(root)
+    rows = list(with_durations(load_rows(root, streaming=streaming)))
+    assert sorted(row["text"] for row in rows) == sorted(TEXTS)
+
+
+def test_a_file_name_that_is_no_text_is_named(tmp_path):
+    write(tmp_path / "a.wav", 0).rename(tmp_path / "a\udce9.wav")
+    write_text(tmp_path / "b.txt", "one")
+    with pytest.raises(ValueError, match=r"a\\xe9.wav'?: the name of the file is not UTF-8"):
+        load_rows(tmp_path, transcribed=False)
+
+
 @pytest.mark.parametrize(
     ("entry", "finding"),
     [

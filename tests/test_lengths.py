@@ -46,6 +46,7 @@ def test_receptive_field_of_wav2vec2():
     assert receptive_field(tiny_speechllm("hubert").config.audio_stages) == (400, 320)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connector", [{"stride": 4}, {"stride": 3, "width": 7}, {"stride": 1}], ids=str)
 @pytest.mark.parametrize("audio", [*AUDIO_CONFIGS, *(f"{name}-padded" for name in WHISPER_NAMES)])
 def test_processor_and_model_agree_from_one_frame_up(audio, connector):

@@ -92,6 +92,7 @@ def test_a_fresh_process_gives_the_same_logits(exported, way):
 
 
 CONNECTORS = {
+    "ctc_compress": {"type": "ctc_compress", "vocabulary": 5, "hidden_size": 8, "heads": 2, "blocks": 1},
     "stack_mlp": {"type": "stack_mlp", "layers": [0, 2]},
     "conv": {"type": "conv", "bottleneck_size": 8},
     "window_qformer": {

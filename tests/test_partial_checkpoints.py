@@ -313,3 +313,50 @@ def test_a_mistyped_name_is_named(parents, tmp_path, monkeypatch, name):
     with pytest.raises(OSError, match=f"^Whisper decoder '{name}'.*no such folder"):
         connector = {"type": "whisper_qformer", "decoder": name}
         SpeechLLMForConditionalGeneration.from_parts(*parents, connector=connector)
+
+
+DAMAGES = {
+    "trained.safetensors": "trained' could not be loaded: a file of its weights is damaged .* download it again",
+    "generation_config.json": "generation_config.json' is not a valid JSON file",
+    "config.json": "config.json' is not a valid JSON file",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_half_a_file_is_named(parents, tmp_path, name):
+    joined(parents).save_pretrained(tmp_path / "trained", trained_only=True)
+    file = tmp_path / "trained" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(OSError, match=DAMAGES[name]):
+        SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / "trained")
+
+
+def test_half_a_file_of_a_whole_checkpoint_or_a_parent_is_named(parents, tmp_path):
+    model = joined(parents)
+    model.save_pretrained(tmp_path / "trained", trained_only=True)
+    model.save_pretrained(tmp_path / "whole")
+    for folder in (tmp_path / "whole", tmp_path / "llm"):
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:5000])
+    for folder, named in (("whole", "SpeechLLM .*whole'"), ("trained", "LLM .*llm'")):
+        with pytest.raises(OSError, match=f"^{named} could not be loaded: a file of its weights is damaged"):
+            SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / folder)
+
+
+def test_an_adapter_of_a_loaded_model_names_it(parents, tmp_path):
+    """So that Auto classes and PEFT's own find the model again from the adapter's folder."""
+    joined(parents).save_pretrained(tmp_path / "trained", trained_only=True)
+    model = SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(tmp_path / "trained")
+
+
+@pytest.mark.parametrize("trained_only", [True, False])
+def test_a_folder_without_a_config_is_refused(parents, tmp_path, trained_only):
+    """transformers would take the defaults, a model of 7 billion random weights."""
+    joined(parents).save_pretrained(tmp_path / "trained", trained_only=trained_only)
+    (tmp_path / "trained" / "config.json").unlink()
+    with pytest.raises(OSError, match="there is no config.json in .* Give the folder that save_pretrained wrote"):
+        SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / "trained")

@@ -317,6 +317,13 @@ def test_a_number_of_new_tokens_that_is_none_is_refused(pipe, number):
         make_pipe(max_new_tokens=None)(clip(), max_length=5)
 
 
+@pytest.mark.parametrize("options", [{"max_length": "9"}, {"num_beams": 0}, {"num_beams": 2.5}, {"num_beams": -1}])
+def test_other_numbers_that_are_none_are_refused(pipe, options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"{name} is .*Give a whole number of 1 or more, or leave it out"):
+        pipe(clip(), **options)
+
+
 def test_no_number_of_new_tokens_is_the_default_number():
     default = make_pipe(max_new_tokens=None)
     expected = default(clip(), instruction=ASK)
@@ -455,6 +462,7 @@ class Chats(TorchDataset):
         return {"messages": chat(self.rows[index]["audio"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "workers", "batch_size"), [("fork", 2, 1), ("fork", 2, 2), ("spawn", 1, 2)])
 def test_workers_decode_a_dataset_with_decoders(pipe, decoded_rows, method, workers, batch_size):
     before = torch.multiprocessing.get_start_method()
@@ -480,6 +488,7 @@ def test_a_bad_audio_in_a_worker_is_still_an_audio_error(pipe):
         pipe(["gone.wav"], num_workers=1)
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_without_workers(pipe, decoded_rows, caplog):
     answers = pipe((row for row in decoded_rows), instruction=ASK, num_workers=2)
     assert list(answers) == pipe([clip(0.3), clip(0.5), clip(0.8)], instruction=ASK)

@@ -171,9 +171,9 @@ def test_a_source_that_does_not_fit_is_refused_with_the_remedy(tmp_path):
     settings = config(tmp_path)
     with pytest.raises(ValueError, match="no column 'text'. Did you mean 'texts'.*columns="):
         generate_targets(settings, source().rename_column("text", "texts"), Echo())
-    with pytest.raises(ValueError, match="that targets need: model, seed. Rename"):
+    with pytest.raises(ValueError, match="that this command writes: model, seed. Rename"):
         generate_targets(settings, source(model=["x"] * 20, seed=[0] * 20), Echo())
-    with pytest.raises(ValueError, match="must be text"):
+    with pytest.raises(ValueError, match="transcripts are lists, as of chats"):
         generate_targets(settings, source(text=[["a"]] * 20), Echo())
     with pytest.raises(ValueError, match="not IterableDataset. Choose a split, do not stream"):
         generate_targets(settings, source().to_iterable_dataset(), Echo())

@@ -87,6 +87,16 @@ def logged(trainer, name="loss"):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
+def test_an_evaluation_of_which_ctc_can_place_nothing_is_no_perfect_one(tmp_path):
+    far_too_long = tone_rows(text=[" ".join(["what is said here"] * 50)] * 8)
+    trainer = build("alignment", tmp_path, eval_rows=far_too_long)
+    with pytest.raises(ValueError, match="None of the transcripts .* can be placed by CTC"):
+        trainer.evaluate()
+    mixed = tone_rows(text=[" ".join(["what is said here"] * 50)] * 7 + ["a"])
+    metrics = build("alignment", tmp_path / "mixed", eval_rows=mixed).evaluate()
+    assert metrics["eval_infeasible"] == pytest.approx(7 / 8) and metrics["eval_loss"] > 0
+
+
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_a_trainer_learns_the_connector_and_leaves_the_rest(kind, tmp_path):
     trainer = build(kind, tmp_path, max_steps=12)

@@ -1,5 +1,6 @@
 """Rows from every source come in one form; what is left out is counted and listed."""
 
+import gzip
 import io
 import itertools
 import json
@@ -194,6 +195,9 @@ def test_a_manifest_streams_through_filters_into_batches(workers, corpus):
         ('{"audio": "a.wav", "text": "x"}\n{"audio": ["a.wav"], "text": "x"}\n', "'audio' are not of one kind"),
         ("", "holds no rows"),
         ('{"audio": 3, "text": "x"}\n', "'audio' holds"),
+        ('{"audio": "a.wav", "text": 3}\n', "'text' holds .*int64.*no transcript"),
+        ('{"audio": "a.wav", "text": "x", "duration": NaN}\n', "line 1: duration nan is not seconds"),
+        ('{"id": "1"}\n{"id": "\\ud800", "audio": "a.wav"}\n', r"jsonl, line 2: 'id' holds half of a surrogate pair"),
     ],
 )
 def test_a_broken_manifest_is_named_with_the_line(content, message, corpus):
@@ -201,6 +205,37 @@ def test_a_broken_manifest_is_named_with_the_line(content, message, corpus):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         load_rows(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('audio,text\na.wav,one\na.wav,"two\na.wav,three\n', "line 3: unexpected end of data. A cell that begins"),
+        ('audio,text\na.wav,"two" words\n', "line 2: .* expected after .* A cell that begins"),
+        ("audio,audio,text\na.wav,b.wav,one\n", "more than one column is named audio"),
+        ("audio,text\na.wav,one\na.wav,caf\u00e9\n", "line 3: not UTF-8"),
+    ],
+)
+def test_a_broken_table_is_named_with_the_line(content, message, corpus):
+    path = corpus / "rows.csv"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"rows\.csv.*{message}"):
+        load_rows(path)
+
+
+def test_a_cut_archive_is_named(corpus):
+    path = corpus / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"audio": "a.wav", "text": "one"}')[:-9])
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: cannot be unpacked"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+def test_a_row_with_an_empty_path_is_a_row_without_audio(streaming, corpus):
+    path = corpus / "rows.csv"
+    path.write_text("audio,text\n,one\n")
+    (row,) = load_rows(path, streaming=streaming)
+    assert (row["audio"], row["text"]) == (None, "one")
 
 
 def test_sources_that_are_none_are_named(corpus):

@@ -21,6 +21,8 @@ from .speech_trainer import SpeechTrainer
 class AlignmentCollator(SpeechCollator):
     """Audio and transcript tokens; no prompts, the LLM itself is not run."""
 
+    runs_llm = False
+
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
         batch = self.transcripts(examples)
         tokens = int(batch["transcript_lengths"].sum())
@@ -68,7 +70,11 @@ class SpeechAlignmentTrainer(SpeechTrainer):
     def predictions(self, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """CTC logits (audios, audio tokens, vocabulary), and the transcripts' tokens (audios, tokens)."""
         connected = connect(model, batch)
-        logits = ctc_logits(connected.embeddings, self.whole_parameters(model.get_input_embeddings())["weight"])
+        if connected.ctc_logits is None:
+            logits = ctc_logits(connected.embeddings, self.whole_parameters(model.get_input_embeddings())["weight"])
+        else:
+            tokens, reader = model.get_input_embeddings().num_embeddings, model.model.multi_modal_projector
+            logits = reader.over_tokens(connected.ctc_logits, tokens, model.model.ctc_blank)
         places = torch.arange(batch["transcript_ids"].shape[1], device=logits.device)
         beyond = places >= batch["transcript_lengths"][:, None]
         return logits, batch["transcript_ids"].masked_fill(beyond, IGNORED)
@@ -96,6 +102,21 @@ class SpeechAlignmentTrainer(SpeechTrainer):
             total, _ = language_ctc_loss(logits, lengths, batch["language"], sizes)
             terms["language_ctc"] = Term(total, "labelled", self.args.language_weight)
         return terms
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As in [`SpeechTrainer`].
+
+        Raises:
+            ValueError: no transcript of the set can be placed, whose loss would be 0 and look perfect.
+        """
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if output.metrics.get(f"{metric_key_prefix}_infeasible") == 1:
+            raise ValueError(
+                "None of the transcripts of the evaluation set can be placed by CTC: they have more tokens than their "
+                "audios, or tokens that the connector cannot read. Take a connector with a higher token rate, or give "
+                "one with a vocabulary of its own the tokens of the data (load_vocabulary)."
+            )
+        return output
 
 
 __all__ = ["AlignmentCollator", "SpeechAlignmentTrainer"]

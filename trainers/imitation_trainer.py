@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from .data.chats import (
     IGNORED,
     answered_chat,
+    check_answered,
     pad_chats,
     read_chat,
     tokenize_chats,
@@ -29,6 +30,8 @@ class ImitationCollator(SpeechCollator):
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
         instruction = self.args.transcription_instruction
+        for example in examples:
+            check_answered(example.row.get("messages"), example.id)
         chats = [
             example.row["messages"] if example.row.get("messages") else answered_chat(example.texts, instruction)
             for example in examples

@@ -211,10 +211,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     def predictions(self, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (rows, sequence, vocabulary) and labels (rows, sequence) of a batch, those of a position standing at
         that before it as everywhere in transformers; `model` is the SpeechLLM without wrappers."""
-        embeddings = embed_prompts(model, batch, connect(model, batch))
-        hidden = model.model.language_model(
-            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
+        inputs = embed_prompts(model, batch, connect(model, batch))
+        hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
         return self.head(model)(hidden), batch["labels"]
 
     def outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[CausalLMOutput, torch.Tensor]:

@@ -210,6 +210,20 @@ def test_sampling_is_that_of_the_same_seed_without_processors_of_its_own(model):
     assert (first[:, inputs["input_ids"].shape[1] :] < VOCABULARY).all()
 
 
+@pytest.mark.parametrize("lengths", [(16,), ()])
+def test_a_placeholder_is_never_said_whatever_sampling_keeps(lengths):
+    """The placeholder, which has a row, is what the LLM would say: sampling keeps the best of the others."""
+    model = tiny_speechllm(audio_token_id=11)
+    shout = torch.nn.functional.one_hot(torch.tensor(11), VOCABULARY) * 1e4
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + shout)
+    inputs = ask(model, *lengths) if lengths else {"input_ids": torch.tensor([[5, 6, 7]])}
+    found = [
+        model.generate(**inputs, **GREEDY | settings)[0, inputs["input_ids"].shape[1] :].tolist()
+        for settings in ({}, {"do_sample": True, "top_k": 1}, {"do_sample": True, "top_p": 1e-3}, {"use_cache": False})
+    ]
+    assert found == [found[0]] * 4 and 11 not in found[0]
+
+
 def test_a_conversation_goes_on_from_its_cache(model):
     """A second turn with an audio of its own, after the cache of the first."""
     first = ask(model, 16)

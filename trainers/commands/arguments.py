@@ -123,7 +123,7 @@ class ScriptArguments(DataArguments):
     text: str | None = described("LLM to join with audio, a folder or Hub id.")
     gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
     connector: dict | str | None = described("New connector: a preset, or settings with a type.")
-    pad_to_window: bool = described("Pad audio to the encoder's window.", False)
+    pad_to_window: bool = described("Pad audio to the encoder's window; many times slower for short clips.", False)
     dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
     quantization: str | None = described("The frozen LLM in 8bit or 4bit, by bitsandbytes.")
     lora_groups: list[str] | None = described("Groups that get LoRA adapters: encoder, connector, llm.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Value, concatenate_datasets, interleave_datasets
+from datasets import Dataset, List, Value, concatenate_datasets, interleave_datasets
 from datasets import IterableDataset as Stream
 from transformers import PreTrainedConfig
 
@@ -145,10 +145,26 @@ def load_training_rows(
             rows = concatenate_datasets(parts)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"The datasets {', '.join(sources)} do not fit together: {error}. Columns of one name must hold the "
-                "same kind of values; rename one of them with `columns`, or train on the datasets in turn."
+                f"The datasets {', '.join(sources)} do not fit together: {_unlike(sources, parts) or error}. Columns "
+                "of one name must hold the same kind of values; rename one of them with `columns`, or train on the "
+                "datasets in turn."
             ) from error
     return filter_rows(rows, arguments.filters(seed))
+
+
+def _unlike(sources: Sequence[str], parts: Sequence[Dataset | Stream]) -> str:
+    """The first column that is a list in some datasets and one value in others, in words; "" if there is none."""
+    for name in dict.fromkeys(name for part in parts for name in part.features or ()):
+        kinds = {
+            source: part.features[name]
+            for source, part in zip(sources, parts, strict=True)
+            if name in (part.features or ())
+        }
+        lists = [source for source, kind in kinds.items() if isinstance(kind, List)]
+        if 0 < len(lists) < len(kinds):
+            others = [source for source in kinds if source not in lists]
+            return f"{name!r} is a list in {', '.join(lists)} and one value in {', '.join(others)}"
+    return ""
 
 
 def evaluation_split(source: str, wanted: str | None) -> str:

@@ -7,7 +7,7 @@ import torch
 from processing_speechllm import SpeechLLMProcessor
 
 from .chat_rows import read_messages
-from .chats import answered_chat, pad_chats, tokenize_chats, unlabel_cut_ends, with_segments
+from .chats import answered_chat, check_answered, pad_chats, tokenize_chats, unlabel_cut_ends, with_segments
 from .interleaving import AudioSegment
 
 INSTRUCTION = "Repeat the sentence:"
@@ -47,7 +47,9 @@ class SpeechChatCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         samples, chats = [], []
         for number, row in enumerate(rows):
-            chat, audios = self._read(row, str(row.get("id") or f"row {number} of the batch"))
+            name = str(row.get("id") or f"row {number} of the batch")
+            chat, audios = self._read(row, name)
+            check_answered(chat, name)
             heard = [self.processor.load_audio(audio) for audio in audios]
             tokens = [self.processor.audio_token_count(len(one)) for one in heard]
             chats.append(with_segments(chat, [[AudioSegment(0, count)] for count in tokens]))

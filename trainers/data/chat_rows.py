@@ -70,7 +70,10 @@ def chat_row(row: dict[str, Any], several: bool, name: str) -> dict[str, Any]:
 def read_messages(messages: Any, audios: list) -> list[dict[str, Any]]:
     """Messages in our form; `audios`, those of the row's column, becomes all audios of the chat in reading order."""
     if isinstance(messages, str):
-        messages = json.loads(messages)
+        try:
+            messages = json.loads(messages)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`messages` is text that is no JSON ({error})") from error
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise ValueError("`messages` must be a list of {role, content}")
     marked = bool(audios)  # a mark in a chat without audios is text
@@ -78,13 +81,14 @@ def read_messages(messages: Any, audios: list) -> list[dict[str, Any]]:
     places = [block for message in chat for block in message["content"] if block["type"] == "audio"]
     bare = [block for block in places if block["audio"] is None]
     if audios and not bare:
+        if places:
+            raise ValueError("the row has audio both in its messages and in its column. Keep one of the two")
         first = next((message for message in chat if message["role"] == "user"), None)
         if first is None:
             raise ValueError("it has audio but no user message for it")
         bare = [{"type": "audio", "audio": None} for _ in audios]
         between = {"type": "text", "text": "\n"}
         first["content"][:0] = [block for audio in bare for block in (audio, dict(between))]
-        places = [*bare, *places]
     if len(bare) != len(audios):
         raise ValueError(f"its messages have {len(bare)} places for audio, its audios are {len(audios)}")
     for block, audio in zip(bare, list(audios), strict=True):
@@ -105,6 +109,8 @@ def read_message(message: dict[str, Any], marked: bool) -> dict[str, Any]:
     content = message.get("content") if message.get("content") is not None else message.get("value")
     if not isinstance(role, str):
         raise ValueError(f"a message has no role: {str(message)[:80]}")
+    if content is None and ROLES.get(role, role) == "assistant":
+        raise ValueError("an assistant message has no content to learn. Write its answer, or leave the row out")
     pieces = content if isinstance(content, list) else [] if content is None else [content]
     blocks = [block for piece in pieces for block in read_block(piece, marked)]
     return {"role": ROLES.get(role, role), "content": blocks}

@@ -17,6 +17,12 @@ def answered_chat(texts: list[str], instruction: str) -> list[dict]:
     return [*SpeechLLMProcessor.instruction_chat([None] * len(texts), instruction), answer]
 
 
+def check_answered(messages: list[dict] | None, name: str) -> None:
+    """Raises a ValueError for a chat without an assistant turn, from which nothing would be learned."""
+    if messages and not any(message["role"] == "assistant" for message in messages):
+        raise ValueError(f"Row {name}: its messages have no assistant turn to learn. Add the answer, or leave it out.")
+
+
 def question_chat(row: dict[str, Any], audios: int, instruction: str | None) -> list[dict]:
     """A row's own chat up to its answer, or one user turn of its audios, with the instruction after them if any."""
     messages = row.get("messages")
@@ -116,6 +122,7 @@ def pad_chats(
 __all__ = [
     "IGNORED",
     "answered_chat",
+    "check_answered",
     "pad_chats",
     "question_chat",
     "read_chat",

@@ -83,6 +83,8 @@ class SpeechCollator:
         training: whether audio is augmented and interleaved.
     """
 
+    runs_llm = True  # on all audios of a row in one prompt
+
     def __init__(
         self,
         processor: SpeechLLMProcessor,
@@ -164,7 +166,18 @@ class SpeechCollator:
             else:
                 self.decode(utterance)
             example.utterances.append(utterance)
+        self.check_room(example)
         return example
+
+    def check_room(self, example: Example) -> None:
+        """Raises an AudioError for a row whose audios do not fit into the LLM's positions together."""
+        room, tokens = self.processor.audio_room, [utterance.tokens for utterance in example.utterances]
+        if self.runs_llm and room is not None and len(tokens) > 1 and sum(tokens) > room:
+            raise AudioError(
+                f"its {len(tokens)} audios are {sum(tokens)} tokens together; the LLM has "
+                f"{self.processor.max_position_embeddings} positions, of which audio may take {room}. Give the row "
+                "fewer or shorter audios."
+            )
 
     def decode(self, utterance: Utterance) -> None:
         """Reads, and in training augments, an utterance's samples."""

@@ -94,6 +94,7 @@ def load_rows(
             f"{_name(source)}: no column {missing[0]!r}; found {', '.join(found)}. Say which column it is with "
             f'columns={{"its name": "{missing[0]}"}}.'
         )
+    _check_text(rows, _name(source))
     if transcribed and "text" not in found:
         rows = _with_constant(rows, "text", None)
     if language is not None:
@@ -290,6 +291,17 @@ def _undecoded(rows: Dataset | Stream, name: str) -> Dataset | Stream:
     if feature != wanted and (isinstance(rows, Dataset) or isinstance(inner, Audio)):
         rows = rows.cast_column("audio", wanted)
     return rows
+
+
+def _check_text(rows: Dataset | Stream, name: str) -> None:
+    """Raises a ValueError where the type of `text` is known and is no text."""
+    kind = (rows.features or {}).get("text")
+    inner = kind.feature if isinstance(kind, List) else kind
+    if inner is not None and not (isinstance(inner, Value) and inner.dtype in ("string", "large_string", "null")):
+        raise ValueError(
+            f"{name}: the column 'text' holds {inner}, which is no transcript. Write it as text, numbers in quotation "
+            'marks, or say which column holds the transcript with columns={"its name": "text"}.'
+        )
 
 
 def _with_chats(rows: Dataset | Stream, name: str) -> Dataset | Stream:

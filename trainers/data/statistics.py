@@ -127,7 +127,8 @@ def _by_value(rows: Dataset, names: Sequence[str], seconds: np.ndarray) -> dict[
         return {}
     totals: Counter = Counter()
     for value, length in zip(rows[column][:], seconds.tolist(), strict=True):
-        totals["+".join(sorted({str(one) for one in value})) if isinstance(value, list) else str(value)] += length
+        told = {"not given" if one is None else str(one) for one in (value if isinstance(value, list) else [value])}
+        totals["+".join(sorted(told))] += length
     return dict(totals.most_common())
 
 

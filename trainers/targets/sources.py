@@ -31,7 +31,12 @@ def prepare_source(dataset: Dataset, generated: Features) -> Dataset:
             raise ValueError(f'The source has no column {name!r}.{near} Set columns={{"its name": "{name}"}}.')
     taken = sorted(set(generated) & set(dataset.column_names))
     if taken:
-        raise ValueError(f"The source has columns of the names that targets need: {', '.join(taken)}. Rename them.")
+        raise ValueError(
+            f"The source has columns of names that this command writes: {', '.join(taken)}. Rename them, or give the "
+            "data that it was made of."
+        )
+    if isinstance(dataset.features["text"], List):
+        raise ValueError("The transcripts are lists, as of chats. Give rows of one audio each and its text.")
     if dataset.features["text"] not in (Value("string"), Value("large_string")):
         raise ValueError(f"The column of transcripts must be text, not {dataset.features['text']}. Set `columns`.")
     audio = dataset.features["audio"]

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import soundfile
 from datasets import Audio, Features, load_dataset
 
 from ..mapping import with_mapped
-from .layout import SPLIT_NAMES, Layout, Row, Rows, audio_at, from_rows, split_folders
+from .layout import SPLIT_NAMES, Layout, Row, Rows, audio_at, from_rows, patterns, split_folders
 
 TEXT_FIELDS = ("txt", "text", "lab", "transcript")
 
@@ -35,7 +36,7 @@ def load_webdataset(files: list[Path], streaming: bool) -> tuple[Rows, list[str]
     Raises:
         ValueError: samples of no sound, or of several.
     """
-    rows = load_dataset("webdataset", data_files={"train": list(map(str, files))}, split="train", streaming=streaming)
+    rows = load_dataset("webdataset", data_files={"train": patterns(files)}, split="train", streaming=streaming)
     features = rows.features
     sounds = [name for name, feature in features.items() if isinstance(feature, Audio)]
     if len(sounds) != 1:
@@ -79,7 +80,7 @@ def lhotse_kind(path: Path) -> str | None:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             first = json.loads(file.readline() or "{}")
-    except (OSError, ValueError):
+    except (OSError, EOFError, zlib.error, ValueError):
         return None
     if not isinstance(first, dict):
         return None

@@ -6,7 +6,7 @@ Their tables are not quoted, so a quotation mark in a sentence is one.
 from collections.abc import Iterator
 from pathlib import Path
 
-from .layout import Layout, Row, Rows, audio_at, by_stem, from_rows
+from .layout import Layout, Row, Rows, audio_at, by_stem, from_rows, text_lines
 
 FLEURS_COLUMNS = ("sentence_id", "file_name", "raw_transcription", "text", "characters", "samples", "gender")
 
@@ -21,19 +21,18 @@ def table_rows(path: Path, separator: str = "\t", header: list[str] | None = Non
     """Rows of an unquoted table with (or given) its header.
 
     Raises:
-        ValueError: a line with another number of cells; with file and line.
+        ValueError: a line with another number of cells, or not in UTF-8; with file and line.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            cells = line.rstrip("\r\n").split(separator)
-            if header is None:
-                header = cells
-            elif line.strip():
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path}, line {number}: {len(cells)} cells, not {len(header)} as in the others. Repair it."
-                    )
-                yield dict(zip(header, cells, strict=True))
+    for number, line in enumerate(text_lines(path), start=1):
+        cells = line.split(separator)
+        if header is None:
+            header = cells
+        elif line.strip():
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}, line {number}: {len(cells)} cells, not {len(header)} as in the others. Repair it."
+                )
+            yield dict(zip(header, cells, strict=True))
 
 
 def _headers(files: list[Path]) -> list[str]:
@@ -135,7 +134,7 @@ def librispeech_splits(folder: Path) -> dict[str, list[Path]]:
 def librispeech_rows(files: list[str], version: str) -> Iterator[Row]:
     for path in map(Path, files):
         recordings = by_stem(path.parent)
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in text_lines(path):
             name, _, text = line.strip().partition(" ")
             if name:
                 audio = recordings.get(name, path.parent / f"{name}.flac")

@@ -16,8 +16,11 @@ from .layout import (
     Rows,
     audio_at,
     audio_files,
+    files_below,
     from_rows,
+    patterns,
     split_folders,
+    text_lines,
 )
 
 SHARD_OF = re.compile(r"-\d+-of-(\d+)$")
@@ -73,8 +76,7 @@ def cut_notes(cut: int, rows: int) -> list[str]:
 
 
 def _parquet(files: list[Path], streaming: bool) -> Rows:
-    names = [str(path) for path in files]
-    return load_dataset("parquet", data_files={"train": names}, split="train", streaming=streaming)
+    return load_dataset("parquet", data_files={"train": patterns(files)}, split="train", streaming=streaming)
 
 
 # `Dataset.save_to_disk`
@@ -132,7 +134,7 @@ def _metadata(folder: Path, kind: str) -> Iterator[Path]:
 
 def load_audiofolder(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     split = SPLIT_NAMES[folders[1].name] if len(folders) > 1 else "train"
-    rows = load_dataset("audiofolder", data_dir=str(folders[0]), split=split, streaming=streaming)
+    rows = load_dataset("audiofolder", data_dir=patterns(folders[:1])[0], split=split, streaming=streaming)
     return rows, []
 
 
@@ -150,7 +152,7 @@ def _splits_where(folder: Path, holds: Callable[[Path], bool]) -> dict[str, list
 
 def _pairs(folder: Path) -> Iterator[tuple[Path, Path]]:
     """(recording, its text); the text beside it goes first."""
-    texts = {path.stem: path for path in sorted(folder.rglob("*.txt"))}
+    texts = {path.stem: path for path in files_below(folder) if path.suffix == ".txt"}
     for audio in audio_files(folder) if texts else ():
         beside = audio.with_suffix(".txt")
         text = beside if beside.is_file() else texts.get(audio.stem)
@@ -161,7 +163,7 @@ def _pairs(folder: Path) -> Iterator[tuple[Path, Path]]:
 def pair_rows(files: list[str], version: str) -> Iterator[Row]:
     for folder in map(Path, files):
         for audio, text in _pairs(folder):
-            yield {"audio": audio_at(audio), "text": text.read_text(encoding="utf-8-sig").strip()}
+            yield {"audio": audio_at(audio), "text": "\n".join(text_lines(text)).strip()}
 
 
 def load_pairs(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from .layout import Layout, Row, Rows, audio_at, from_rows
+from .layout import Layout, Row, Rows, audio_at, from_rows, text_lines
 from .segments import cut
 
 DECODERS = {"flac", "sph2pipe", "cat"}
@@ -29,7 +29,7 @@ def read_pairs(path: Path) -> dict[str, str]:
         ValueError: a key that stands twice.
     """
     pairs: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in text_lines(path) if path.is_file() else []:
         key, _, value = line.strip().partition(" ")
         if "\t" in key:
             key, _, value = line.strip().partition("\t")

@@ -1,7 +1,9 @@
 """What a layout is: how a folder of it is told, which splits it has, and how the rows of a split are read."""
 
+import glob
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ Row = dict[str, Any]
 ENCODED = {"bytes": Value("binary"), "path": Value("string")}
 FORMAT = 1  # of the rows that the readers here give; `datasets` keeps what an older one gave
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".aiff", ".aif", ".sph", ".wma")
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, or a byte of a file name that is not UTF-8
 SPLIT_NAMES = {  # as people write them: as `datasets` does
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development"), "validation"),
@@ -93,13 +96,18 @@ def generated(function: Callable[..., Iterator[Row]], features: Features, argume
         raise
 
 
+def patterns(files: Iterable[Path]) -> list[str]:
+    """Paths for `datasets`, which takes them for patterns: a bracket in the name of a folder is one."""
+    return [glob.escape(str(path)) for path in files]
+
+
 def version_of(paths: Iterable[Path]) -> str:
     """Tells files, and the files in folders, that have changed, by size and time."""
     digest = hashlib.sha256(str(FORMAT).encode())
     for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for file in sorted(files_below(path)) if path.is_dir() else [path]:
+            status = file.stat() if file.exists() else file.lstat()  # a link to nothing
+            digest.update(os.fsencode(file.name) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -108,13 +116,52 @@ def audio_at(path: Path | str) -> dict[str, Any]:
     return {"bytes": None, "path": str(path)}
 
 
-def audio_files(folder: Path) -> Iterator[Path]:
-    """All recordings below a folder, in order; hidden ones are left out."""
-    for place, folders, names in os.walk(folder):
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in order, through links to folders too, each folder once; hidden ones are left out."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
-                yield Path(place, name)
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def audio_files(folder: Path) -> Iterator[Path]:
+    """All recordings below a folder, as `files_below` gives them.
+
+    Raises:
+        ValueError: a name that is not UTF-8, which no column of text holds.
+    """
+    for path in files_below(folder):
+        if path.name.lower().endswith(AUDIO_SUFFIXES):
+            if SURROGATE.search(str(path)):
+                raise ValueError(f"{os.fsencode(path)!r}: the name of the file is not UTF-8. Rename it.")
+            yield path
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark. They end where a line feed stands: other
+    characters that `str.splitlines` ends them at are text.
+
+    Raises:
+        ValueError: it is of another encoding; with file and line.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(path, path.read_bytes(), error)) from error
+
+
+def not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:
+    """What is said of a text file, of this content, that does not decode."""
+    lines = enumerate(content.split(b"\n"), start=1)
+    line = next((number for number, line in lines if line.decode(errors="ignore").encode() != line), 1)
+    return f"{path}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8 (iconv -t UTF-8)."
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
@@ -157,12 +204,17 @@ __all__ = [
     "Row",
     "Rows",
     "SPLIT_NAMES",
+    "SURROGATE",
     "audio_at",
     "audio_files",
     "by_stem",
     "choose_split",
+    "files_below",
     "from_rows",
     "generated",
+    "patterns",
+    "not_utf8",
     "split_folders",
+    "text_lines",
     "version_of",
 ]

@@ -7,6 +7,9 @@ They are read here, not by the loaders of `datasets`, so that a column may first
 import csv
 import gzip
 import json
+import math
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +21,7 @@ from tqdm import tqdm
 
 from ..chat_rows import CHAT_COLUMNS, chat_features, chat_row
 from ..columns import CHATS, KNOWN_NAMES, renaming
-from .layout import ENCODED, SPLIT_NAMES, Layout, Rows, generated, version_of
+from .layout import ENCODED, SPLIT_NAMES, SURROGATE, Layout, Rows, generated, not_utf8, version_of
 from .segments import cut
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -109,8 +112,10 @@ def _manifest_rows(
 def _below(root: Path, audio: Any) -> Any:
     path = audio.get("path") if isinstance(audio, dict) else audio
     content = audio.get("bytes") if isinstance(audio, dict) else None
-    if audio is None or content is not None or not path or "://" in path:
-        return audio and {"bytes": content, "path": path}
+    if content is None and not path:  # an empty cell too
+        return None
+    if content is not None or "://" in path:
+        return {"bytes": content, "path": path}
     return {"bytes": None, "path": str(root / Path(path).expanduser())}
 
 
@@ -120,28 +125,50 @@ def _opened(path: Path) -> TextIO:
 
 
 def _manifest_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of a manifest; in a JSON list the number of the entry."""
+    """(line number, row) of a manifest; in a JSON list the number of the entry.
+
+    Raises:
+        ValueError: it is broken; with file and line.
+    """
+    try:
+        for number, row in _parsed_lines(path):
+            yield number, _checked(row, path, number)
+    except UnicodeDecodeError as error:
+        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        with opened as file:
+            raise ValueError(not_utf8(path, file.read(), error)) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be unpacked ({error}). Check that it was written to its end.") from error
+
+
+def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
     if kind_of(path) in (".csv", ".tsv"):
         yield from _table_lines(path)
         return
     if kind_of(path) == ".json" and (entries := _json_list(path)) is not None:
-        for number, row in enumerate(entries, start=1):
-            yield number, _checked(row, path, number)
+        yield from enumerate(entries, start=1)
         return
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error}). Write one object per line.") from error
-            yield number, _checked(row, path, number)
 
 
 def _checked(row: Any, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {number}: a {type(row).__name__}, not an object. Write one per line.")
+    if SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        name = next(name for name in row if SURROGATE.search(json.dumps([name, row[name]], ensure_ascii=False)))
+        raise ValueError(
+            f"{path}, line {number}: {ascii(name)} holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
+            "character. Write the whole pair, or leave it out."
+        )
+    if isinstance(row.get("duration"), (str, int, float)):
+        row["duration"] = _seconds(row["duration"], path, number)
     return row
 
 
@@ -167,23 +194,36 @@ def _table_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         file.seek(0)
         others = [mark for mark in ";\t|" if mark in first]
         separator = others[0] if "," not in first and len(others) == 1 else ","
-        reader = csv.DictReader(file, delimiter="\t" if kind_of(path) == ".tsv" else separator)
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: not as many cells as columns: {', '.join(reader.fieldnames)}. "
-                    "Quote cells that hold the separator."
-                )
-            if "duration" in row:
-                row["duration"] = _seconds(row["duration"], path, reader.line_num)
-            yield reader.line_num, row
+        reader = csv.DictReader(file, delimiter="\t" if kind_of(path) == ".tsv" else separator, strict=True)
+        last = 0  # line of the row before
+        try:
+            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise ValueError(f"{path}: more than one column is named {', '.join(twice)}. Rename all but one.")
+            last = reader.line_num
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: not as many cells as columns: "
+                        f"{', '.join(reader.fieldnames)}. Quote cells that hold the separator."
+                    )
+                last = reader.line_num
+                yield last, row
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {last + 1}: {error}. A cell that begins with a quotation mark must end with one; write "
+                'marks within it twice: """Yes"", he said". Or write JSON Lines.'
+            ) from error
 
 
-def _seconds(cell: str, path: Path, line: int) -> float | None:
+def _seconds(value: str | float, path: Path, line: int) -> float | None:
     try:
-        return float(cell) if cell else None
-    except ValueError as error:
-        raise ValueError(f"{path}, line {line}: duration {cell!r} is not seconds. Write a number.") from error
+        seconds = None if value == "" else float(value)
+    except ValueError:
+        seconds = math.nan
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"{path}, line {line}: duration {value!r} is not seconds. Write a number, or leave it out.")
+    return seconds
 
 
 def _manifest_features(path: Path) -> tuple[Features, set[str]]:

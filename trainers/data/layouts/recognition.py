@@ -12,7 +12,7 @@ from datasets import Audio, List, ReadInstruction, load_dataset
 
 from ..columns import renaming
 from . import archives, corpora, folders, kaldi, manifests
-from .layout import AUDIO_SUFFIXES, Layout, Opened, Rows, choose_split
+from .layout import AUDIO_SUFFIXES, Layout, Opened, Rows, choose_split, patterns
 
 LAYOUTS = (
     folders.TARGETS,
@@ -111,8 +111,7 @@ def _layout_of_file(path: Path, split: str) -> tuple[Layout, str, list[Path]]:
 
 
 def _built(builder: str, files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
-    names = [str(path) for path in files]
-    return load_dataset(builder, data_files={"train": names}, split="train", streaming=streaming), []
+    return load_dataset(builder, data_files={"train": patterns(files)}, split="train", streaming=streaming), []
 
 
 def renamed(rows: Rows, columns: dict[str, str], name: str) -> tuple[Rows, list[str]]:
