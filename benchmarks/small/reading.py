@@ -55,17 +55,17 @@ class ReadingSettings:
         natural: how often a recording of people comes in an epoch in which one of text-to-speech comes once.
         letters_weight, middle_weight: of CTC over letters on the encoder, and over tokens in the middle.
         sources: stores to train on.
-        convolutions, hidden_size, blocks, heads, dropout: the connector's.
+        convolutions, hidden_size, blocks, heads: the connector's; dropout: its own, and a trained encoder's.
         seed: of weights, order and augmentation.
     """
 
     steps: int = 2000
     batch: int = 32
     lr: float = 1e-3
-    encoder_lr: float = 1e-4
+    encoder_lr: float = 1.5e-4
     warmup: int = 200
     decay: float = 0.7
-    natural: int = 2
+    natural: int = 3
     letters_weight: float = 0.2
     middle_weight: float = 0.2
     sources: tuple[str, ...] = ("cv_en", "cv_unlabelled")
@@ -149,6 +149,8 @@ def trained_reader(parents: Path, vocabulary: Vocabulary, settings: ReadingSetti
     encoder = load_encoder(str(parents / "whisper-base"), dtype=torch.float32)
     encoder.requires_grad_(settings.encoder_lr > 0)
     encoder.embed_positions.requires_grad_(False)
+    for layer in encoder.layers:
+        layer.dropout = settings.dropout if settings.encoder_lr else 0.0
     reader = Reader(build_audio_tower(encoder.config, encoder=encoder), new_connector(vocabulary, settings))
     reader.connector.table.requires_grad_(False)
     return reader
