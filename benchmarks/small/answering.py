@@ -61,7 +61,7 @@ class Answerer:
     def text(self, text: str) -> torch.Tensor:
         """Embeddings of a request in text."""
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return self.table[torch.tensor(ids, device=self.device)]
+        return self.table[torch.tensor(ids, dtype=torch.long, device=self.device)]
 
     def around(self, instruction: str) -> tuple[list[int], list[int]]:
         """Ids of the chat before and after the request, up to where the answer begins."""
@@ -77,7 +77,7 @@ class Answerer:
     def embed(self, turn: Turn) -> torch.Tensor:
         """A turn up to the end of its answer (or of the prompt, without one), (tokens, size)."""
         before, after = self.around(turn.instruction)
-        rest = torch.tensor(after + (turn.answer or []), device=self.device)
+        rest = torch.tensor(after + (turn.answer or []), dtype=torch.long, device=self.device)
         return torch.cat([self.table[torch.tensor(before, device=self.device)], turn.request, self.table[rest]])
 
     def answer_logits(self, turns: list[Turn]) -> torch.Tensor:
