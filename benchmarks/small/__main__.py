@@ -69,6 +69,13 @@ def imitate(arguments: argparse.Namespace) -> None:
     imitate(*place, arguments.run_name, arguments.start, settings, arguments.minutes, arguments.device)
 
 
+def adapt(arguments: argparse.Namespace) -> None:
+    """LoRA on the LLM, from Whisper's readings, for a connector that reads with its decoder."""
+    from benchmarks.small.adapting import adapt
+
+    adapt(arguments.data, arguments.parents, arguments.out, arguments.run_name, arguments.minutes)
+
+
 def measure(arguments: argparse.Namespace) -> None:
     """How a run reads and what the LLM makes of it."""
     from benchmarks.small.measuring import measure
@@ -117,20 +124,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     stages = parser.add_subparsers(dest="stage", required=True)
     made = {}
-    for run in (speak, hear, read, answers, imitate, measure):
+    for run in (speak, hear, read, answers, imitate, adapt, measure):
         stage = made[run.__name__] = stages.add_parser(run.__name__, help=run.__doc__)
         stage.set_defaults(run=run)
         stage.add_argument("--out", type=Path, required=True)
-        if run in (speak, hear):
+        if run in (speak, hear, adapt):
             stage.add_argument("--data", type=Path, required=True)
-            stage.add_argument("--workers", type=int, default=1)
         if run is not speak:
             stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
             stage.add_argument("--device", default="cpu")
-        if run in (read, imitate, measure):
+        if run in (read, imitate, adapt, measure):
             stage.add_argument("--run", dest="run_name", required=True, help="name of the run's folder")
-        if run in (read, imitate):
+        if run in (read, imitate, adapt):
             stage.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
+    for name in ("speak", "hear"):
+        made[name].add_argument("--workers", type=int, default=1)
     made["speak"].add_argument("--name", default="tts", help="of the recordings: a source for hear, read, imitate")
     made["speak"].add_argument("--count", type=int, default=4000, help="sentences for training")
     made["hear"].add_argument("--source", nargs="+", required=True)
