@@ -24,6 +24,7 @@ from .ctc_compress import CTCCompress
 from .lengths import stage_length
 from .query_bank import QueryBank
 from .whisper_qformer import WhisperQFormer
+from .whisper_reader import WhisperReader
 
 
 class StackMLP(Connector):
@@ -47,7 +48,8 @@ class StackMLP(Connector):
         stacked = (
             fill_last(frames, width, stride).unfold(1, width, stride).transpose(2, 3).flatten(2)
         )  # (batch, tokens, width * audio_size)
-        hidden = self.linear_1(self.norm(stacked))
+        # With a stride below the width it is a view whose rows overlap, which oneDNN under vLLM cannot read.
+        hidden = self.linear_1(self.norm(stacked.contiguous()))
         if self.config.activation == "swiglu":
             value, gate = hidden.chunk(2, dim=-1)
             hidden = self.act(gate) * value
@@ -133,6 +135,7 @@ CONNECTORS = {
     "conformer_ctc": ConformerCTC,
     "whisper_qformer": WhisperQFormer,
     "ctc_compress": CTCCompress,
+    "whisper_reader": WhisperReader,
 }
 
 

@@ -25,6 +25,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTTrainer
 
+from modeling_speechllm.attention_backends import attention_for_any_length
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.llm_head import scale_logits
 from processing_speechllm import SpeechLLMProcessor
@@ -39,7 +40,7 @@ from .data.loaders import build_loader, is_stream
 from .data.loading import dataset_fingerprint
 from .objectives.divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
 from .objectives.forward_redirection import through_forward
-from .objectives.speech_inputs import connect, embed_prompts
+from .objectives.speech_inputs import connect, embed_prompts, read_prompts
 from .objectives.terms import Term, Totals, weighted_loss
 from .speech_config import SpeechTrainingConfig, check_given
 from .speed.attention import fast_backward
@@ -226,7 +227,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """Logits (rows, sequence, vocabulary) and labels (rows, sequence) of a batch, those of a position standing at
         that before it as everywhere in transformers; `model` is the SpeechLLM without wrappers."""
         inputs = embed_prompts(model, batch, connect(model, batch))
-        hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
+        hidden = read_prompts(model, inputs)
         return self.head(model)(hidden), batch["labels"]
 
     def outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[CausalLMOutput, torch.Tensor]:
@@ -382,7 +383,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         begin = time.monotonic()
         self.before_step()
-        with fast_backward(wanted=not self.speech_model.attention_was_chosen):
+        with attention_for_any_length(), fast_backward(wanted=not self.speech_model.attention_was_chosen):
             loss = super().training_step(*args, **kwargs)
         self._busy += time.monotonic() - begin
         return loss
@@ -428,7 +429,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """The terms go into the totals of the evaluation. Where metrics or predictions are asked for, also logits and
         labels; of several processes all give as many rows, the added ones labelled -100 throughout."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), attention_for_any_length():
             if self.compute_loss_func is None:
                 self._totals["eval"].add(self.terms(model, inputs), inputs["counts"])
             else:

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_speechllm.connector_base import ConnectorOutput, length_mask
-from modeling_speechllm.left_out import leave_out, left_out_places
+from modeling_speechllm.left_out import attended_places, leave_out, left_out_places, put_places, take_places
 from modeling_speechllm.lengths import minimum_input
 from modeling_speechllm.modeling_speechllm import put_audio
 
@@ -65,4 +65,25 @@ def embed_prompts(
     return inputs
 
 
-__all__ = ["connect", "embed_prompts"]
+def read_prompts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Last hidden states (batch, sequence, dim) of the LLM that reads what [`embed_prompts`] made.
+
+    Audio tokens that the connector leaves out take no part: the others are closed up before and spread again after,
+    with zeros where nothing was read.
+    """
+    llm = model.model.language_model
+    if "position_ids" not in inputs:
+        return llm(**inputs, use_cache=False).last_hidden_state
+    embeddings, mask = inputs["inputs_embeds"], inputs["attention_mask"]
+    counts = mask.sum(-1)
+    places = attended_places(mask, max(int(counts.max()), 1))
+    hidden = llm(
+        inputs_embeds=take_places(embeddings, places),
+        attention_mask=length_mask(counts, places.shape[1]).to(mask.dtype),
+        position_ids=inputs["position_ids"].gather(1, places),
+        use_cache=False,
+    ).last_hidden_state
+    return put_places(hidden, places, mask.shape[1])
+
+
+__all__ = ["connect", "embed_prompts", "read_prompts"]
