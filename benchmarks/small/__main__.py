@@ -63,6 +63,13 @@ def measure(arguments: argparse.Namespace) -> None:
     measure(arguments.out, arguments.parents, arguments.run_name, arguments.count, arguments.device)
 
 
+def ship(arguments: argparse.Namespace) -> None:
+    """A trained run as a folder that the pipeline loads."""
+    from benchmarks.small.shipping import ship_trained
+
+    ship_trained(arguments.run_folder, arguments.parents, arguments.out, arguments.reading)
+
+
 def pack(arguments: argparse.Namespace) -> None:
     """Files for a machine without network, in pieces."""
     from benchmarks.small.whole import pack
@@ -129,6 +136,12 @@ def main() -> None:
     made["measure"].add_argument("--count", type=int, default=100, help="recordings of each source")
     add_settings(made["read"], ReadingSettings)
     add_settings(made["imitate"], ImitationSettings)
+    stage = stages.add_parser("ship", help=ship.__doc__)
+    stage.set_defaults(run=ship)
+    stage.add_argument("--run", dest="run_folder", type=Path, required=True, help="folder of the run")
+    stage.add_argument("--reading", type=Path, help="folder of the run that trained the encoder, if another")
+    stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
+    stage.add_argument("--out", type=Path, required=True)
     stage = stages.add_parser("pack", help=pack.__doc__)
     stage.set_defaults(run=pack)
     stage.add_argument("--out", type=Path, required=True)
