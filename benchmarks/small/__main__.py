@@ -65,9 +65,14 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def ship(arguments: argparse.Namespace) -> None:
     """A trained run as a folder that the pipeline loads."""
-    from benchmarks.small.shipping import ship_trained
+    from benchmarks.small.shipping import ship_trained, ship_whole
 
-    ship_trained(arguments.run_folder, arguments.parents, arguments.out, arguments.reading)
+    place = (arguments.run_folder, arguments.parents, arguments.out)
+    if arguments.gguf is None:
+        ship_trained(*place, arguments.reading)
+    else:
+        sizes = ship_whole(*place, arguments.gguf, arguments.reading)
+        print(f"{sum(sizes.values()) / 1e6:.1f} MB in {arguments.out}")
 
 
 def pack(arguments: argparse.Namespace) -> None:
@@ -140,6 +145,7 @@ def main() -> None:
     stage.set_defaults(run=ship)
     stage.add_argument("--run", dest="run_folder", type=Path, required=True, help="folder of the run")
     stage.add_argument("--reading", type=Path, help="folder of the run that trained the encoder, if another")
+    stage.add_argument("--gguf", type=Path, help="the LLM's file: everything in one folder, with it")
     stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
     stage.add_argument("--out", type=Path, required=True)
     stage = stages.add_parser("pack", help=pack.__doc__)

