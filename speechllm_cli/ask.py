@@ -35,7 +35,8 @@ EXAMPLE = """\
 A recording that cannot be used is reported in one line on standard error; the others are still answered and the
 exit status is 2. So is a recording that the model could not make out, whose answer is a guess, where the checkpoint
 says how sure it must be (the embedded one does); the status stays 0. --json prints one object per answer: audio,
-instruction, answer, model, and then understood: true or false.
+instruction, answer, model, and then understood: true or false. A model whose connector reads tells where it read
+nothing at all: the answer says so, and --json has no_speech: true or false.
 """
 
 
@@ -147,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
                     print(label, flush=True)
                 answer(pipe, group, instruction, streamer=_streamer(pipe), **options)
                 continue
-            text, understood = answer(pipe, group, instruction, **options)
+            text, understood, no_speech = answer(pipe, group, instruction, **options)
         except ValueError as error:  # the processor's and the pipeline's, AudioError among them, name the remedy
             report(error)
             status = 2
@@ -157,6 +158,8 @@ def run(arguments: argparse.Namespace) -> int:
             row = {"audio": audio, "instruction": instruction, "answer": text, "model": model}
             if understood is not None:
                 row["understood"] = understood
+            if no_speech is not None:
+                row["no_speech"] = no_speech
             print(json.dumps(row, ensure_ascii=False), flush=True)
         else:
             print(label, text, sep=" " if label else "", flush=True)
@@ -169,10 +172,11 @@ def _streamer(pipe: Any) -> Any:
     return TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tuple[str, bool | None]:
+def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tuple[str, bool | None, bool | None]:
     """
-    The answer about the recordings `names` in one prompt, and whether all were made out (None if the checkpoint does
-    not tell). Warnings about them, and which could not be made out, go to standard error.
+    The answer about the recordings `names` in one prompt, whether all were made out, and whether there was no speech
+    in any (None each if the checkpoint does not tell). Warnings about them, and which could not be made out, go to
+    standard error.
     """
     least = pipe.processor.min_audio_confidence
     row = {"audio": [_source(name) for name in names], "instruction": instruction}
@@ -183,11 +187,12 @@ def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tup
         if warning.category is UserWarning:
             report(f"warning: {warning.message}")
     if least is None:
-        return found["generated_text"], None
+        return found["generated_text"], None, found.get("no_speech")
     for name, heard in zip(names, found["confidence"], strict=True):
         if not heard["understood"]:
             report(
                 f"{name}: I could not make that out (confidence {heard['score']:.3f}, {least:.3f} is needed), so the "
                 "answer is a guess. It may be silence, noise, or speech unlike what this model was trained on."
             )
-    return found["generated_text"], all(heard["understood"] for heard in found["confidence"])
+    understood = all(heard["understood"] for heard in found["confidence"])
+    return found["generated_text"], understood, found.get("no_speech")

