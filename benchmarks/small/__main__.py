@@ -75,6 +75,14 @@ def ship(arguments: argparse.Namespace) -> None:
         print(f"{sum(sizes.values()) / 1e6:.1f} MB in {arguments.out}")
 
 
+def accept(arguments: argparse.Namespace) -> None:
+    """Whether a shipped model is good enough, as a table."""
+    from benchmarks.small.accepting import PARTS, accept
+
+    parts = tuple(arguments.parts or PARTS)
+    accept(arguments.model, arguments.parents, arguments.data, arguments.out, arguments.count, parts)
+
+
 def pack(arguments: argparse.Namespace) -> None:
     """Files for a machine without network, in pieces."""
     from benchmarks.small.whole import pack
@@ -148,6 +156,17 @@ def main() -> None:
     stage.add_argument("--gguf", type=Path, help="the LLM's file: everything in one folder, with it")
     stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
     stage.add_argument("--out", type=Path, required=True)
+    stage = stages.add_parser("accept", help=accept.__doc__)
+    stage.set_defaults(run=accept)
+    for name, text in (
+        ("model", "folder that ship made"),
+        ("parents", "folder of whisper-base and the LLM"),
+        ("data", "see hear"),
+        ("out", "of tables, answers and made recordings"),
+    ):
+        stage.add_argument(f"--{name}", type=Path, required=True, help=text)
+    stage.add_argument("--count", type=int, default=150, help="rows of each part at most")
+    stage.add_argument("--parts", nargs="+", help="by default all")
     stage = stages.add_parser("pack", help=pack.__doc__)
     stage.set_defaults(run=pack)
     stage.add_argument("--out", type=Path, required=True)

@@ -21,7 +21,15 @@ from trainers.targets.backends import load_llm
 
 from .answering import Answerer, TooLong, agreement
 from .config import EvaluationConfig
-from .recognisers import CTC_HEAD, CTC_HEAD_FILE, CTCHeadRecogniser, PipelineRecogniser, Recogniser
+from .recognisers import (
+    CONNECTOR,
+    CTC_HEAD,
+    CTC_HEAD_FILE,
+    ConnectorRecogniser,
+    CTCHeadRecogniser,
+    PipelineRecogniser,
+    Recogniser,
+)
 from .rows import Item, Rows
 from .store import Lines
 
@@ -141,6 +149,8 @@ class Runner:
 
     def _load_recogniser(self, answerer: Answerer) -> Recogniser:
         config = self.config
+        if config.cascade == CONNECTOR:
+            return ConnectorRecogniser(answerer.model, answerer.processor)
         if config.cascade != CTC_HEAD:
             return PipelineRecogniser(config.cascade, self.device, config.dtype, config.tell_language)
         try:
