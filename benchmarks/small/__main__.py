@@ -80,7 +80,7 @@ def accept(arguments: argparse.Namespace) -> None:
     from benchmarks.small.accepting import PARTS, accept
 
     parts = tuple(arguments.parts or PARTS)
-    accept(arguments.model, arguments.parents, arguments.data, arguments.out, arguments.count, parts)
+    accept(arguments.model, arguments.parents, arguments.data, arguments.out, arguments.count, parts, arguments.dtype)
 
 
 def pack(arguments: argparse.Namespace) -> None:
@@ -168,6 +168,7 @@ def main() -> None:
         stage.add_argument(f"--{name}", type=Path, required=True, help=text)
     stage.add_argument("--count", type=int, default=150, help="rows of each part at most")
     stage.add_argument("--parts", nargs="+", help="by default all")
+    stage.add_argument("--dtype", default="auto", help="precision in which models answer")
     stage = stages.add_parser("pack", help=pack.__doc__)
     stage.set_defaults(run=pack)
     stage.add_argument("--out", type=Path, required=True)

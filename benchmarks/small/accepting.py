@@ -50,6 +50,7 @@ class Acceptance:
         whisper: folder of the cascade's recogniser.
         data, out: folders.
         count: rows of each part at most; of behaviour recordings, with four requests each.
+        dtype: precision in which models answer, see `speechllm evaluate`.
     """
 
     model: Path
@@ -57,6 +58,7 @@ class Acceptance:
     data: Path
     out: Path
     count: int
+    dtype: str = "auto"
 
     def evaluate(self, part: str, rows: list[dict], task: str, **settings: Any) -> dict[str, Any]:
         """The results of `speechllm evaluate` on rows of a part."""
@@ -67,6 +69,7 @@ class Acceptance:
             task=task,
             model=str(self.model),
             tell_language=True,
+            dtype=self.dtype,
             **settings,
         )
         return evaluate(config)
@@ -241,7 +244,13 @@ PARTS: dict[str, Callable[[Acceptance], list[Line]]] = {
 
 
 def accept(
-    model: Path, parents: Path, data: Path, out: Path, count: int = 150, parts: tuple[str, ...] = tuple(PARTS)
+    model: Path,
+    parents: Path,
+    data: Path,
+    out: Path,
+    count: int = 150,
+    parts: tuple[str, ...] = tuple(PARTS),
+    dtype: str = "auto",
 ) -> list[Line]:
     """Runs the parts that are not done and writes `acceptance.md` and `acceptance.json`; returns the table.
 
@@ -249,12 +258,12 @@ def accept(
         ValueError: `out` has the acceptance of another model or of other counts.
     """
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"model": str(model.resolve()), "count": count}
+    settings = {"model": str(model.resolve()), "count": count, "dtype": dtype}
     record = out / "settings.json"
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{out} has the acceptance of {record.read_text(encoding='utf-8')}. Give another folder.")
     write_json(record, settings)
-    acceptance = Acceptance(with_parents(model, parents, out / "model"), parents / ENCODER, data, out, count)
+    acceptance = Acceptance(with_parents(model, parents, out / "model"), parents / ENCODER, data, out, count, dtype)
     lines: list[Line] = []
     for name in PARTS:
         done = out / f"{name}.json"
