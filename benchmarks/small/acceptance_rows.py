@@ -18,7 +18,7 @@ from benchmarks.small.speaking import TEST_PITCH, sentences
 from trainers.targets.prompts import load_tasks, select_prompts
 
 LABELS = 5  # per row: the right one, and others drawn
-ESPEAK = ("en-us+f2", "en-gb+m3", "en-us+m6", "en-gb+anika")  # voices of another synthesis
+ESPEAK = ("en-us+f2", "en-gb-x-rp+m3", "en-us+m6", "en-gb-x-rp+anika")  # voices of another synthesis
 SCENARIOS = {"qa": "question", "iot": "smart home", "play": "play media", "general": "chat", "takeaway": "food order"}
 UNUSED = ("translate", "language", "repeat")
 FORMS = {  # checks of docs/evaluation.md for prompts that ask for a form
