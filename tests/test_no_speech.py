@@ -1,6 +1,7 @@
 """Audio in which a reading connector read nothing: the pipeline says so, in the checkpoint's words, and marks it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import speechllm_cli.ask
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechInstructPipeline, SpeechLLMProcessor
 from speechllm.evaluation.answering import Answerer
+from speechllm.evaluation.recognisers import ConnectorRecogniser
+from speechllm.evaluation.systems import transcribe
 from speechllm_cli.main import main
 
 NOTHING = "hello there is nothing"
@@ -155,3 +158,30 @@ def test_ask_says_it(pipe, monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out.strip() == NOTHING
     assert main(["ask", str(tmp_path / "a.wav"), "hello", "--model", "it", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["no_speech"] is True
+
+
+def test_a_connector_that_reads_is_a_recogniser(pipe):
+    recogniser = ConnectorRecogniser(pipe.model, pipe.processor)
+    spoken, silent = recogniser.transcribe([SPOKEN[0], SILENT[0]], [None, None])
+    inputs = pipe.processor.audio_inputs([SPOKEN[0]])
+    features, mask = (torch.from_numpy(inputs[name]) for name in ("input_features", "input_features_mask"))
+    best = pipe.model.get_audio_features(features, mask).connector.ctc_logits[0].argmax(-1)
+    tokens = [20 + index for index in torch.unique_consecutive(best).tolist()]
+    assert spoken == pipe.tokenizer.decode(tokens).strip() != "" and silent == ""
+    with pytest.raises(ValueError, match="stack_mlp reads no words of its own"):
+        ConnectorRecogniser(make_pipe("stack_mlp").model, pipe.processor)
+
+
+def test_a_recording_that_several_ask_about_is_recognised_once():
+    class Counting:
+        sampling_rate = 16000
+
+        def transcribe(self, audio, languages):
+            return [f"{len(part)} {language}" for part, language in zip(audio, languages, strict=True)]
+
+    recogniser, items = Counting(), [SimpleNamespace(id=name, language="en") for name in "abc"]
+    audio = {"a": [SPOKEN[0]], "b": [SILENT[0], SPOKEN[0].copy()], "c": [SILENT[0]]}
+    heard = []
+    recogniser.transcribe, once = lambda *of: heard.extend(of[0]) or once(*of), recogniser.transcribe
+    assert transcribe(recogniser, items, audio) == {"a": ["19200 en"], "b": ["8000 en", "19200 en"], "c": ["8000 en"]}
+    assert len(heard) == 2

@@ -128,7 +128,7 @@ def test_a_trained_encoder_and_a_foreign_table_are_asked_for(places, tmp_path):
     (run / "encoder_adapter").rename(start / "encoder_adapter")
     shipping.ship_trained(run, parents, tmp_path / "out", start)
     write_gguf(parents / shipping.LLM / "tiny.gguf", make_tokenizer(CHATML), seed=5)
-    with pytest.raises(ValueError, match="embeddings are not those of the LLM"):
+    with pytest.raises(ValueError, match="table.weight is not that of the LLM"):
         shipping.ship_trained(run, parents, tmp_path / "other", start)
 
 

@@ -79,7 +79,7 @@ def assemble(
         llm: folder of the LLM, if not that in `parents`; adapter: of the LLM.
 
     Raises:
-        ValueError: the run's table of token embeddings is not the LLM's.
+        ValueError: what the connector copied out of the LLM's embeddings is not this LLM's.
     """
     connector, _ = load_run(run)
     audio, text = str(parents / ENCODER), str(llm or parents / LLM)
@@ -87,11 +87,12 @@ def assemble(
     model = SpeechLLMForConditionalGeneration.from_parts(
         audio, text, asdict(connector.config), gguf_file=gguf_file, text_adapter=adapter, dtype=torch.float32
     )
-    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight
-    projector.load_state_dict(connector.state_dict())
-    projector.load_vocabulary(connector.table.token_ids, embeddings)  # rows that half precision has not rounded
-    if not torch.allclose(projector.table.weight, connector.table.weight, atol=1e-2, rtol=1e-2):
-        raise ValueError(f"{run}: the connector's embeddings are not those of the LLM in {text}. Give the run's LLM.")
+    projector, state = model.model.multi_modal_projector, connector.state_dict()
+    projector.load_state_dict(state)
+    for key, copy in projector.copied(model.get_input_embeddings().weight).items():
+        if not torch.allclose(copy, state[key], atol=1e-2, rtol=1e-2):
+            raise ValueError(f"{run}: the connector's {key} is not that of the LLM in {text}. Give the run's LLM.")
+        projector.load_state_dict({key: copy}, strict=False)  # which half precision has not rounded
     listening = encoder_adapter(run, reading)
     if listening is not None:
         encoder = merged(load_encoder(audio, dtype=torch.float32), str(listening))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
+from modeling_speechllm.ctc_compress import CTCCompress
 from processing_speechllm import SpeechLLMProcessor
 
 from .normalise import base_code
@@ -152,7 +153,7 @@ class ConnectorRecogniser:
     """
 
     def __init__(self, model: SpeechLLMForConditionalGeneration, processor: SpeechLLMProcessor):
-        if not model.model.multi_modal_projector.leaves_out:
+        if not isinstance(model.model.multi_modal_projector, CTCCompress):
             raise ValueError(
                 f"The connector {model.config.connector['type']} reads no words of its own, only ctc_compress does. "
                 "Give a recogniser: --cascade HUB_ID_OR_FOLDER."
