@@ -167,7 +167,7 @@ def save_trained(
 
     Args:
         state_dict: the model's where it had to be gathered.
-        storage: `"float16"`, `"bfloat16"` or `"int8"`, see `save_pretrained`.
+        storage: fewer bits, see `save_pretrained`.
         is_main_process: False writes nothing.
         push_to_hub: upload the folder too, with `**hub` (`repo_id`, `private`, `commit_message`, `create_pr`).
         variant: part of the weights' name, as in transformers.

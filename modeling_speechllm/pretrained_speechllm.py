@@ -99,8 +99,9 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
                 weights differ from those of the parent it was loaded from (an adapter merged, resized embeddings),
                 and into `config.json` the ids and revisions of the parents (known after `from_parts`).
             storage: with `trained_only`, hold the weights in fewer bits than they are computed in: `"float16"`,
-                `"bfloat16"` or `"int8"` (a scale per 32 values). They are loaded in the precision of the model again.
-                What a connector copied out of the LLM's embeddings, and did not train, is left out then.
+                `"bfloat16"`, or `"int8"`, `"int6"`, `"int5"`, `"int4"` (a scale per 32 values). They are loaded in the
+                precision of the model again. What a connector copied out of the LLM's embeddings, and did not train,
+                is left out then.
             **kwargs: `PreTrainedModel.save_pretrained` arguments: `state_dict`, `is_main_process`, `push_to_hub`, ...
 
         Raises:

@@ -32,14 +32,29 @@ def test_eight_bits_lose_at_most_half_a_step():
     assert error.max() > 0
 
 
+@pytest.mark.parametrize(("storage", "bits"), [("int8", 8), ("int6", 6), ("int5", 5), ("int4", 4)])
+def test_fewer_bits_lose_half_a_step_of_theirs(storage, bits):
+    torch.manual_seed(0)
+    weight = torch.randn(33, 7)  # bits of one value lie in two bytes
+    assert unpack(pack({"one": weight[:1, :1]}, storage))["one"].item() == pytest.approx(weight[0, 0].item(), rel=1e-3)
+    packed = pack({"a": weight}, storage)
+    assert packed["a"].numel() == -(-weight.numel() * bits // 8)
+    blocks = torch.nn.functional.pad(weight.flatten(), (0, 25)).view(-1, 32)
+    step = (blocks.abs().amax(1) / (2 ** (bits - 1) - 1)).repeat_interleave(32)[:231].view(33, 7)
+    error = (unpack(packed)["a"] - weight).abs()
+    assert (error <= step * 0.51).all() and error.max() > 0.4 * step.max()
+    again = unpack(pack(unpack(packed), storage))["a"]
+    torch.testing.assert_close(again, unpack(packed)["a"], atol=1e-3, rtol=1e-3)  # what it can hold, it holds
+
+
 def test_half_precision_and_what_it_cannot_hold():
     weights = {"a": torch.tensor([[1.0 + 2**-12]]), "ids": torch.arange(2)}
     assert unpack(pack(weights, "float16"))["a"].tolist() == [[1.0]]
     for storage in ("float16", "int8"):
         with pytest.raises(ValueError, match="big has values that"):
             pack({"big": torch.full((2, 2), 1e9)}, storage)
-    with pytest.raises(ValueError, match="storage='int4' is not one of float16, bfloat16, int8"):
-        pack(weights, "int4")
+    with pytest.raises(ValueError, match="storage='int3' is not one of float16, bfloat16, int8, int6"):
+        pack(weights, "int3")
 
 
 @pytest.fixture
