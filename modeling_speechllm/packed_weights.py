@@ -2,8 +2,8 @@
 
 In 4 to 8 bits 32 values in a row share a scale, as in GGUF's Q8_0: `name` holds the integers, `name.scales` (float16)
 the scales. Integers of 8 bits have the weight's own shape; those of fewer are one string of bits, lowest first, and
-`name.shape` says how many bits and what shape they were. Vectors (norms, biases) stay as they are. The error of a value is at most half a
-scale, in 8 bits 1/254 of the largest of its 32, in 4 bits 1/14.
+`name.shape` says how many bits and what shape they were. Vectors (norms, biases) stay as they are. The error of a
+value is at most half a scale, in 8 bits 1/254 of the largest of its 32, in 4 bits 1/14.
 """
 
 import numpy as np

@@ -3,9 +3,11 @@
     python -m benchmarks.small ship --run RUN --parents PARENTS --out OUT
     python -m benchmarks.small ship --run RUN --parents PARENTS --out OUT --gguf FILE
 
-The first form is what was trained alone: connector, encoder if the run trained it, LoRA of the LLM if it has one, in
-half precision, with the Hub ids of the parents; `located` puts local folders in their place. With `--gguf` everything
-lies in OUT: the LLM as this file, connector and encoder in 8 bits.
+RUN is one of `imitate` or `read`, or of `adapt`, which has an adapter of the LLM alone: then the connector is the one
+that reads with Whisper's decoder (`reader.py`). The first form is what was trained alone: connector, encoder if the
+run trained it, LoRA of the LLM if it has one, in half precision, with the Hub ids of the parents; `located` puts local
+folders in their place. With `--gguf` everything lies in OUT: the LLM as this file, connector and encoder in 8 bits or
+fewer.
 """
 
 import json
@@ -19,6 +21,7 @@ from transformers import PreTrainedModel
 
 import speechllm  # noqa: F401  registers the Auto classes
 from benchmarks.small.measuring import load_run
+from benchmarks.small.reader import put_reader
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 from modeling_speechllm.audio_encoders import load_encoder
 from modeling_speechllm.parents import merged
@@ -54,7 +57,9 @@ def encoder_adapter(run: Path, reading: Path | None) -> Path | None:
     """
     places = [folder / "encoder_adapter" for folder in (run, reading) if folder is not None]
     found = next((place for place in places if place.exists()), None)
-    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    settings = {}
+    if (run / "settings.json").exists():
+        settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
     if found is None and settings.get("encoder_rank"):
         raise FileNotFoundError(
             f"{run} was trained with encoder_rank={settings['encoder_rank']}, but there is no "
@@ -77,33 +82,43 @@ def assemble(
     Args:
         reading: the run that trained the encoder, if another.
         llm: folder of the LLM, if not that in `parents`; adapter: of the LLM.
+    """
+    audio, text = str(parents / ENCODER), str(llm or parents / LLM)
+    gguf_file = gguf_in(Path(text))
+    model = SpeechLLMForConditionalGeneration.from_parts(
+        audio, text, gguf_file=gguf_file, text_adapter=adapter, dtype=torch.float32
+    )
+    if (run / "connector.safetensors").exists():
+        put_connector_of(run, model)
+    else:
+        put_reader(model, Path(audio), parents / LLM)
+    listening = encoder_adapter(run, reading)
+    if listening is not None:
+        encoder = merged(load_encoder(audio, dtype=torch.float32), str(listening))
+        model.model.audio_tower.encoder.load_state_dict(encoder.state_dict())
+    tokenizer = parents / LLM  # the LLM's own files, where only the weights are another's
+    processor = SpeechLLMProcessor.from_parts(
+        audio, tokenizer, model.config, gguf_file=gguf_in(tokenizer), no_speech_answer=NO_SPEECH
+    )
+    return model, processor
+
+
+def put_connector_of(run: Path, model: PreTrainedModel) -> None:
+    """Gives a SpeechLLM the connector that a run trained.
 
     Raises:
         ValueError: what the connector copied out of the LLM's embeddings is not this LLM's.
     """
     connector, _ = load_run(run)
-    audio, text = str(parents / ENCODER), str(llm or parents / LLM)
-    gguf_file = gguf_in(Path(text))
-    model = SpeechLLMForConditionalGeneration.from_parts(
-        audio, text, asdict(connector.config), gguf_file=gguf_file, text_adapter=adapter, dtype=torch.float32
-    )
+    model.replace_connector(asdict(connector.config))
     projector, state = model.model.multi_modal_projector, connector.state_dict()
     projector.load_state_dict(state)
     for key, copy in projector.copied(model.get_input_embeddings().weight).items():
         if not torch.allclose(copy, state[key], atol=1e-2, rtol=1e-2):
-            raise ValueError(f"{run}: the connector's {key} is not that of the LLM in {text}. Give the run's LLM.")
+            raise ValueError(
+                f"{run}: the connector's {key} is not that of the LLM in the parents. Give the run's LLM."
+            )
         projector.load_state_dict({key: copy}, strict=False)  # which half precision has not rounded
-    listening = encoder_adapter(run, reading)
-    if listening is not None:
-        encoder = merged(load_encoder(audio, dtype=torch.float32), str(listening))
-        model.model.audio_tower.encoder.load_state_dict(encoder.state_dict())
-    tokenizer = (
-        text if llm is None else str(parents / LLM)
-    )  # the LLM's own files, where only the weights are another's
-    processor = SpeechLLMProcessor.from_parts(
-        audio, tokenizer, model.config, gguf_file=gguf_file, no_speech_answer=NO_SPEECH
-    )
-    return model, processor
 
 
 def copy_adapter(run: Path, out: Path) -> Path | None:
@@ -137,12 +152,12 @@ def write_json(path: Path, content: dict | list) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def ship_trained(run: Path, parents: Path, out: Path, reading: Path | None = None) -> None:
+def ship_trained(run: Path, parents: Path, out: Path, reading: Path | None = None, storage: str = "float16") -> None:
     """What was trained alone, with the parents' Hub ids."""
     out.mkdir(parents=True, exist_ok=True)
     adapter = copy_adapter(run, out)
     model, processor = assemble(run, parents, reading, adapter=adapter)
-    model.save_pretrained(out, trained_only=True, storage="float16")
+    model.save_pretrained(out, trained_only=True, storage=storage)
     processor.save_pretrained(out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     text = {"revision": None, **GGUF} | ({} if adapter is None else {"adapter": "./adapter"})
@@ -161,7 +176,13 @@ def located(folder: Path, parents: Path) -> SpeechLLMConfig:
 
 
 def ship_whole(
-    run: Path, parents: Path, out: Path, gguf: Path, reading: Path | None = None, data: Path | None = None
+    run: Path,
+    parents: Path,
+    out: Path,
+    gguf: Path,
+    reading: Path | None = None,
+    data: Path | None = None,
+    storage: str = "int8",
 ) -> dict[str, int]:
     """Everything in one folder, with example recordings out of `data`; returns the bytes of its files by name.
 
@@ -174,7 +195,7 @@ def ship_whole(
         (out / "llm" / f"{gguf.name}.partial").replace(out / "llm" / gguf.name)
     model, processor = assemble(run, parents, reading, out / "llm", copy_adapter(run, out))
     model.unfreeze("encoder")  # so that it is kept with the connector
-    model.save_pretrained(out, trained_only=True, storage="int8")
+    model.save_pretrained(out, trained_only=True, storage=storage)
     processor.save_pretrained(out)
     tokenizer = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")), "utf-8")
