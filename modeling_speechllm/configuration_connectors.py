@@ -315,10 +315,12 @@ class WhisperReaderConfig(ConnectorConfig):
 
     Args:
         decoder (`str`, *optional*): Hub id or folder of a whole Whisper checkpoint whose decoder `from_parts` starts
-            from; everything below but `language` and `frames_per_token` is read from it and from the LLM's tokenizer.
+            from; the sizes and tokens below are read from it and from the LLM's tokenizer.
         language (`str`, defaults to `"en"`): what a multilingual Whisper is told that is spoken.
         frames_per_token (`int`, defaults to 6): encoder frames per place for a token: at 50 frames per second, room
             for 8 tokens a second.
+        trailing_silence (`float`, defaults to 0.5): seconds of silence that the processor puts after the audio, by
+            which Whisper finds its end.
         hidden_size (`int`, *optional*, defaults to the encoder's width), decoder_layers (`int`, defaults to 6), heads
             (`int`, *optional*, defaults to one per 64), ffn_size (`int`, *optional*, defaults to 4 times the width),
             positions (`int`, defaults to 448): sizes of the decoder.
@@ -333,6 +335,7 @@ class WhisperReaderConfig(ConnectorConfig):
     decoder: str | None = None
     language: str = "en"
     frames_per_token: int = 6
+    trailing_silence: float = 0.5
     hidden_size: int | None = None
     decoder_layers: int = 6
     heads: int | None = None

@@ -9,9 +9,9 @@ slowest to prefill: the decoder goes token by token.
 Unusual here:
 - How many placeholders an audio takes depends on its length alone, as with every connector. `used` marks those that
   carry a token; the model takes the others out of attention and positions (as `ctc_compress`).
-- Frames are those of the audio's own length, without the silence that pads Whisper's windows. Then Whisper does not
-  find the end by itself (it repeats), but it does say when a segment ends: so it reads with timestamps, under
-  Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
+- Frames are those of the audio's own length and of half a second of silence after it (the processor's
+  `trailing_silence`), not of a whole window. Without any silence Whisper does not find the end, and repeats. It reads
+  with timestamps, under Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
 - Where gradients are wanted, the tokens are read first, without; then one pass over all of them gives the posteriors.
 """
 
@@ -32,7 +32,7 @@ from .generation import CACHE
 from .lengths import stage_length
 from .whisper_qformer import decoder_config
 
-END = 30  # frames (0.6 s): a segment that ends so near the end of its window is the last
+END = 100  # frames (2 s): a segment that ends so near the end of its window is the last
 TEXT, ENDED, BEGUN = 0, 1, 2  # what was written last: text, a segment's end, the beginning of the next
 
 
