@@ -168,7 +168,7 @@ def test_a_connector_that_reads_is_a_recogniser(pipe):
     best = pipe.model.get_audio_features(features, mask).connector.ctc_logits[0].argmax(-1)
     tokens = [20 + index for index in torch.unique_consecutive(best).tolist()]
     assert spoken == pipe.tokenizer.decode(tokens).strip() != "" and silent == ""
-    with pytest.raises(ValueError, match="stack_mlp reads no words of its own"):
+    with pytest.raises(ValueError, match="stack_mlp reads no words of its own in the LLM's tokens"):
         ConnectorRecogniser(make_pipe("stack_mlp").model, pipe.processor)
 
 

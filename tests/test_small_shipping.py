@@ -56,13 +56,12 @@ def write_settings(run, **changes):
 
 
 def add_adapters(run, parents):
-    """LoRA on the LLM and on the encoder, as stages 1 and 2 leave them."""
+    """LoRA on the LLM and a trained encoder, as stages 2 and 1 leave them."""
     llm = load_causal_lm(str(parents / shipping.LLM), gguf_file="tiny.gguf", dtype=torch.float32)
-    lora = {"r": 2, "init_lora_weights": False}
-    get_peft_model(llm, LoraConfig(target_modules=["q_proj"], **lora)).save_pretrained(run / "adapter")
-    encoder = load_encoder(str(parents / shipping.ENCODER), dtype=torch.float32)
-    get_peft_model(encoder, LoraConfig(target_modules=["fc1"], **lora)).save_pretrained(run / "encoder_adapter")
-    write_settings(run, encoder_rank=2)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(llm, lora).save_pretrained(run / "adapter")
+    encoder = scatter_weights(load_encoder(str(parents / shipping.ENCODER), dtype=torch.float32), 7)
+    encoder.half().save_pretrained(run / "encoder")
 
 
 def logits(model):
@@ -117,18 +116,16 @@ def test_too_large_a_whole_says_what_it_is_made_of(places, tmp_path, monkeypatch
         shipping.ship_whole(run, parents, tmp_path / "out", parents / shipping.LLM / "tiny.gguf")
 
 
-def test_a_trained_encoder_and_a_foreign_table_are_asked_for(places, tmp_path):
+def test_a_trained_encoder_is_found_and_a_foreign_table_refused(places, tmp_path):
     run, parents = places
-    write_settings(run, encoder_rank=2)
-    with pytest.raises(FileNotFoundError, match="encoder_rank=2.*--reading FOLDER"):
-        shipping.ship_trained(run, parents, tmp_path / "out")
     add_adapters(run, parents)
     start = tmp_path / "start"
     start.mkdir()
-    (run / "encoder_adapter").rename(start / "encoder_adapter")
+    (run / "encoder").rename(start / "encoder")
     shipping.ship_trained(run, parents, tmp_path / "out", start)
+    assert "encoder" in json.loads((tmp_path / "out/config.json").read_text())["trained_groups"]
     write_gguf(parents / shipping.LLM / "tiny.gguf", make_tokenizer(CHATML), seed=5)
-    with pytest.raises(ValueError, match="table.weight is not that of the LLM"):
+    with pytest.raises(ValueError, match="table is not that of the LLM"):
         shipping.ship_trained(run, parents, tmp_path / "other", start)
 
 

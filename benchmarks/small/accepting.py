@@ -98,7 +98,7 @@ def figures(results: dict[str, Any], metric: str, group: str | None = None) -> d
 
 
 def reading(acceptance: Acceptance) -> list[Line]:
-    """What the connector reads, by its own CTC, under each condition; no LLM."""
+    """What the connector reads under each condition; no LLM."""
     model = SpeechLLMForConditionalGeneration.from_pretrained(acceptance.model, dtype=torch.float32)
     recogniser = ConnectorRecogniser(model, SpeechLLMProcessor.from_pretrained(acceptance.model))
     lines, clean = [], None
@@ -106,14 +106,14 @@ def reading(acceptance: Acceptance) -> list[Line]:
         rows = words(acceptance.data, source, acceptance.count)
         found = read_wer(recogniser, rows, acceptance.out / "reading" / f"{source}.jsonl")
         clean = clean or found
-        lines.append(line("reading", f"WER of greedy CTC, {source}", {"speech": found}))
+        lines.append(line("reading", f"WER of the connector, {source}", {"speech": found}))
     for condition in CONDITIONS:
         rows = list(
             distorted(words(acceptance.data, "cv_en", acceptance.count), condition, acceptance.out / "recordings")
         )
         found = read_wer(recogniser, rows, acceptance.out / "reading" / f"{condition.replace(' ', '_')}.jsonl")
         lost = found[0] - clean[0]
-        what = f"WER of greedy CTC, cv_en, {condition} ({lost:+.1f})"
+        what = f"WER of the connector, cv_en, {condition} ({lost:+.1f})"
         lines.append(line("reading", what, {"speech": found}, "at most 10 points lost", lost <= 10))
     return lines
 

@@ -12,7 +12,7 @@ fewer.
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import speechllm  # noqa: F401  registers the Auto classes
-from benchmarks.small.measuring import load_run
 from benchmarks.small.reader import put_reader
+from benchmarks.small.reading import ReadingSettings, new_connector
+from benchmarks.small.vocabulary import Vocabulary
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
 from modeling_speechllm.audio_encoders import load_encoder
-from modeling_speechllm.parents import merged
+from modeling_speechllm.parents import check_keys
 from processing_speechllm import SpeechLLMProcessor
 
 ENCODER, LLM = "whisper-base", "smollm2-135m-instruct"  # folders in PARENTS
@@ -45,27 +46,11 @@ NO_SPEECH = "I heard no speech in this recording."
 LIMIT = 150_000_000  # bytes in all of the second form
 
 
-def encoder_adapter(run: Path, reading: Path | None) -> Path | None:
-    """The folder with the adapter of the encoder that a run listens through, None for Whisper's own.
-
-    Args:
-        run: the run; its own adapter comes first.
-        reading: the run that it started from.
-
-    Raises:
-        FileNotFoundError: the encoder was trained, and its adapter is in neither.
-    """
-    places = [folder / "encoder_adapter" for folder in (run, reading) if folder is not None]
-    found = next((place for place in places if place.exists()), None)
-    settings = {}
-    if (run / "settings.json").exists():
-        settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-    if found is None and settings.get("encoder_rank"):
-        raise FileNotFoundError(
-            f"{run} was trained with encoder_rank={settings['encoder_rank']}, but there is no "
-            f"{' nor '.join(map(str, places))}. Name the run that trained the encoder: --reading FOLDER."
-        )
-    return found
+def trained_encoder(run: Path, reading: Path | None) -> Path | None:
+    """The folder of the encoder that a run listens with: its own, or that of the run `reading` that it started from.
+    None for Whisper's own."""
+    places = [folder / "encoder" for folder in (run, reading) if folder is not None]
+    return next((place for place in places if place.exists()), None)
 
 
 def gguf_in(folder: Path) -> str | None:
@@ -92,10 +77,10 @@ def assemble(
         put_connector_of(run, model)
     else:
         put_reader(model, Path(audio), parents / LLM)
-    listening = encoder_adapter(run, reading)
-    if listening is not None:
-        encoder = merged(load_encoder(audio, dtype=torch.float32), str(listening))
-        model.model.audio_tower.encoder.load_state_dict(encoder.state_dict())
+    encoder = trained_encoder(run, reading)
+    if encoder is not None:
+        state = load_encoder(str(encoder), dtype=torch.float32).state_dict()
+        model.model.audio_tower.encoder.load_state_dict(state)
     tokenizer = parents / LLM  # the LLM's own files, where only the weights are another's
     processor = SpeechLLMProcessor.from_parts(
         audio, tokenizer, model.config, gguf_file=gguf_in(tokenizer), no_speech_answer=NO_SPEECH
@@ -109,16 +94,18 @@ def put_connector_of(run: Path, model: PreTrainedModel) -> None:
     Raises:
         ValueError: what the connector copied out of the LLM's embeddings is not this LLM's.
     """
-    connector, _ = load_run(run)
-    model.replace_connector(asdict(connector.config))
-    projector, state = model.model.multi_modal_projector, connector.state_dict()
-    projector.load_state_dict(state)
-    for key, copy in projector.copied(model.get_input_embeddings().weight).items():
-        if not torch.allclose(copy, state[key], atol=1e-2, rtol=1e-2):
-            raise ValueError(
-                f"{run}: the connector's {key} is not that of the LLM in the parents. Give the run's LLM."
-            )
-        projector.load_state_dict({key: copy}, strict=False)  # which half precision has not rounded
+    vocabulary = Vocabulary.load(run / "vocabulary.json")
+    known = {field.name for field in fields(ReadingSettings)}
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    settings = ReadingSettings(**{name: value for name, value in settings.items() if name in known})
+    model.replace_connector(asdict(new_connector(vocabulary, settings).config))
+    projector, state = model.model.multi_modal_projector, load_file(run / "connector.safetensors")
+    table, embeddings = state.pop("table.weight", None), model.get_input_embeddings().weight
+    projector.load_vocabulary(torch.tensor(vocabulary.token_ids), embeddings)
+    if table is not None and not torch.allclose(table.float(), projector.table.weight, atol=1e-2, rtol=1e-2):
+        raise ValueError(f"{run}: the connector's table is not that of the LLM in the parents. Give the run's LLM.")
+    check_keys(str(run), projector.state_dict().keys() - state.keys() - {"table.weight"}, [], [])
+    projector.load_state_dict(state, strict=False)
 
 
 def copy_adapter(run: Path, out: Path) -> Path | None:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
-from modeling_speechllm.ctc_compress import CTCCompress
 from processing_speechllm import SpeechLLMProcessor
 
 from .normalise import base_code
@@ -142,8 +141,8 @@ class CTCHeadRecogniser:
 
 class ConnectorRecogniser:
     """
-    The words that a reading connector (`ctc_compress`) of a SpeechLLM reads, decoded greedily: what its embeddings
-    stand for, as text.
+    The words that a reading connector of a SpeechLLM reads: with `ctc_compress` by greedy CTC, with `whisper_reader`
+    whose vectors are the LLM's own the token nearest to each.
 
     Args:
         model, processor: the SpeechLLM.
@@ -153,10 +152,12 @@ class ConnectorRecogniser:
     """
 
     def __init__(self, model: SpeechLLMForConditionalGeneration, processor: SpeechLLMProcessor):
-        if not isinstance(model.model.multi_modal_projector, CTCCompress):
+        table = getattr(model.model.multi_modal_projector, "table", None)
+        self.token_ids = getattr(table, "copied_ids", getattr(table, "token_ids", None))
+        if self.token_ids is None or (self.token_ids < 0).any():
             raise ValueError(
-                f"The connector {model.config.connector['type']} reads no words of its own, only ctc_compress does. "
-                "Give a recogniser: --cascade HUB_ID_OR_FOLDER."
+                f"The connector {model.config.connector['type']} reads no words of its own in the LLM's tokens. Give "
+                "a recogniser: --cascade HUB_ID_OR_FOLDER."
             )
         self.model, self.processor = model, processor
         self.sampling_rate = processor.feature_extractor.sampling_rate
@@ -168,8 +169,12 @@ class ConnectorRecogniser:
         features = torch.from_numpy(inputs["input_features"]).to(self.model.device, self.model.dtype)
         mask = torch.from_numpy(inputs["input_features_mask"]).to(self.model.device)
         output = self.model.get_audio_features(features, mask).connector
-        best, token_ids = output.ctc_logits.argmax(-1), self.model.model.multi_modal_projector.table.token_ids
-        tokens = [token_ids[row[used]].tolist() for row, used in zip(best, output.used, strict=True)]
+        if output.ctc_logits is None:
+            table = F.normalize(self.model.model.multi_modal_projector.table.weight, dim=-1)
+            rows = [(row[used] @ table.T).argmax(-1) for row, used in zip(output.embeddings, output.used, strict=True)]
+        else:
+            rows = [row[used] for row, used in zip(output.ctc_logits.argmax(-1), output.used, strict=True)]
+        tokens = [self.token_ids[row].tolist() for row in rows]
         return [self.processor.tokenizer.decode(row).strip() for row in tokens]
 
 
