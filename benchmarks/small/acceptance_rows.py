@@ -134,7 +134,8 @@ def spoken(text: str, voice: str, seed: int) -> np.ndarray:
 
 
 def behaviour(data: Path, count: int, seed: int = 0) -> list[dict]:
-    """Four requests about each recording: two seen prompts, one unseen wording, one of an unseen task."""
+    """Four requests about each recording: two seen prompts, one of which asks for a form that code can check, one
+    unseen wording, one of an unseen task."""
     tasks = [task for task in load_tasks() if task.name not in UNUSED]
     pools = {
         kind: [
@@ -145,7 +146,9 @@ def behaviour(data: Path, count: int, seed: int = 0) -> list[dict]:
     rows = []
     for row in words(data, "cv_en", count):
         rng = Random(f"{seed}|{row['id']}")
-        drawn = [("seen", *pair) for pair in rng.sample(pools["seen"], 2)]
+        formal = [pair for pair in pools["seen"] if pair[1] in FORMS]
+        free = [pair for pair in pools["seen"] if pair[1] not in FORMS]
+        drawn = [("seen", *rng.choice(formal)), ("seen", *rng.choice(free))]
         drawn += [(kind, *rng.choice(pools[kind])) for kind in ("unseen_prompt", "unseen_task")]
         for number, (kind, task, text) in enumerate(drawn):
             form = {"form": json.dumps(FORMS[text])} if text in FORMS else {}
