@@ -347,6 +347,7 @@ class Composable:
         record_parents(model, by_name)
         give_decoder(model, decoder, vocabulary)
         model.freeze("encoder", "llm")
+        model.attention_was_chosen = any(implementations.values())
         return model.eval()
 
     def replace_connector(self, connector: dict | str | None = None) -> None:

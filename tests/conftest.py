@@ -1,6 +1,7 @@
 """Tiny models from configs, the same for every test: offline, CPU, seeded."""
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,6 +31,8 @@ from modeling_speechllm.audio_families import audio_stages
 from modeling_speechllm.lengths import receptive_field
 from modeling_speechllm.partial_checkpoints import record_parents
 
+# The page in a real browser is tested where there is one: Debian's packages chromium and chromium-driver.
+collect_ignore = [] if shutil.which("chromium") and shutil.which("chromedriver") else ["test_page_browser.py"]
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 VOCABULARY = 64
@@ -188,6 +191,14 @@ def tiny_speechllm(audio="whisper", text=None, connector=None, audio_token_id=VO
     )
     torch.manual_seed(0)
     return scatter_weights(SpeechLLMForConditionalGeneration(config)).eval()
+
+
+def enable_checkpointing(model):
+    """Activation checkpointing, by its name from transformers 5.23 on or the one before."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable()
 
 
 def name_parents(model):
