@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -177,10 +178,11 @@ def placeholder_id(text: str, gguf_file: str | None = None, **hub: Any) -> int:
 
 
 def read_decoder(settings: dict | str | None, **hub: Any) -> tuple[dict | str | None, PreTrainedModel | None]:
-    """The pretrained Whisper decoder that a `whisper_qformer` connector names, and the settings with its sizes.
+    """The pretrained Whisper decoder that a `whisper_qformer` or `whisper_reader` connector names, and the settings
+    with its sizes.
 
     Raises:
-        ValueError: the checkpoint is no whole Whisper model.
+        ValueError: the checkpoint is no whole Whisper model; a language that it does not know.
         OSError: no such model, by name.
     """
     if not isinstance(settings, dict) or not settings.get("decoder"):
@@ -191,15 +193,59 @@ def read_decoder(settings: dict | str | None, **hub: Any) -> tuple[dict | str | 
         if config.model_type != "whisper" or (config.architectures or [""])[0] == "WhisperEncoder":
             raise ValueError(f"decoder={decoder!r} is no whole Whisper checkpoint, so it has no decoder.")
         model, info = AutoModel.from_pretrained(decoder, output_loading_info=True, **hub)
-    sizes = {
-        "hidden_size": config.d_model,
-        "decoder_layers": config.decoder_layers,
-        "heads": config.decoder_attention_heads,
-        "ffn_size": config.decoder_ffn_dim,
-        "positions": config.max_target_positions,
-    }
+        sizes = {
+            "hidden_size": config.d_model,
+            "decoder_layers": config.decoder_layers,
+            "heads": config.decoder_attention_heads,
+            "ffn_size": config.decoder_ffn_dim,
+            "positions": config.max_target_positions,
+        }
+        if settings.get("type") == "whisper_reader":
+            sizes |= reading_tokens(GenerationConfig.from_pretrained(decoder, **hub), config, settings.get("language"))
     check_keys(decoder, info["missing_keys"], [], [])
     return sizes | settings, model.decoder
+
+
+def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, language: str | None) -> dict[str, Any]:
+    """Whisper's own tokens, as settings of `whisper_reader`.
+
+    Raises:
+        ValueError: a language that this Whisper does not know, with those that it knows.
+    """
+    times, start = generation.no_timestamps_token_id + 1, config.decoder_start_token_id
+    prompt = [start]
+    if getattr(generation, "is_multilingual", False):
+        code, languages = f"<|{language or 'en'}|>", generation.lang_to_id
+        if code not in languages:
+            known = ", ".join(sorted(name.strip("<|>") for name in languages))
+            raise ValueError(f"whisper_reader: language {language!r} is not one that this Whisper knows: {known}.")
+        prompt += [languages[code], generation.task_to_id["transcribe"]]
+    return {"tokens": config.vocab_size, "end": config.eos_token_id, "times": times, "prompt": [*prompt, times]}
+
+
+def reading_vocabulary(decoder: str, text: str, end: int, **hub: Any) -> dict[int, list[int]]:
+    """Whisper's tokens before `end` that the LLM can spell, each with the LLM's tokens of the same text: mostly one,
+    as byte-level vocabularies share most of their entries.
+
+    Args:
+        decoder, text: Hub ids or folders of the two tokenizers.
+    """
+    with naming("Whisper tokenizer", decoder):
+        whisper = AutoTokenizer.from_pretrained(decoder, **hub)
+    with naming("LLM tokenizer", text):
+        llm = AutoTokenizer.from_pretrained(text, **hub)
+    known, found, other = llm.get_vocab(), {}, {}
+    for token, id in whisper.get_vocab().items():
+        if id >= end:
+            continue
+        spelled = whisper.convert_tokens_to_string([token])
+        piece = next((form for form in (token, spelled.replace(" ", "\u2581")) if form in known), None)
+        if piece is not None:
+            found[id] = [known[piece]]
+        elif spelled and "\ufffd" not in spelled:  # else a part of a character
+            other[id] = spelled
+    ids = llm(list(other.values()), add_special_tokens=False).input_ids if other else []
+    return dict(sorted((found | {id: tokens for id, tokens in zip(other, ids, strict=True) if tokens}).items()))
 
 
 __all__ = ["check_keys", "load_causal_lm", "located_parents", "naming", "parent_of", "relative_to_checkpoint"]

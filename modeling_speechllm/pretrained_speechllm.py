@@ -35,6 +35,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["cache", "past_key_values"]
+    attention_was_chosen = False  # by `attn_implementation`: then trainers leave it as it is
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -45,6 +46,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """As in transformers; the connector follows the model's own, which a dict names `""`."""
         super().set_attn_implementation(attn_implementation, **kwargs)
+        self.attention_was_chosen = True
         self.base_model.multi_modal_projector.set_attn_implementation(self.config._attn_implementation)
 
     @classmethod
@@ -134,6 +136,7 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
                 )
             mismatched = [] if accepted else [key[0] for key in info["mismatched_keys"]]
             check_keys(source, info["missing_keys"], info["unexpected_keys"], mismatched)
+        model.attention_was_chosen = kwargs.get("attn_implementation") is not None
         return (model, info) if wants_info else model
 
     @classmethod

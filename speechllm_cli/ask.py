@@ -57,7 +57,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint (default: the embedded one)")
     parser.add_argument("--together", action="store_true", help="put all recordings into one prompt")
-    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer in tokens")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens")
     parser.add_argument(
         "--language", type=_language, metavar="CODE", help="hint which language is spoken (en, zh, ...), if you know"
     )
@@ -67,7 +67,8 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of tokens, as an argument's type."""
     number = int(text) if re.fullmatch(r"\s*-?\d{1,18}\s*", text) else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; give 1 or more")

@@ -123,9 +123,7 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
     print(f"Loading {arguments.model or EMBEDDED}", flush=True)
     pipe = load_pipeline(arguments.model, **options)
     try:
-        app = build_app(
-            pipe, name, arguments.max_body * 2**20, arguments.allow_local_files, not arguments.refuse_urls
-        )
+        app = build_app(pipe, name, arguments.max_body * 2**20, arguments.allow_local_files, not arguments.refuse_urls)
     except ImportError as error:
         raise CommandError(str(error)) from error
     host, port = bound.getsockname()[:2]
