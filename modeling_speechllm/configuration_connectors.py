@@ -4,7 +4,8 @@ A connector's `stages(window)` are its length arithmetic (see `lengths.py`) for 
 frames.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass
@@ -207,6 +208,16 @@ class WindowQFormerConfig(QueryBankConfig):
         return [{"kernel": self.width, "stride": self.width, "ceil": True, "tokens": self.queries}]
 
 
+def check_context(config: Any) -> None:
+    """Raises a ValueError for an `attention_context` that is no number of positions."""
+    context = config.attention_context
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise ValueError(
+            f"{config.type}: attention_context={context!r} must be a whole number of positions, 1 or more, or None "
+            "for the whole audio."
+        )
+
+
 @dataclass
 class ConformerCTCConfig(ConnectorConfig):
     """E-Branchformer with an intermediate language CTC, after BLOOMZMMS; sizes by default are the paper's.
@@ -225,6 +236,9 @@ class ConformerCTCConfig(ConnectorConfig):
         languages (`list[str]` or `int`, defaults to 0): names or number of the languages that the intermediate CTC
             tells apart (its blank is one more, the last), at half the rate of the blocks; 0 is no such CTC.
         language_block (`int`, defaults to 3): the block after which it reads and conditions.
+        attention_context (`int`, *optional*): how many positions (0.08 s each at 50 frames per second) before and
+            after it each one attends to; None is the whole audio, whose cost grows with its length squared. Audio of
+            up to `attention_context + 1` positions gives the same with both.
     """
 
     type: str = "conformer_ctc"
@@ -240,6 +254,7 @@ class ConformerCTCConfig(ConnectorConfig):
     dropout: float = 0.1
     languages: list[str] | int = 0
     language_block: int = 3
+    attention_context: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -251,6 +266,7 @@ class ConformerCTCConfig(ConnectorConfig):
                 f"conformer_ctc: hidden_size={self.hidden_size} must be a multiple of twice heads={self.heads}, "
                 f"gating_size={self.gating_size} even, kernel={self.kernel} odd."
             )
+        check_context(self)
         if self.language_count and not 1 <= self.language_block <= self.blocks:
             raise ValueError(
                 f"conformer_ctc: language_block={self.language_block} must be from 1 to blocks={self.blocks}."
@@ -279,6 +295,7 @@ class CTCCompressConfig(ConnectorConfig):
         hidden_size (`int`, defaults to 512), blocks (`int`, defaults to 4), heads (`int`, defaults to 8), ffn_size
             (`int`, defaults to 2048): of the Transformer layers.
         dropout (`float`, defaults to 0.1): on hidden states and attention weights.
+        attention_context (`int`, *optional*): as of [`ConformerCTCConfig`].
     """
 
     type: str = "ctc_compress"
@@ -291,9 +308,11 @@ class CTCCompressConfig(ConnectorConfig):
     heads: int = 8
     ffn_size: int = 2048
     dropout: float = 0.1
+    attention_context: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        check_context(self)
         if self.vocabulary < 1 or self.convolutions < 1 or not 1 <= self.stride <= self.kernel:
             raise ValueError(
                 f"ctc_compress: vocabulary={self.vocabulary}, convolutions={self.convolutions}, kernel={self.kernel}, "
@@ -309,6 +328,72 @@ class CTCCompressConfig(ConnectorConfig):
         return [{"kernel": self.kernel, "stride": self.stride, "ceil": True} for _ in range(self.convolutions)]
 
 
+@dataclass
+class WhisperReaderConfig(ConnectorConfig):
+    """Whisper's own decoder reads, and the LLM gets an embedding per token read (`whisper_reader.py`).
+
+    Args:
+        decoder (`str`, *optional*): Hub id or folder of a whole Whisper checkpoint whose decoder `from_parts` starts
+            from; the sizes and tokens below are read from it and from the LLM's tokenizer.
+        language (`str`, defaults to `"en"`): what a multilingual Whisper is told that is spoken.
+        frames_per_token (`int`, defaults to 6): encoder frames per place for a token: at 50 frames per second, room
+            for 8 tokens a second.
+        trailing_silence (`float`, defaults to 0.5): seconds of silence that the processor puts after the audio, by
+            which Whisper finds its end.
+        hidden_size (`int`, *optional*, defaults to the encoder's width), decoder_layers (`int`, defaults to 6), heads
+            (`int`, *optional*, defaults to one per 64), ffn_size (`int`, *optional*, defaults to 4 times the width),
+            positions (`int`, defaults to 448): sizes of the decoder.
+        tokens (`int`, defaults to 51865): Whisper's vocabulary; vocabulary (`int`, defaults to 50257): how many of
+            them it may write, see `load_vocabulary`.
+        prompt (`list[int]`): what the decoder begins with, up to the first timestamp.
+        end (`int`, defaults to 50257): Whisper's end token; text lies before it. times (`int`, defaults to 50364): the
+            first timestamp; all after it are timestamps, one per encoder frame.
+    """
+
+    type: str = "whisper_reader"
+    decoder: str | None = None
+    language: str = "en"
+    frames_per_token: int = 6
+    trailing_silence: float = 0.5
+    hidden_size: int | None = None
+    decoder_layers: int = 6
+    heads: int | None = None
+    ffn_size: int | None = None
+    positions: int = 448
+    tokens: int = 51865
+    vocabulary: int = 50257
+    prompt: list[int] = field(default_factory=lambda: [50258, 50259, 50359, 50364])
+    end: int = 50257
+    times: int = 50364
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.vocabulary <= self.end < self.times < self.tokens or self.frames_per_token < 1:
+            raise ValueError(
+                f"whisper_reader: vocabulary={self.vocabulary}, end={self.end}, times={self.times}, "
+                f"tokens={self.tokens}, frames_per_token={self.frames_per_token}. Use 1 <= vocabulary <= end < times "
+                "< tokens and frames_per_token >= 1, or leave them out: they are read from the decoder."
+            )
+        if not self.prompt or len(self.prompt) >= self.positions or max(self.prompt) >= self.tokens:
+            raise ValueError(
+                f"whisper_reader: prompt={self.prompt} must be tokens below {self.tokens}, fewer than the "
+                f"{self.positions} positions."
+            )
+
+    def stages(self, window: int) -> list[dict]:
+        """One place per `frames_per_token` frames.
+
+        Raises:
+            ValueError: windows of another number of frames than a multiple of `frames_per_token`.
+        """
+        if window % self.frames_per_token:
+            raise ValueError(
+                f"whisper_reader: frames_per_token={self.frames_per_token} does not divide the {window} frames of a "
+                "window. Choose a divisor."
+            )
+        return [{"kernel": self.frames_per_token, "stride": self.frames_per_token, "ceil": True}]
+
+
 CONNECTOR_CONFIGS = {
     config.type: config
     for config in (
@@ -318,6 +403,7 @@ CONNECTOR_CONFIGS = {
         ConformerCTCConfig,
         WhisperQFormerConfig,
         CTCCompressConfig,
+        WhisperReaderConfig,
     )
 }
 
