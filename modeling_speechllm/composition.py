@@ -26,6 +26,7 @@ from .parents import (
     parent_of,
     placeholder_id,
     read_decoder,
+    reading_vocabulary,
 )
 from .partial_checkpoints import record_parents
 
@@ -119,6 +120,39 @@ def put_connector(model: PreTrainedModel) -> None:
     base.audio_layers = model.config.audio_layers
     base.multi_modal_projector = connector.to(device=execution_device(model), dtype=base.language_model.dtype)
     base.multi_modal_projector.apply(model._init_weights)
+
+
+def read_vocabulary(
+    connector: dict | str | None, text: str | None, **hub: Any
+) -> tuple[dict | str | None, dict[int, list[int]] | None]:
+    """The tokens that a `whisper_reader` connector may write, and the settings with their number; others have none.
+
+    Raises:
+        ValueError: an LLM without a name, whose tokenizer is unknown.
+    """
+    if not isinstance(connector, dict) or connector.get("type") != "whisper_reader" or not connector.get("decoder"):
+        return connector, None
+    if text is None:
+        raise ValueError(
+            "whisper_reader needs the LLM's tokenizer, and the LLM was given without its id or folder. Name it."
+        )
+    vocabulary = reading_vocabulary(connector["decoder"], text, connector["end"], **hub)
+    return connector | {"vocabulary": len(vocabulary)}, vocabulary
+
+
+def give_decoder(model: PreTrainedModel, decoder: nn.Module | None, vocabulary: dict[int, list[int]] | None) -> None:
+    """Gives the connector a pretrained decoder, and the LLM's vectors of its vocabulary: where the LLM has several
+    tokens for one, their mean."""
+    connector = model.model.multi_modal_projector
+    if decoder is not None:
+        connector.load_decoder(decoder)
+    if vocabulary is not None:
+        table = model.get_input_embeddings().weight.detach()
+        ids = torch.tensor(list(vocabulary), device=table.device)
+        rows = torch.stack(
+            [table[torch.tensor(tokens, device=table.device)].float().mean(0) for tokens in vocabulary.values()]
+        )
+        connector.load_vocabulary(ids, rows)
 
 
 def decoder_of(causal_lm: PreTrainedModel) -> PreTrainedModel:
@@ -215,6 +249,7 @@ class Composable:
         audio_revision: str | None = None,
         text_revision: str | None = None,
         gguf_file: str | None = None,
+        text_adapter: str | os.PathLike | None = None,
         config: SpeechLLMConfig | None = None,
         pad_to_window: bool = False,
         audio_window: int | None = None,
@@ -234,6 +269,8 @@ class Composable:
             audio_revision, text_revision: Hub revisions.
             gguf_file: name of a GGUF file in `text`: its weights are taken, dequantised, and its tokenizer where there
                 are no files of one beside it. Recorded with the parents.
+            text_adapter: Hub id or folder of a LoRA adapter of the LLM (PEFT), which is merged into it. Recorded with
+                the parents.
             config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
             pad_to_window, audio_window: see [`SpeechLLMConfig`].
             **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The
@@ -244,12 +281,16 @@ class Composable:
             ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
             OSError: a parent that is not found, by name.
         """
-        audio, text = (os.fspath(part) if isinstance(part, os.PathLike) else part for part in (audio, text))
+        audio, text, text_adapter = (
+            os.fspath(part) if isinstance(part, os.PathLike) else part for part in (audio, text, text_adapter)
+        )
         hub = chosen(kwargs, HUB_ARGUMENTS)
         by_name = [group for group, part in (("encoder", audio), ("llm", text)) if isinstance(part, str)]
         parents = {
             "audio": parent_of(audio, audio_revision),
-            "text": parent_of(text, text_revision, gguf_file=gguf_file, **chosen(kwargs, SOURCE_ARGUMENTS)),
+            "text": parent_of(
+                text, text_revision, gguf_file=gguf_file, adapter=text_adapter, **chosen(kwargs, SOURCE_ARGUMENTS)
+            ),
         }
         if isinstance(text, str):
             implementations = kwargs.pop("attn_implementation", None)
@@ -260,12 +301,14 @@ class Composable:
                 None if config is None else config.text_config,
                 revision=text_revision,
                 gguf_file=gguf_file,
+                adapter=text_adapter,
                 attn_implementation=implementations.get("text_config"),
                 **kwargs,
             )
-        elif kwargs or gguf_file:
+        elif kwargs or gguf_file or text_adapter:
+            named = sorted(kwargs) or (["gguf_file"] if gguf_file else ["text_adapter"])
             raise TypeError(
-                f"{', '.join(sorted(kwargs) or ['gguf_file'])}: arguments of loading are for an LLM given by id or "
+                f"{', '.join(named)}: arguments of loading are for an LLM given by id or "
                 "folder. Load the model with them, or name it instead."
             )
         else:
@@ -280,9 +323,10 @@ class Composable:
                     attn_implementation=implementations.get("audio_config"),
                     **hub,
                 )
-        decoder = None
+        decoder = vocabulary = None
         if config is None:
             connector, decoder = read_decoder(connector, **hub)
+            connector, vocabulary = read_vocabulary(connector, parents["text"]["id"], **hub)
             if audio_token_id is None:
                 source = {key: value for key, value in parents["text"].items() if key in ("gguf_file", "subfolder")}
                 audio_token_id = placeholder_id(parents["text"]["id"], revision=text_revision, **source, **hub)
@@ -301,9 +345,9 @@ class Composable:
         config.dtype = causal_lm.dtype
         model = assemble(cls, config, audio, causal_lm)
         record_parents(model, by_name)
-        if decoder is not None:
-            model.model.multi_modal_projector.load_decoder(decoder)
+        give_decoder(model, decoder, vocabulary)
         model.freeze("encoder", "llm")
+        model.attention_was_chosen = any(implementations.values())
         return model.eval()
 
     def replace_connector(self, connector: dict | str | None = None) -> None:
@@ -318,10 +362,11 @@ class Composable:
             ValueError: unknown connector settings.
         """
         connector, decoder = read_decoder(connector)
+        text = (self.config.parents or {}).get("text", {}).get("id")
+        connector, vocabulary = read_vocabulary(connector, text)
         self.config.connector = asdict(connector_config(connector))
         put_connector(self)
-        if decoder is not None:
-            self.model.multi_modal_projector.load_decoder(decoder)
+        give_decoder(self, decoder, vocabulary)
         self.model.multi_modal_projector.train(self.training)
 
 

@@ -4,7 +4,7 @@ A connector's `stages(window)` are its length arithmetic (see `lengths.py`) for 
 frames.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -328,6 +328,72 @@ class CTCCompressConfig(ConnectorConfig):
         return [{"kernel": self.kernel, "stride": self.stride, "ceil": True} for _ in range(self.convolutions)]
 
 
+@dataclass
+class WhisperReaderConfig(ConnectorConfig):
+    """Whisper's own decoder reads, and the LLM gets an embedding per token read (`whisper_reader.py`).
+
+    Args:
+        decoder (`str`, *optional*): Hub id or folder of a whole Whisper checkpoint whose decoder `from_parts` starts
+            from; the sizes and tokens below are read from it and from the LLM's tokenizer.
+        language (`str`, defaults to `"en"`): what a multilingual Whisper is told that is spoken.
+        frames_per_token (`int`, defaults to 6): encoder frames per place for a token: at 50 frames per second, room
+            for 8 tokens a second.
+        trailing_silence (`float`, defaults to 0.5): seconds of silence that the processor puts after the audio, by
+            which Whisper finds its end.
+        hidden_size (`int`, *optional*, defaults to the encoder's width), decoder_layers (`int`, defaults to 6), heads
+            (`int`, *optional*, defaults to one per 64), ffn_size (`int`, *optional*, defaults to 4 times the width),
+            positions (`int`, defaults to 448): sizes of the decoder.
+        tokens (`int`, defaults to 51865): Whisper's vocabulary; vocabulary (`int`, defaults to 50257): how many of
+            them it may write, see `load_vocabulary`.
+        prompt (`list[int]`): what the decoder begins with, up to the first timestamp.
+        end (`int`, defaults to 50257): Whisper's end token; text lies before it. times (`int`, defaults to 50364): the
+            first timestamp; all after it are timestamps, one per encoder frame.
+    """
+
+    type: str = "whisper_reader"
+    decoder: str | None = None
+    language: str = "en"
+    frames_per_token: int = 6
+    trailing_silence: float = 0.5
+    hidden_size: int | None = None
+    decoder_layers: int = 6
+    heads: int | None = None
+    ffn_size: int | None = None
+    positions: int = 448
+    tokens: int = 51865
+    vocabulary: int = 50257
+    prompt: list[int] = field(default_factory=lambda: [50258, 50259, 50359, 50364])
+    end: int = 50257
+    times: int = 50364
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.vocabulary <= self.end < self.times < self.tokens or self.frames_per_token < 1:
+            raise ValueError(
+                f"whisper_reader: vocabulary={self.vocabulary}, end={self.end}, times={self.times}, "
+                f"tokens={self.tokens}, frames_per_token={self.frames_per_token}. Use 1 <= vocabulary <= end < times "
+                "< tokens and frames_per_token >= 1, or leave them out: they are read from the decoder."
+            )
+        if not self.prompt or len(self.prompt) >= self.positions or max(self.prompt) >= self.tokens:
+            raise ValueError(
+                f"whisper_reader: prompt={self.prompt} must be tokens below {self.tokens}, fewer than the "
+                f"{self.positions} positions."
+            )
+
+    def stages(self, window: int) -> list[dict]:
+        """One place per `frames_per_token` frames.
+
+        Raises:
+            ValueError: windows of another number of frames than a multiple of `frames_per_token`.
+        """
+        if window % self.frames_per_token:
+            raise ValueError(
+                f"whisper_reader: frames_per_token={self.frames_per_token} does not divide the {window} frames of a "
+                "window. Choose a divisor."
+            )
+        return [{"kernel": self.frames_per_token, "stride": self.frames_per_token, "ceil": True}]
+
+
 CONNECTOR_CONFIGS = {
     config.type: config
     for config in (
@@ -337,6 +403,7 @@ CONNECTOR_CONFIGS = {
         ConformerCTCConfig,
         WhisperQFormerConfig,
         CTCCompressConfig,
+        WhisperReaderConfig,
     )
 }
 

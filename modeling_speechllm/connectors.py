@@ -24,6 +24,7 @@ from .ctc_compress import CTCCompress
 from .lengths import stage_length
 from .query_bank import QueryBank
 from .whisper_qformer import WhisperQFormer
+from .whisper_reader import WhisperReader
 
 
 class StackMLP(Connector):
@@ -134,6 +135,7 @@ CONNECTORS = {
     "conformer_ctc": ConformerCTC,
     "whisper_qformer": WhisperQFormer,
     "ctc_compress": CTCCompress,
+    "whisper_reader": WhisperReader,
 }
 
 

@@ -156,6 +156,9 @@ class CTCCompress(Connector):
         self.table.token_ids.copy_(token_ids)
         self.table.weight.copy_(embeddings[token_ids])
 
+    def copied(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"table.weight": embeddings[self.table.token_ids]}
+
     def classes_of(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Classes of the LLM's tokens, of any shape; -1 for those that the connector cannot read."""
         known = self.table.token_ids

@@ -61,11 +61,15 @@ class SpeechLLMProcessor(ProcessorMixin):
         pad_to_window (`bool`, *optional*, defaults to `False`): pad the waveform with silence to whole encoder
             windows, as Whisper was pretrained, instead of letting the cost follow the audio's length.
         audio_window (`int`, *optional*, defaults to 3000): feature positions per encoder window, for `pad_to_window`.
+        trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put after every audio, for a
+            connector that finds the end of speech by it (`whisper_reader`).
         max_audio_seconds (`float`, *optional*, defaults to 3600): longer audio is an error.
         max_position_embeddings (`int`, *optional*): positions of the LLM, if it has a fixed number. Audio whose tokens
             leave less of them than `TEXT_ROOM` for text is an error too; see `audio_limit`.
         min_audio_confidence (`float`, *optional*): from which score on this checkpoint has made an audio out, see
             `audio_confidences`. None where that is not known.
+        no_speech_answer (`str`, *optional*): what the pipeline answers about audio in which a reading connector read
+            nothing, in place of asking the LLM. None asks it.
 
     Attributes:
         allow_local_files (`bool`): whether audio may be read from paths, defaults to `True`. A server that takes chats
@@ -84,9 +88,11 @@ class SpeechLLMProcessor(ProcessorMixin):
         connector_stages: list[dict] | None = None,
         pad_to_window: bool = False,
         audio_window: int = 3000,
+        trailing_silence: float = 0.0,
         max_audio_seconds: float = 3600.0,
         max_position_embeddings: int | None = None,
         min_audio_confidence: float | None = None,
+        no_speech_answer: str | None = None,
     ):
         check_stages("audio_stages", audio_stages)
         check_stages("connector_stages", connector_stages)
@@ -105,9 +111,11 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.connector_stages = [dict(stage) for stage in connector_stages]
         self.pad_to_window = pad_to_window
         self.audio_window = audio_window
+        self.trailing_silence = trailing_silence
         self.max_audio_seconds = max_audio_seconds
         self.max_position_embeddings = max_position_embeddings
         self.min_audio_confidence = min_audio_confidence
+        self.no_speech_answer = no_speech_answer
         self.allow_local_files = True
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.feature_stages = self._kind.stages(feature_extractor)
@@ -128,8 +136,8 @@ class SpeechLLMProcessor(ProcessorMixin):
         Args:
             audio: Hub id or folder of the speech encoder, or a feature extractor.
             text: Hub id or folder of the LLM, or a tokenizer. An object is copied, not changed.
-            config: the model's config; its `audio_stages`, `connector_stages`, `pad_to_window`, `audio_window_inputs`
-                `audio_feature_size` and `audio_token_id` are read, and the positions of its LLM.
+            config: the model's config; its `audio_stages`, `connector_stages`, `pad_to_window`, `audio_window_inputs`,
+                `connector`, `audio_feature_size` and `audio_token_id` are read, and the positions of its LLM.
             gguf_file: name of a GGUF file in `text`, whose tokenizer is taken where there are no files of one.
             **kwargs: further arguments of the constructor, for example `chat_template` or `max_audio_seconds`.
 
@@ -145,6 +153,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         kwargs.setdefault("connector_stages", config.connector_stages)
         kwargs.setdefault("pad_to_window", config.pad_to_window)
         kwargs.setdefault("audio_window", config.audio_window_inputs)
+        kwargs.setdefault("trailing_silence", config.connector.get("trailing_silence", 0.0))
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         kwargs.setdefault("max_position_embeddings", positions)
         processor = cls(feature_extractor, tokenizer, **kwargs)
@@ -292,6 +301,7 @@ class SpeechLLMProcessor(ProcessorMixin):
 
     def _features(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
         """Samples (samples,) -> features (features, positions) or (samples,), and how many positions are audio."""
+        samples = np.pad(samples, (0, self._silence))
         length = positions = stage_length(len(samples), self.feature_stages)
         if self.pad_to_window:
             positions = math.ceil(length / self.audio_window) * self.audio_window
@@ -308,6 +318,11 @@ class SpeechLLMProcessor(ProcessorMixin):
         features = features.T if self._kind.frames_first else features
         return features[..., :positions], length
 
+    @property
+    def _silence(self) -> int:
+        """Samples of `trailing_silence`."""
+        return round(self.trailing_silence * self.feature_extractor.sampling_rate)
+
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
         """The placeholders of one audio."""
         return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]
@@ -318,7 +333,7 @@ class SpeechLLMProcessor(ProcessorMixin):
 
     def audio_token_count(self, samples: int) -> int:
         """How many placeholders an audio of so many samples (at the extractor's rate) takes."""
-        return self._get_audio_token_length(stage_length(samples, self.feature_stages))
+        return self._get_audio_token_length(stage_length(samples + self._silence, self.feature_stages))
 
     def audio_token_counts(self, features_mask: Any) -> list[int]:
         """How many tokens each audio has, from its `input_features_mask` (audios, positions or samples)."""

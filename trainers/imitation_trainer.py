@@ -126,7 +126,8 @@ class SpeechImitationTrainer(SpeechTrainer):
     loss = (cross_entropy_weight * CE + divergence_weight * temperature^2 * D(teacher, student)) / answer tokens
 
     What it imitates is in the data (`speechllm targets`): transcripts, multi-instructional targets, tasks,
-    continuations, replies. Reported beside the terms: `token_accuracy`.
+    continuations, replies. Reported beside the terms: `token_accuracy`; where `cross_entropy_weight` is 0,
+    it and the cross-entropy are computed in evaluations alone.
 
     Args:
         model, args ([`SpeechImitationConfig`]), train_dataset, eval_dataset, processing_class, peft_config, callbacks:

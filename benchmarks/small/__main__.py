@@ -7,7 +7,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.small.imitating import ImitationSettings
-from benchmarks.small.reading import AUDIO_SIZE, BINS, ReadingSettings
+from benchmarks.small.reading import BINS, ReadingSettings
+
+WHOLE = {
+    "device": "cuda", "sentences": 20000, "answered": 12000, "steps": 20000, "share": 0.6, "workers": 14, "batch": 128,
+}  # fmt: skip
 
 
 def speak(arguments: argparse.Namespace) -> None:
@@ -19,18 +23,24 @@ def speak(arguments: argparse.Namespace) -> None:
 
 
 def hear(arguments: argparse.Namespace) -> None:
-    """Encoder frames and Whisper's readings of recordings."""
+    """Log-mel features and Whisper's readings of recordings."""
     from benchmarks.small.corpora import SOURCES, recordings, spoken_recordings
     from benchmarks.small.frame_store import FrameStore
-    from benchmarks.small.hearing import Whisper, hear
+    from benchmarks.small.hearing import hear
 
-    whisper = Whisper(arguments.parents / "whisper-base", arguments.device)
     for source in arguments.source:
         known = source in SOURCES
         rows = recordings(arguments.data, source) if known else spoken_recordings(arguments.out / "speech" / source)
-        store = FrameStore(arguments.out / "frames" / source, AUDIO_SIZE, write=True)
-        mels = FrameStore(arguments.out / "mel" / source, BINS, write=True) if arguments.mel else None
-        hear(rows, whisper, store, known, arguments.batch_seconds, arguments.workers, mels)
+        hear(
+            rows,
+            arguments.parents / "whisper-base",
+            FrameStore(arguments.out / "mel" / source, BINS, write=True),
+            arguments.out / "readings.jsonl",
+            known,
+            arguments.device,
+            arguments.batch_seconds,
+            arguments.workers,
+        )
 
 
 def read(arguments: argparse.Namespace) -> None:
@@ -41,11 +51,14 @@ def read(arguments: argparse.Namespace) -> None:
     read(arguments.out, arguments.parents, arguments.run_name, settings, arguments.minutes, arguments.device)
 
 
-def again(arguments: argparse.Namespace) -> None:
-    """Encoder frames by the encoder that a run trained."""
-    from benchmarks.small.reading import encode_again
+def answers(arguments: argparse.Namespace) -> None:
+    """What the LLM answers to instructions about the transcripts."""
+    from benchmarks.small.imitating import teacher_answers
 
-    encode_again(arguments.out, arguments.parents, arguments.run_name, arguments.source, arguments.device)
+    batch = 64 if arguments.device == "cpu" else 1024
+    teacher_answers(
+        arguments.out, arguments.parents, arguments.sources, arguments.count, arguments.device, batch=batch
+    )
 
 
 def imitate(arguments: argparse.Namespace) -> None:
@@ -56,11 +69,38 @@ def imitate(arguments: argparse.Namespace) -> None:
     imitate(*place, arguments.run_name, arguments.start, settings, arguments.minutes, arguments.device)
 
 
+def adapt(arguments: argparse.Namespace) -> None:
+    """LoRA on the LLM, from Whisper's readings, for a connector that reads with its decoder."""
+    from benchmarks.small.adapting import adapt
+
+    adapt(arguments.data, arguments.parents, arguments.out, arguments.run_name, arguments.minutes)
+
+
 def measure(arguments: argparse.Namespace) -> None:
     """How a run reads and what the LLM makes of it."""
     from benchmarks.small.measuring import measure
 
     measure(arguments.out, arguments.parents, arguments.run_name, arguments.count, arguments.device)
+
+
+def ship(arguments: argparse.Namespace) -> None:
+    """A trained run as a folder that the pipeline loads."""
+    from benchmarks.small.shipping import ship_trained, ship_whole
+
+    place = (arguments.run_folder, arguments.parents, arguments.out)
+    if arguments.gguf is None:
+        ship_trained(*place, arguments.reading, arguments.storage or "float16")
+    else:
+        sizes = ship_whole(*place, arguments.gguf, arguments.reading, arguments.data, arguments.storage or "int8")
+        print(f"{sum(sizes.values()) / 1e6:.1f} MB in {arguments.out}")
+
+
+def accept(arguments: argparse.Namespace) -> None:
+    """Whether a shipped model is good enough, as a table."""
+    from benchmarks.small.accepting import PARTS, accept
+
+    parts = tuple(arguments.parts or PARTS)
+    accept(arguments.model, arguments.parents, arguments.data, arguments.out, arguments.count, parts, arguments.dtype)
 
 
 def pack(arguments: argparse.Namespace) -> None:
@@ -81,8 +121,9 @@ def whole(arguments: argparse.Namespace) -> None:
     """Everything, on one GPU."""
     from benchmarks.small.whole import whole
 
-    names = ("pieces", "work", "results", "minutes", "device", "sentences", "seeds", "steps", "workers", "rank")
-    whole(**{name: getattr(arguments, name) for name in names}, extra=tuple(arguments.extra))
+    names = ("pieces", "work", "results", "minutes", "run_settings", *WHOLE)
+    values = {name.removesuffix("_settings"): getattr(arguments, name) for name in names}
+    whole(**values)
 
 
 def settings_of(kind: type, arguments: argparse.Namespace) -> ReadingSettings | ImitationSettings:
@@ -103,32 +144,52 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     stages = parser.add_subparsers(dest="stage", required=True)
     made = {}
-    for run in (speak, hear, read, again, imitate, measure):
+    for run in (speak, hear, read, answers, imitate, adapt, measure):
         stage = made[run.__name__] = stages.add_parser(run.__name__, help=run.__doc__)
         stage.set_defaults(run=run)
         stage.add_argument("--out", type=Path, required=True)
-        if run in (speak, hear):
+        if run in (speak, hear, adapt):
             stage.add_argument("--data", type=Path, required=True)
-            stage.add_argument("--workers", type=int, default=1)
         if run is not speak:
             stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
             stage.add_argument("--device", default="cpu")
-        if run in (read, again, imitate, measure):
+        if run in (read, imitate, adapt, measure):
             stage.add_argument("--run", dest="run_name", required=True, help="name of the run's folder")
-        if run in (read, imitate):
+        if run in (read, imitate, adapt):
             stage.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
+    for name in ("speak", "hear"):
+        made[name].add_argument("--workers", type=int, default=1)
     made["speak"].add_argument("--name", default="tts", help="of the recordings: a source for hear, read, imitate")
     made["speak"].add_argument("--count", type=int, default=4000, help="sentences for training")
-    for name in ("hear", "again"):
-        made[name].add_argument("--source", nargs="+", required=True)
-    made["hear"].add_argument(
-        "--mel", action="store_true", help="log-mel features too, from which read trains the encoder"
-    )
+    made["hear"].add_argument("--source", nargs="+", required=True)
     made["hear"].add_argument("--batch_seconds", type=float, default=240, help="of audio at a time")
     made["imitate"].add_argument("--start", required=True, help="run whose connector it begins with")
+    made["answers"].add_argument("--sources", nargs="+", default=["cv_en", "cv_unlabelled"])
+    made["answers"].add_argument("--count", type=int, default=8000, help="recordings, drawn from the sources")
     made["measure"].add_argument("--count", type=int, default=100, help="recordings of each source")
     add_settings(made["read"], ReadingSettings)
     add_settings(made["imitate"], ImitationSettings)
+    stage = stages.add_parser("ship", help=ship.__doc__)
+    stage.set_defaults(run=ship)
+    stage.add_argument("--run", dest="run_folder", type=Path, required=True, help="folder of the run")
+    stage.add_argument("--reading", type=Path, help="folder of the run that trained the encoder, if another")
+    stage.add_argument("--gguf", type=Path, help="the LLM's file: everything in one folder, with it")
+    stage.add_argument("--storage", help="precision of what was trained: float16, int8, int6, int5, int4")
+    stage.add_argument("--data", type=Path, help="for six example recordings in that folder")
+    stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
+    stage.add_argument("--out", type=Path, required=True)
+    stage = stages.add_parser("accept", help=accept.__doc__)
+    stage.set_defaults(run=accept)
+    for name, text in (
+        ("model", "folder that ship made"),
+        ("parents", "folder of whisper-base and the LLM"),
+        ("data", "see hear"),
+        ("out", "of tables, answers and made recordings"),
+    ):
+        stage.add_argument(f"--{name}", type=Path, required=True, help=text)
+    stage.add_argument("--count", type=int, default=150, help="rows of each part at most")
+    stage.add_argument("--parts", nargs="+", help="by default all")
+    stage.add_argument("--dtype", default="auto", help="precision in which models answer")
     stage = stages.add_parser("pack", help=pack.__doc__)
     stage.set_defaults(run=pack)
     stage.add_argument("--out", type=Path, required=True)
@@ -140,19 +201,13 @@ def main() -> None:
     stage.set_defaults(run=whole)
     for name in ("pieces", "work", "results"):
         stage.add_argument(f"--{name}", type=Path, required=True)
-    for name, value in {
-        "minutes": 9.0,
-        "sentences": 20000,
-        "seeds": 3,
-        "steps": 4000,
-        "workers": 14,
-        "rank": 64,
-    }.items():
+    stage.add_argument("--minutes", type=float, default=8.0)
+    stage.add_argument("--run", dest="run_settings", nargs="+", default=[""], help="settings of read, a text per run")
+    for name, value in WHOLE.items():
         stage.add_argument(f"--{name}", type=type(value), default=value)
-    stage.add_argument("--device", default="cuda")
-    stage.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="settings of read, last")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length of a batch, 6 ms each
     arguments.run(arguments)
 
 

@@ -1,32 +1,38 @@
 """What the LLM makes of a request: read as text, or heard through the connector.
 
-A request stands in the chat after an instruction, `(instruction, request)`; it is text (ids of the LLM's tokens) or
-audio (embeddings that the connector made). Both go in as embeddings, so that they differ in nothing else.
+A request stands in the chat before an instruction, on a line of its own, as in the product; it is text (ids of the
+LLM's tokens) or audio (embeddings that the connector made). Both go in as embeddings, so that they differ in nothing
+else. The instructions are the packaged task pool's.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 IGNORED = -100
 PLACE = "\u241f"  # stands for the request while the chat template is applied
-REPEAT = "Repeat the following sentence exactly:"
-SEEN = (
-    REPEAT,
-    "",
-    "What is the following sentence about? Answer in a few words.",
-    "Summarize this in five words:",
-    "Write a short reply to this message:",
-    "List the important words of this sentence:",
-    "Is the following a question, a command or a statement?",
-    "Rewrite this sentence in a more polite way:",
-    "Continue this text:",
-    "Explain this to a child:",
-)
-UNSEEN = ("Give this a title:", "Ask me a question about this:", "What could I do about this?")
+POOL = Path(__file__).parents[2] / "trainers/targets/tasks"
+UNUSED = ("translate", "language")  # an LLM of this size speaks English alone
+
+
+def prompts(held_out: bool = False) -> dict[str, list[str]]:
+    """English prompts of the packaged tasks, by task: those that trainings see, or those kept from them."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(POOL.glob("*.yaml")):
+        for name, task in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            kept = {prompt.removeprefix("en/") for prompt in task.get("held_out_prompts", [])}
+            texts = [
+                text
+                for number, text in task["prompts"]["en"].items()
+                if (task.get("held_out", False) or str(number) in kept) == held_out
+            ]
+            if texts and name not in UNUSED:
+                found[name] = texts
+    return found
 
 
 @dataclass
@@ -53,14 +59,14 @@ class Answerer:
         return self.model.get_input_embeddings().weight
 
     def text(self, text: str) -> torch.Tensor:
-        """Embeddings of a request in text, with the space that the connector's first token has too."""
-        ids = self.tokenizer(" " + text, add_special_tokens=False).input_ids
-        return self.table[torch.tensor(ids, device=self.device)]
+        """Embeddings of a request in text."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.table[torch.tensor(ids, dtype=torch.long, device=self.device)]
 
     def around(self, instruction: str) -> tuple[list[int], list[int]]:
         """Ids of the chat before and after the request, up to where the answer begins."""
         if instruction not in self.frames:
-            content = f"{instruction}\n{PLACE}" if instruction else PLACE
+            content = f"{PLACE}\n{instruction}" if instruction else PLACE
             chat = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
@@ -71,22 +77,23 @@ class Answerer:
     def embed(self, turn: Turn) -> torch.Tensor:
         """A turn up to the end of its answer (or of the prompt, without one), (tokens, size)."""
         before, after = self.around(turn.instruction)
-        rest = torch.tensor(after + (turn.answer or []), device=self.device)
+        rest = torch.tensor(after + (turn.answer or []), dtype=torch.long, device=self.device)
         return torch.cat([self.table[torch.tensor(before, device=self.device)], turn.request, self.table[rest]])
 
     def answer_logits(self, turns: list[Turn]) -> torch.Tensor:
         """Logits (answer tokens of all turns in order, vocabulary), each before the token that it predicts."""
         rows = [self.embed(turn) for turn in turns]
         size = max(map(len, rows))
-        mask = torch.tensor([[1] * len(row) + [0] * (size - len(row)) for row in rows], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (size - len(row)) for row in rows])
         places = torch.zeros_like(mask, dtype=torch.bool)
         for index, (row, turn) in enumerate(zip(rows, turns, strict=True)):
             places[index, len(row) - len(turn.answer) - 1 : len(row) - 1] = True
-        hidden = self.model.model(inputs_embeds=pad_sequence(rows, batch_first=True), attention_mask=mask)
-        return self.model.lm_head(hidden.last_hidden_state[places])
+        padded = pad_sequence(rows, batch_first=True)
+        hidden = self.model.model(inputs_embeds=padded, attention_mask=mask.to(self.device), use_cache=False)
+        return self.model.lm_head(hidden.last_hidden_state[places.to(self.device)])
 
     @torch.inference_mode()
-    def answers(self, turns: list[Turn], limit: int, batch: int = 32) -> list[list[int]]:
+    def answers(self, turns: list[Turn], limit: int, batch: int = 64) -> list[list[int]]:
         """Greedy answers, at most `limit` tokens, the end of the turn included where it was reached."""
         end = self.tokenizer.eos_token_id
         order = sorted(range(len(turns)), key=lambda index: len(turns[index].request))
@@ -109,7 +116,7 @@ class Answerer:
 
 
 @torch.inference_mode()
-def agreement(answerer: Answerer, turns: list[Turn], batch: int = 16) -> tuple[float, list[float]]:
+def agreement(answerer: Answerer, turns: list[Turn], batch: int = 32) -> tuple[float, list[float]]:
     """Share of the answers' tokens that are the likeliest ones, in all and per turn."""
     shares, hits, count = [], 0, 0
     for start in range(0, len(turns), batch):

@@ -1,18 +1,21 @@
-"""Whisper's encoder frames of every recording, and what Whisper's decoder reads in them.
+"""Log-mel features of every recording, and what Whisper reads in those that have no transcript.
 
     python -m benchmarks.small hear --data DATA --parents PARENTS --out OUT --source cv_en cv_unlabelled
 
-Frames are computed on the recording's own length, as the product does. The decoder reads from the same frames with
-timestamps: without the silence that pads Whisper's windows it does not find the end by itself, but it does say when
-a segment ends. A label is kept for training when Whisper's confidence and end say so (`trustworthy`).
+Features are those of the recording's own length, as the product computes them. Whisper's decoder reads with
+timestamps: without the silence that pads Whisper's windows it does not find the end by itself, but it does say when a
+segment ends. A label is kept for training when Whisper's confidence and end say so (`trustworthy`).
+`readings.jsonl` in OUT keeps what was read: recordings that stand in it are not read again, also on another machine.
 """
 
+import json
 import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -39,25 +42,20 @@ class Whisper:
         self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         self.encoder = self.model.model.encoder.to(torch.bfloat16)
         self.head = self.model.proj_out.weight.detach().to(torch.bfloat16)
-        self.extractor = WhisperFeatureExtractor.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.ids = {name: self.tokenizer.convert_tokens_to_ids(name) for name in (START, ENGLISH, TRANSCRIBE, ZERO)}
         self.device = device
 
     @torch.inference_mode()
-    def frames(self, clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clips of nearly equal length, (samples,) each, zero-padded to the longest -> encoder frames (clips, frames,
-        size) and log-mel features (clips, 2 * frames, bins)."""
-        size = -(-max(map(len, clips)) // HOP) * HOP
-        waves = torch.stack([F.pad(clip, (0, size - len(clip))) for clip in clips])
-        mel = torch.as_tensor(self.extractor._torch_extract_fbank_features(waves.numpy(), device=self.device))
+    def frames(self, mel: torch.Tensor) -> torch.Tensor:
+        """Log-mel features (clips, bins, 2 * frames) -> encoder frames (clips, frames, size)."""
         encoder = self.encoder
         hidden = F.gelu(encoder.conv1(mel.to(self.device, torch.bfloat16)))
         hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         for layer in encoder.layers:
             hidden = layer(hidden, None)
-        return encoder.layer_norm(hidden), mel.transpose(1, 2)
+        return encoder.layer_norm(hidden)
 
     @torch.inference_mode()
     def read(self, frames: torch.Tensor, limit: int) -> list[dict]:
@@ -105,11 +103,19 @@ class Whisper:
         return rows
 
 
+def log_mel(extractor: WhisperFeatureExtractor, clips: list[np.ndarray], device: str) -> torch.Tensor:
+    """Clips (samples,), zero-padded to the longest and to whole encoder frames -> log-mel features (clips, bins,
+    frames)."""
+    size = -(-max(map(len, clips)) // HOP) * HOP
+    waves = np.stack([np.pad(clip, (0, size - len(clip))) for clip in clips])
+    return torch.as_tensor(extractor._torch_extract_fbank_features(waves, device=device))
+
+
 def trustworthy(row: dict, seconds: float) -> bool:
     """Whether Whisper's reading of a recording is good enough to learn from: likely, not repetitive, read to the end,
     and written in words (it writes some numbers in digits)."""
     return (
-        row["read"]["logprob"] > -0.7
+        row["read"]["logprob"] > -0.5
         and row["read"]["compression"] < 2.0
         and row["read"]["end"] is not None
         and row["read"]["end"] > seconds - 1.5
@@ -118,43 +124,74 @@ def trustworthy(row: dict, seconds: float) -> bool:
     )
 
 
+def load_readings(path: Path) -> dict[str, dict]:
+    """What Whisper read, by the recordings' ids."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]  # a cut line is dropped
+    return {row.pop("id"): row for row in rows}
+
+
 def hear(
     recordings: list[Recording],
-    whisper: Whisper,
+    parent: Path,
     store: FrameStore,
+    readings: Path,
     read: bool = True,
+    device: str = "cpu",
     batch_seconds: float = BATCH_SECONDS,
     workers: int = 1,
-    mels: FrameStore | None = None,
 ) -> None:
-    """Adds to the store what is not there yet: frames, and Whisper's reading as `read`; `batch_seconds` of audio at a
-    time. With `mels`, log-mel features to that one. Recordings under 0.3 s or over Whisper's 30 s are counted and left
-    out."""
+    """Adds to the store what is not there yet: log-mel features, with Whisper's reading as `read` unless that is off;
+    `batch_seconds` of audio at a time. Recordings under 0.3 s or over Whisper's 30 s are counted and left out.
+
+    Args:
+        parent: Whisper's folder. Its decoder is loaded only if some recording was not read yet.
+        readings: file of what was read, read and added to.
+    """
+    extractor = WhisperFeatureExtractor.from_pretrained(parent)
+    known = load_readings(readings)
     todo = [recording for recording in recordings if recording.id not in store.rows]
+    whisper = Whisper(parent, device) if read and any(row.id not in known for row in todo) else None
     with ThreadPoolExecutor(workers) as pool:
         lengths = dict(zip([r.id for r in todo], pool.map(Recording.seconds, todo), strict=True))
         kept = sorted((r for r in todo if 0.3 < lengths[r.id] <= 30), key=lambda recording: lengths[recording.id])
         if len(kept) < len(todo):
             print(f"{store.folder.name}: {len(todo) - len(kept)} of {len(todo)} recordings left out for their length")
-        batches, batch = [], []
-        for recording in kept:
-            if batch and lengths[recording.id] * (len(batch) + 1) > batch_seconds:
-                batches.append(batch)
-                batch = []
-            batch.append(recording)
-        batches += [batch] if batch else []
-        Random(0).shuffle(batches)
-        for batch in tqdm(batches, desc=f"hear {store.folder.name}", mininterval=10):
-            clips = [torch.from_numpy(samples) for samples in pool.map(Recording.samples, batch)]
-            frames, mel = whisper.frames(clips)
-            limit = min(8 + math.ceil(frames.shape[1] * HOP / RATE * 8), 200)
-            found = whisper.read(frames, limit) if read else [None] * len(batch)
+        for batch in tqdm(batches_of(kept, lengths, batch_seconds), desc=f"hear {store.folder.name}", mininterval=10):
+            clips = list(pool.map(Recording.samples, batch))
+            mel = log_mel(extractor, clips, device)
+            if whisper is not None and (new := [row for row in batch if row.id not in known]):
+                known |= read_new(whisper, mel, batch, new, readings)
             rows = [
-                {"id": recording.id, "split": recording.split, "text": recording.text, "read": text}
-                for recording, text in zip(batch, found, strict=True)
+                {"id": row.id, "split": row.split, "text": row.text, "read": known.get(row.id) if read else None}
+                for row in batch
             ]
             sizes = [-(-len(clip) // HOP) for clip in clips]
-            if mels is not None:
-                copies = [dict(row) for row in rows]
-                mels.append(copies, [part[: 2 * size].cpu() for part, size in zip(mel, sizes, strict=True)])
-            store.append(rows, [part[:size].cpu() for part, size in zip(frames, sizes, strict=True)])
+            store.append(rows, [part.T[: 2 * size].cpu() for part, size in zip(mel, sizes, strict=True)])
+
+
+def batches_of(kept: list[Recording], lengths: dict[str, float], batch_seconds: float) -> list[list[Recording]]:
+    """Recordings, sorted by length, in batches of at most so many seconds with their padding; in a random order."""
+    batches, batch = [], []
+    for recording in kept:
+        if batch and lengths[recording.id] * (len(batch) + 1) > batch_seconds:
+            batches.append(batch)
+            batch = []
+        batch.append(recording)
+    batches += [batch] if batch else []
+    Random(0).shuffle(batches)
+    return batches
+
+
+def read_new(
+    whisper: Whisper, mel: torch.Tensor, batch: list[Recording], new: list[Recording], readings: Path
+) -> dict[str, dict]:
+    """Reads those of a batch that were not read yet, and adds them to the file."""
+    chosen = [index for index, row in enumerate(batch) if row in new]
+    frames = whisper.frames(mel[chosen])
+    found = whisper.read(frames, min(8 + math.ceil(frames.shape[1] * HOP / RATE * 8), 200))
+    with readings.open("a", encoding="utf-8") as stream:
+        for row, text in zip(new, found, strict=True):
+            stream.write(json.dumps({"id": row.id} | text, ensure_ascii=False) + "\n")
+    return {row.id: text for row, text in zip(new, found, strict=True)}

@@ -18,57 +18,44 @@ from pathlib import Path
 import jiwer
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
 from benchmarks.nanoworld.logbook import log
-from benchmarks.small.answering import REPEAT, SEEN, UNSEEN, Answerer, Turn, agreement
+from benchmarks.small.answering import Answerer, Turn, agreement, prompts
 from benchmarks.small.corpora import normalized
-from benchmarks.small.reading import Example, Reader, ReadingSettings, greedy, new_connector, transcripts
+from benchmarks.small.reading import Example, Reader, greedy, load_reader, transcripts
 from benchmarks.small.vocabulary import Vocabulary
-from modeling_speechllm.ctc_compress import CTCCompress
 
 LIMIT = 24  # tokens of an answer that are compared
-MEASURED = (REPEAT, "", SEEN[2], SEEN[5], *UNSEEN[:2])
-
-
-def load_run(folder: Path, device: str = "cpu") -> tuple[CTCCompress, Vocabulary]:
-    """The trained connector of a run, in float32, and its vocabulary."""
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    settings = ReadingSettings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
-    connector = new_connector(vocabulary, settings)
-    connector.load_state_dict(load_file(folder / "connector.safetensors"))
-    return connector.float().to(device).eval(), vocabulary
-
-
-def frames_of(out: Path, name: str) -> Path:
-    """The folder of stores whose frames a run reads: those of its own encoder, or all runs'."""
-    own = out / "runs" / name / "frames"
-    return own if own.exists() else out / "frames"
+REPEAT = prompts()["repeat"][0]
+TASKS = ("repeat", "summarise", "reply", "topic", "title")
+MEASURED = {
+    f"{task}, {kind}": texts[0]
+    for kind, held_out in (("seen", False), ("unseen", True))
+    for task, texts in prompts(held_out).items()
+    if task in TASKS
+}
 
 
 @torch.inference_mode()
-def heard(connector: CTCCompress, example: Example) -> torch.Tensor:
+def heard(reader: Reader, example: Example) -> torch.Tensor:
     """What the LLM is given of a recording, (tokens, size)."""
-    device = next(connector.parameters()).device
-    frames = example.values[None].to(device)
-    output = connector(frames, torch.tensor([frames.shape[1]], device=device))
+    output = reader.connector(*reader.frames(*reader.batch([example])))
     return output.embeddings[0][output.used[0]]
 
 
 def read_ways(
-    answerer: Answerer, connector: CTCCompress, vocabulary: Vocabulary, examples: list[Example]
+    answerer: Answerer, reader: Reader, vocabulary: Vocabulary, examples: list[Example]
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[str]]]:
     """Each way's requests as embeddings, and the texts of those that have one."""
-    frames = [example.values for example in examples]
     texts = {
-        "text": [example.text for example in examples],
-        "cascade": [normalized(example.store.rows[example.id]["read"]["text"]) for example in examples],
-        "hard": [vocabulary.text(row) for row in greedy(Reader(connector), frames)],
+        "text": [example.written for example in examples],
+        "cascade": [example.store.rows[example.id]["read"]["text"] for example in examples],
+        "hard": [vocabulary.text(row) for row in greedy(reader, examples)],
     }
     requests = {way: [answerer.text(text) for text in rows] for way, rows in texts.items()}
     size, dtype = answerer.table.shape[1], answerer.table.dtype
-    requests["soft"] = [heard(connector, example).to(dtype).reshape(-1, size) for example in examples]
-    return requests, texts
+    requests["soft"] = [heard(reader, example).to(dtype).reshape(-1, size) for example in examples]
+    return requests, {way: [normalized(text) or "-" for text in rows] for way, rows in texts.items()}
 
 
 def measure(out: Path, parents: Path, name: str, count: int = 100, device: str = "cpu") -> dict:
@@ -80,28 +67,30 @@ def measure(out: Path, parents: Path, name: str, count: int = 100, device: str =
         without = adapted.disable_adapter
     else:
         without = nullcontext
-    connector, vocabulary = load_run(folder, device)
+    reader, vocabulary = load_reader(folder, parents, device)
+    reader.connector.load_vocabulary(torch.tensor(vocabulary.token_ids, device=device), answerer.table)
     results: dict[str, dict] = {}
+    batch = 32 if device == "cpu" else 256
     for source in ("cv_en", "cv_other"):
-        examples = transcripts(frames_of(out, name), source, "test")[:count]
-        requests, texts = read_ways(answerer, connector, vocabulary, examples)
+        examples = transcripts(out / "mel", source, "test")[:count]
+        requests, texts = read_ways(answerer, reader, vocabulary, examples)
         reference = texts["text"]
         found = {way: {"read_wer": jiwer.wer(reference, rows)} for way, rows in texts.items()} | {"soft": {}}
         with without():
             answers = {
-                instruction: answerer.answers([Turn(instruction, request) for request in requests["text"]], LIMIT)
-                for instruction in MEASURED
+                name: answerer.answers([Turn(prompt, request) for request in requests["text"]], LIMIT, batch)
+                for name, prompt in MEASURED.items()
             }
         for way, rows in requests.items():
-            repeated = answerer.answers([Turn(REPEAT, row) for row in rows], 48)
+            repeated = answerer.answers([Turn(REPEAT, row) for row in rows], 60, batch)
             found[way]["repeat_wer"] = jiwer.wer(reference, [normalized(answerer.decode(r)) or "-" for r in repeated])
             if way == "text" and without is nullcontext:
                 continue
             shares = {
-                instruction: agreement(
-                    answerer, [Turn(instruction, row, a) for row, a in zip(rows, answers[instruction], strict=True)]
-                )[0]
-                for instruction in MEASURED
+                name: agreement(answerer, [Turn(prompt, row, a) for row, a in zip(rows, answers[name], strict=True)])[
+                    0
+                ]
+                for name, prompt in MEASURED.items()
             }
             found[way]["agreement"] = shares
             found[way]["agreement_mean"] = sum(shares.values()) / len(shares)

@@ -1,46 +1,47 @@
-"""Stage 1: the connector learns to read by CTC, from stored encoder frames.
+"""Stage 1: the connector learns to read by CTC, on Whisper's encoder, trained with it where `--encoder_lr` is not 0.
 
     python -m benchmarks.small read --parents PARENTS --out OUT --run NAME --steps 2000
 
-With `--encoder_rank` the encoder is trained too, by LoRA, from stored log-mel features (`hear --mel`); the stage
-`again` then makes its frames, to `OUT/runs/NAME/frames`. Resumable; a batch is a function of the step alone. `log.txt`
-has losses and word error rates of unseen speakers, `connector.safetensors` (float16) the trained weights,
-`vocabulary.json` what they read.
+From stored log-mel features (`hear`), augmented on the device. Beside the connector's CTC over tokens, a head on the
+encoder's frames reads letters, and one block in the middle of the connector reads tokens (Lee & Watanabe 2021, arXiv
+2102.03216); both are for training only. Resumable; a batch is a function of the step alone. `log.txt` has losses and
+word error rates of unseen speakers; `connector.safetensors` and `encoder/` (float16) are what was trained,
+`vocabulary.json` what is read.
 """
 
 import json
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jiwer
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from benchmarks.nanoworld.logbook import log
 from benchmarks.nanoworld.training import Optimizer, autocast, load_checkpoint, save_checkpoint
+from benchmarks.small.augmentation import Augmentation
 from benchmarks.small.corpora import normalized
 from benchmarks.small.frame_store import FrameStore
 from benchmarks.small.hearing import trustworthy
-from benchmarks.small.vocabulary import Vocabulary
+from benchmarks.small.vocabulary import LETTERS, Vocabulary
 from modeling_speechllm.audio_encoders import load_encoder
-from modeling_speechllm.audio_towers import build_audio_tower
-from modeling_speechllm.connector_base import length_mask
+from modeling_speechllm.audio_towers import WhisperTower, build_audio_tower
 from modeling_speechllm.connectors import build_connector
 from modeling_speechllm.ctc_compress import CTCCompress, runs
 
 POOL = 16  # batches drawn together and sorted by length
-CHECK_EVERY, SAVE_EVERY, LOG_EVERY = 250, 250, 25
+CHECK_EVERY, SAVE_EVERY, LOG_EVERY = 500, 500, 50
 TEST_SOURCES = ("cv_en", "cv_other")
 AUDIO_SIZE, BINS, TEXT_SIZE = 512, 80, 576  # Whisper base, its log-mel features, SmolLM2-135M
-RATES = {AUDIO_SIZE: 50, BINS: 100}  # per second
-ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+RATE = 100  # log-mel frames per second
+SPELLED = " " + LETTERS
 
 
 @dataclass
@@ -49,27 +50,28 @@ class ReadingSettings:
 
     Args:
         steps, batch: updates, recordings in each.
-        lr, warmup, decay: peak rate, updates to it, share of the run over which it falls to zero.
-        encoder_rank: rank of LoRA on the encoder, which is trained too then; 0 leaves it as it is.
-        masks: time masks per second of speech; mask_width: longest, in encoder frames; channels: share of the frames'
-            channels (in bands, of log-mel features) that are zero throughout a recording.
+        lr, encoder_lr: peak rates of connector and encoder; an encoder_lr of 0 leaves the encoder as it is.
+        warmup, decay: updates to the peak rate, share of the run over which it falls to zero.
+        natural: how often a recording of people comes in an epoch in which one of text-to-speech comes once.
+        letters_weight, middle_weight: of CTC over letters on the encoder, and over tokens in the middle.
         sources: stores to train on.
-        hidden_size, blocks, heads, dropout: the connector's.
-        seed: of weights, order and masks.
+        convolutions, hidden_size, blocks, heads: the connector's; dropout: its own, and a trained encoder's.
+        seed: of weights, order and augmentation.
     """
 
     steps: int = 2000
     batch: int = 32
     lr: float = 1e-3
-    warmup: int = 100
-    decay: float = 0.6
-    encoder_rank: int = 0
-    masks: float = 1.0
-    mask_width: int = 20
-    channels: float = 0.1
+    encoder_lr: float = 1.5e-4
+    warmup: int = 200
+    decay: float = 0.7
+    natural: int = 3
+    letters_weight: float = 0.2
+    middle_weight: float = 0.2
     sources: tuple[str, ...] = ("cv_en", "cv_unlabelled")
+    convolutions: int = 2
     hidden_size: int = 384
-    blocks: int = 3
+    blocks: int = 6
     heads: int = 6
     dropout: float = 0.1
     seed: int = 0
@@ -77,11 +79,16 @@ class ReadingSettings:
 
 @dataclass
 class Example:
-    """A recording to learn from: where its frames are, and the classes it speaks."""
+    """A recording to learn from: where its features are, and the classes it speaks.
+
+    Args:
+        written: its text as people write it; text: normalized.
+    """
 
     store: FrameStore
     id: str
     text: str
+    written: str = ""
     classes: list[int] | None = None
 
     @property
@@ -90,86 +97,74 @@ class Example:
 
     @property
     def seconds(self) -> float:
-        return self.length / RATES[self.store.size]
+        return self.length / RATE
 
     @property
-    def values(self) -> torch.Tensor:
-        """Encoder frames or log-mel features, (length, size), float32."""
+    def mel(self) -> torch.Tensor:
+        """Log-mel features, (length, bins), float32."""
         return self.store.frames(self.id).float()
 
-    def fits(self) -> bool:
-        """Whether it can be spelled, in fewer tokens than CTC has places (12.5 a second)."""
-        return bool(self.classes) and 1.2 * len(self.classes) <= self.seconds * 12.5
+    def fits(self, places: float = 12.5) -> bool:
+        """Whether it can be spelled, in fewer tokens than CTC has places, so many a second."""
+        return bool(self.classes) and 1.2 * len(self.classes) <= self.seconds * places
 
 
 def transcripts(folder: Path, source: str, split: str) -> list[Example]:
-    """Recordings of a store in a folder of them (`OUT/frames`, `OUT/mel`) with a text: their own, else Whisper's
-    reading where that is `trustworthy`."""
-    store = FrameStore(folder / source, BINS if folder.name == "mel" else AUDIO_SIZE)
+    """Recordings of a store with a text: their own, else Whisper's reading where that is `trustworthy`."""
+    store = FrameStore(folder / source, BINS)
     examples = []
     for row in store.rows.values():
-        seconds = row["frames"] / RATES[store.size]
+        seconds = row["frames"] / RATE
         text = row["text"] or (row["read"]["text"] if row["read"] and trustworthy(row, seconds) else "")
         if row["split"] == split and normalized(text):
-            examples.append(Example(store, row["id"], normalized(text)))
+            examples.append(Example(store, row["id"], normalized(text), text))
     return examples
 
 
-def mask(values: torch.Tensor, rng: random.Random, settings: ReadingSettings) -> torch.Tensor:
-    """SpecAugment on encoder frames or log-mel features (length, size): spans of time, and channels, set to zero."""
-    values = values.clone()
-    length, size = values.shape
-    rate = RATES[size]
-    for _ in range(round(settings.masks * length / rate)):
-        width = rng.randint(0, settings.mask_width * rate // 50)
-        start = rng.randint(0, max(length - width, 0))
-        values[start : start + width] = 0.0
-    count = int(settings.channels * size)
-    if size == BINS:
-        for _ in range(2):
-            width = rng.randint(0, count)
-            start = rng.randint(0, size - width)
-            values[:, start : start + width] = 0.0
-    else:
-        values[:, rng.sample(range(size), count)] = 0.0
-    return values
-
-
-def encoded(tower: nn.Module, mels: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel features (length, bins) of some recordings -> padded encoder frames, lengths."""
-    lengths = torch.tensor([len(part) for part in mels], device=mels[0].device)
-    padded = pad_sequence(mels, batch_first=True)
-    output = tower(padded.transpose(1, 2), length_mask(lengths, padded.shape[1]))
-    return output.last_hidden_state, output.lengths
-
-
 class Reader(nn.Module):
-    """A connector, and before it the encoder where that is trained too."""
+    """Whisper's encoder as the product runs it, and a connector behind it."""
 
-    def __init__(self, connector: CTCCompress, tower: nn.Module | None = None):
+    def __init__(self, tower: WhisperTower, connector: CTCCompress):
         super().__init__()
-        self.connector, self.tower = connector, tower
+        self.tower, self.connector = tower, connector
+        self.letters = nn.Sequential(nn.LayerNorm(AUDIO_SIZE), nn.Linear(AUDIO_SIZE, len(SPELLED) + 1))
 
-    def frames(self, values: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder frames or log-mel features (length, size) of some recordings -> padded encoder frames, lengths."""
-        values = [part.to(next(self.connector.parameters()).device) for part in values]
-        if self.tower is not None:
-            return encoded(self.tower, values)
-        lengths = torch.tensor([len(part) for part in values], device=values[0].device)
-        return pad_sequence(values, batch_first=True), lengths
+    @property
+    def device(self) -> torch.device:
+        return next(self.connector.parameters()).device
 
-    def read(self, values: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """CTC logits (recordings, places, classes + 1) and places, in bfloat16."""
-        with autocast(next(self.connector.parameters()).device):
-            return self.connector.read(*self.frames(values))
+    def frames(self, mels: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mel features (batch, frames, bins) of at most one window, lengths -> encoder frames, lengths."""
+        return self.tower.encode(mels.transpose(1, 2), lengths), (lengths + 1) // 2
+
+    def batch(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padded log-mel features and lengths, on the device."""
+        parts = [example.mel for example in examples]
+        lengths = torch.tensor([len(part) for part in parts])
+        return pad_sequence(parts, batch_first=True).to(self.device), lengths.to(self.device)
 
 
-def trained_encoder(folder: Path, rank: int) -> tuple[nn.Module, nn.Module]:
-    """Whisper's encoder as the product runs it, with LoRA, and the adapter around it that can be saved and merged."""
-    encoder = load_encoder(str(folder), dtype=torch.float32).requires_grad_(False)
-    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=ENCODER_TARGETS, lora_dropout=0.05)
-    adapter = get_peft_model(encoder, lora)
-    return build_audio_tower(encoder.config, encoder=encoder), adapter
+def trained_reader(parents: Path, vocabulary: Vocabulary, settings: ReadingSettings) -> Reader:
+    """A reader with a new connector, in float32."""
+    encoder = load_encoder(str(parents / "whisper-base"), dtype=torch.float32)
+    encoder.requires_grad_(settings.encoder_lr > 0)
+    encoder.embed_positions.requires_grad_(False)
+    for layer in encoder.layers:
+        layer.dropout = settings.dropout if settings.encoder_lr else 0.0
+    reader = Reader(build_audio_tower(encoder.config, encoder=encoder), new_connector(vocabulary, settings))
+    reader.connector.table.requires_grad_(False)
+    return reader
+
+
+def load_reader(folder: Path, parents: Path, device: str = "cpu") -> tuple[Reader, Vocabulary]:
+    """What a run trained, in float32, and what it reads. The connector's table is what the LLM gives it."""
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    settings = ReadingSettings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+    own = folder / "encoder"
+    encoder = load_encoder(str(own if own.exists() else parents / "whisper-base"), dtype=torch.float32)
+    reader = Reader(build_audio_tower(encoder.config, encoder=encoder), new_connector(vocabulary, settings))
+    reader.connector.load_state_dict(load_file(folder / "connector.safetensors"), strict=False)
+    return reader.float().to(device).eval(), vocabulary
 
 
 def batch_at(step: int, examples: list[Example], settings: ReadingSettings) -> list[Example]:
@@ -185,33 +180,46 @@ def batch_at(step: int, examples: list[Example], settings: ReadingSettings) -> l
     return [examples[index] for index in parts[turn % len(parts)]]
 
 
-def read_loss(reader: Reader, values: list[torch.Tensor], classes: list[list[int]]) -> torch.Tensor:
-    """CTC, mean over recordings of -log p(transcript), per token."""
-    logits, places = reader.read(values)
+def ctc(logits: torch.Tensor, places: torch.Tensor, classes: list[list[int]]) -> torch.Tensor:
+    """CTC per token, from logits (batch, places, classes + 1), the blank last."""
     device = logits.device
     targets = torch.tensor([index for part in classes for index in part], device=device)
     sizes = torch.tensor([len(part) for part in classes], device=device)
-    losses = F.ctc_loss(
-        logits.float().log_softmax(-1).transpose(0, 1),
-        targets,
-        places,
-        sizes,
-        reader.connector.blank,
-        "none",
-        zero_infinity=True,
-    )
+    scores = logits.float().log_softmax(-1).transpose(0, 1)
+    losses = F.ctc_loss(scores, targets, places, sizes, logits.shape[-1] - 1, "none", zero_infinity=True)
     return losses.sum() / sizes.sum()
 
 
+def read_loss(
+    reader: Reader, mels: torch.Tensor, lengths: torch.Tensor, examples: list[Example], settings: ReadingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole loss, and CTC over tokens alone."""
+    connector, classes = reader.connector, [example.classes for example in examples]
+    middle: list[torch.Tensor] = []
+    block = connector.blocks[len(connector.blocks) // 2]
+    handle = block.register_forward_hook(lambda module, args, output: middle.append(output))
+    with autocast(reader.device):
+        frames, lengths = reader.frames(mels, lengths)
+        logits, places = connector.read(frames, lengths)
+        halfway = connector.head(connector.output_norm(middle[0]))
+        letters = reader.letters(frames)
+    handle.remove()
+    spelled = [[SPELLED.index(letter) for letter in example.text if letter in SPELLED] for example in examples]
+    main = ctc(logits, places, classes)
+    loss = main + settings.middle_weight * ctc(halfway, places, classes)
+    return loss + settings.letters_weight * ctc(letters, lengths, spelled), main.detach()
+
+
 @torch.no_grad()
-def greedy(reader: Reader, values: list[torch.Tensor], batch: int = 32) -> list[list[int]]:
+def greedy(reader: Reader, examples: Sequence[Example], batch: int = 32) -> list[list[int]]:
     """Classes that CTC reads greedily in each recording."""
     reader.eval()
-    order = sorted(range(len(values)), key=lambda index: len(values[index]))
-    found: list[list[int]] = [[] for _ in values]
+    order = sorted(range(len(examples)), key=lambda index: examples[index].length)
+    found: list[list[int]] = [[] for _ in examples]
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        logits, places = reader.read([values[index].float() for index in part])
+        with autocast(reader.device):
+            logits, places = reader.connector.read(*reader.frames(*reader.batch([examples[i] for i in part])))
         best = logits.argmax(-1)
         _, begins = runs(best, places, reader.connector.blank)
         for index, row, used in zip(part, best, begins, strict=True):
@@ -221,31 +229,8 @@ def greedy(reader: Reader, values: list[torch.Tensor], batch: int = 32) -> list[
 
 def word_errors(reader: Reader, vocabulary: Vocabulary, examples: list[Example]) -> tuple[float, list[str]]:
     """Word error rate of greedy CTC, and what it read."""
-    read = [vocabulary.text(row) for row in greedy(reader, [example.values for example in examples])]
+    read = [vocabulary.text(row) for row in greedy(reader, examples)]
     return jiwer.wer([example.text for example in examples], read), read
-
-
-@torch.no_grad()
-def encode_again(
-    out: Path, parents: Path, name: str, sources: list[str], device: str = "cpu", batch: int = 64
-) -> None:
-    """Frames of sources' recordings by the encoder that run `name` trained, from their log-mel features, to the run's
-    own folder of stores."""
-    folder = out / "runs" / name
-    encoder = load_encoder(str(parents / "whisper-base"), dtype=torch.float32)
-    merged = PeftModel.from_pretrained(encoder, folder / "encoder_adapter").merge_and_unload()
-    tower = build_audio_tower(merged.config, encoder=merged.requires_grad_(False).to(device))
-    for source in sources:
-        store = FrameStore(out / "mel" / source, BINS)
-        again = FrameStore(folder / "frames" / source, AUDIO_SIZE, write=True)
-        todo = sorted((row for id, row in store.rows.items() if id not in again.rows), key=lambda row: row["frames"])
-        for start in range(0, len(todo), batch):
-            rows = todo[start : start + batch]
-            with autocast(torch.device(device)):
-                frames, lengths = encoded(tower, [store.frames(row["id"]).float().to(device) for row in rows])
-            parts = [part[:length].cpu() for part, length in zip(frames, lengths.tolist(), strict=True)]
-            again.append([dict(row) for row in rows], parts)
-        log(folder, f"frames of {source}", recordings=len(again.rows))
 
 
 def half(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -254,15 +239,52 @@ def half(module: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
 
 
+class TwoRates(Optimizer):
+    """AdamW with a peak rate for the encoder and one for the rest; matrices decay. `rate` is a share of the peaks."""
+
+    def __init__(self, reader: Reader, settings: ReadingSettings):
+        made = []
+        parts = (reader.tower, settings.encoder_lr), (reader.connector, settings.lr), (reader.letters, settings.lr)
+        for part, peak in parts:
+            trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            for decay, dims in ((0.01, (2, 3)), (0.0, (1,))):
+                chosen = [parameter for parameter in trained if parameter.ndim in dims]
+                made.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
+        made = [group for group in made if group["params"]]
+        self.parameters = [parameter for group in made for parameter in group["params"]]
+        self.parts = [torch.optim.AdamW(made, betas=(0.9, 0.98), fused=reader.device.type != "cpu")]
+        self.warmup, self.decay = settings.warmup, settings.decay
+
+    def share(self, step: int, done: float) -> float:
+        """Of the peak rates: linear up, flat, linear down to zero as `done` goes to 1."""
+        return min((step + 1) / self.warmup, 1.0, max((1 - done) / self.decay, 0.0))
+
+    def update(self, step: int, done: float, clip: float = 1.0) -> None:
+        """Clips, steps and clears the gradients."""
+        nn.utils.clip_grad_norm_(self.parameters, clip)
+        for group in self.parts[0].param_groups:
+            group["lr"] = group["peak"] * self.share(step, done)
+        self.parts[0].step()
+        self.parts[0].zero_grad(set_to_none=True)
+
+
+def save_trained(folder: Path, reader: Reader, settings: ReadingSettings) -> None:
+    """What was trained, in float16."""
+    save_file(half(reader.connector), folder / "connector.safetensors")
+    if settings.encoder_lr:
+        reader.tower.encoder.config.save_pretrained(folder / "encoder")
+        save_file(half(reader.tower.encoder), folder / "encoder/model.safetensors", metadata={"format": "pt"})
+
+
 def read(
     out: Path, parents: Path, name: str, settings: ReadingSettings, minutes: float = 1e9, device: str = "cpu"
 ) -> None:
     """Trains (on, if there is a checkpoint) for `settings.steps` updates, or until `minutes` are over in all; then the
     rate falls with the time."""
-    folder, stores = out / "runs" / name, out / ("mel" if settings.encoder_rank else "frames")
+    folder = out / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(parents / "smollm2-135m-instruct")
-    examples = [example for source in settings.sources for example in transcripts(stores, source, "train")]
+    examples = [example for source in settings.sources for example in transcripts(out / "mel", source, "train")]
     if (folder / "vocabulary.json").exists():
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
     else:
@@ -273,57 +295,48 @@ def read(
         store.load(device)
     for example in examples:
         example.classes = vocabulary.spell(example.text, tokenizer)
-    known = [example for example in examples if example.fits()]
+    places = RATE / 2 ** (1 + settings.convolutions)
+    known = [example for example in examples if example.fits(places)]
+    epoch = [e for e in known for _ in range(1 if e.store.folder.name.startswith("tts") else settings.natural)]
     torch.manual_seed(settings.seed)
-    connector = new_connector(vocabulary, settings)
-    table = AutoModelForCausalLM.from_pretrained(parents / "smollm2-135m-instruct", dtype=torch.float32)
-    connector.load_vocabulary(torch.tensor(vocabulary.token_ids), table.get_input_embeddings().weight)
-    del table
-    connector.table.requires_grad_(False)
-    tower, adapter = None, None
-    if settings.encoder_rank:
-        tower, adapter = trained_encoder(parents / "whisper-base", settings.encoder_rank)
-    reader = Reader(connector, tower).to(device)
-    trained = reader if settings.encoder_rank else connector
-    optimizer = Optimizer(
-        trained, settings.steps, settings.lr, ("head", "norm", "lora"), settings.warmup, settings.decay
-    )
+    reader = trained_reader(parents, vocabulary, settings).to(device)
+    optimizer = TwoRates(reader, settings)
     checkpoint = folder / "checkpoint.safetensors"
-    done, seconds = load_checkpoint(checkpoint, trained, optimizer)
-    tests = {source: transcripts(stores, source, "test") for source in TEST_SOURCES}
+    done, seconds = load_checkpoint(checkpoint, reader, optimizer)
+    tests = {source: transcripts(out / "mel", source, "test") for source in TEST_SOURCES}
     tests = {source: rows for source, rows in tests.items() if rows}
-    size = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     log(folder, "start", step=done, left_out=len(examples) - len(known), examples=len(known),
-        hours=sum(example.seconds for example in known) / 3600, classes=len(vocabulary.pieces), trained=size,
+        hours=sum(example.seconds for example in known) / 3600, classes=len(vocabulary.pieces),
+        trained=sum(parameter.numel() for parameter in optimizer.parameters),
         **{source: len(rows) for source, rows in tests.items()})  # fmt: skip
+    augment = Augmentation()
+    generator = torch.Generator(device)
     begin, cpu, recent = time.monotonic() - seconds, time.process_time(), []
     for step in range(done, settings.steps):
         reader.train()
-        chosen = batch_at(step, known, settings)
-        rng = random.Random(f"{settings.seed}|mask {step}")
-        values = [mask(example.values, rng, settings) for example in chosen]
-        loss = read_loss(reader, values, [example.classes for example in chosen])
+        chosen = batch_at(step, epoch, settings)
+        generator.manual_seed(settings.seed * 1_000_003 + step)
+        mels, lengths = augment(*reader.batch(chosen), generator)
+        loss, main = read_loss(reader, mels, lengths, chosen, settings)
         loss.backward()
         spent = (time.monotonic() - begin) / (minutes * 60)
-        optimizer.update(max(step, int(spent * settings.steps)))  # the schedule ends with the time
-        recent.append(loss.item())
+        optimizer.update(step, max(step / settings.steps, spent))  # the schedule ends with the time
+        recent.append(main)
         over = spent >= 1 or step + 1 == settings.steps
         if (step + 1) % LOG_EVERY == 0:
-            log(folder, "read", step=step + 1, loss=sum(recent[-LOG_EVERY:]) / LOG_EVERY,
+            log(folder, "read", step=step + 1, loss=torch.stack(recent[-LOG_EVERY:]).mean().item(),
                 seconds=time.monotonic() - begin, cpu=time.process_time() - cpu)  # fmt: skip
         if (step + 1) % CHECK_EVERY == 0 or over:
             for source, rows in tests.items():
-                rate, texts = word_errors(reader, vocabulary, rows)
-                log(folder, f"unseen speakers, {source}", step=step + 1, wer=rate)
+                wer, texts = word_errors(reader, vocabulary, rows)
+                log(folder, f"unseen speakers, {source}", step=step + 1, wer=wer)
             for example, text in list(zip(rows, texts, strict=True))[:5]:
                 log(folder, f"  {example.text} | {text}")
         if (step + 1) % SAVE_EVERY == 0 or over:
-            save_checkpoint(checkpoint, trained, optimizer, step + 1, time.monotonic() - begin)
-            save_file(half(connector), folder / "connector.safetensors")
+            save_checkpoint(checkpoint, reader, optimizer, step + 1, time.monotonic() - begin)
+            save_trained(folder, reader, settings)
         if over:
             break
-    if adapter is not None:
-        adapter.half().save_pretrained(folder / "encoder_adapter")
     log(folder, "read: done", seconds=time.monotonic() - begin)
 
 
@@ -333,6 +346,7 @@ def new_connector(vocabulary: Vocabulary, settings: ReadingSettings) -> CTCCompr
         {
             "type": "ctc_compress",
             "vocabulary": len(vocabulary.pieces),
+            "convolutions": settings.convolutions,
             "hidden_size": settings.hidden_size,
             "blocks": settings.blocks,
             "heads": settings.heads,

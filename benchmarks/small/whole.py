@@ -1,30 +1,35 @@
 """The whole training on one GPU in under ten minutes, also on a machine without network.
 
-    python -m benchmarks.small pack --out PIECES --file wheels=WHEELS parents/whisper-base=FOLDER ...
-    python -m benchmarks.small whole --pieces PIECES --work WORK --results RESULTS --minutes 9
+    python -m benchmarks.small pack --out PIECES/ears --file wheels=WHEELS data/...=... parents/whisper-base=FOLDER ...
+    python -m benchmarks.small pack --out PIECES/llm --file parents/smollm2-135m-instruct=FOLDER
+    python -m benchmarks.small whole --pieces PIECES --work WORK --results RESULTS --minutes 8
 
 `pack` puts files and folders into one archive, cut into pieces of at most 45 MB, which may be carried one at a time.
-`whole` joins them and installs the wheels (under WORK), speaks, hears, reads (encoder frozen, and trained with three
-seeds, all at once), imitates (with and without LoRA on the LLM) and measures. Logs, tables and trained parts (float16)
-come into RESULTS, an archive in pieces of at most 15 MB (`cat RESULTS/0* | tar xz`). A stage that fails stops the run;
-what is there by then is in RESULTS all the same.
+`whole` joins those of `ears` and installs the wheels (under WORK), speaks, hears, and reads, in as many runs as there
+are `--run`s, all at once. Meanwhile `llm` may still be on its way: it is waited for. Then the LLM answers, learns to
+hear through the best run (with LoRA), and is measured. Logs, tables and trained parts (float16) come into RESULTS, an
+archive in pieces of at most 15 MB (`cat RESULTS/0* | tar xz`). A stage that fails stops the run; what is there by then
+is in RESULTS all the same.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PIECE, RESULT_PIECE = 45_000_000, 15_000_000
-LEAST = 60  # seconds that a training stage gets at least
-KEPT = ("log.txt", "settings.json", "imitation.json", "vocabulary.json", "measured.json")
-WEIGHTS = (
-    "connector.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-    "encoder_adapter/adapter_config.json", "encoder_adapter/adapter_model.safetensors",
+LEAST = 30  # seconds that a training stage gets at least
+KEPT = (
+    "log.txt", "settings.json", "imitation.json", "vocabulary.json", "measured.json", "connector.safetensors",
+    "encoder/config.json", "encoder/model.safetensors", "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
 )  # fmt: skip
-WEIGHTS_OF = ("tuned_0", "imitate_16")  # runs whose weights are kept
+SMALL = ("log.txt", "settings.json")  # of runs that were not the best
+NATURAL = ("cv_en", "cv_other", "cv_unlabelled")
 
 
 def pack(out: Path, files: list[str], piece: int = PIECE, compress: bool = False) -> int:
@@ -42,7 +47,14 @@ def pack(out: Path, files: list[str], piece: int = PIECE, compress: bool = False
             (out / f"{number:03d}").write_bytes(part)
             number += 1
     archive.unlink()
+    (out / "complete").write_text(str(number), encoding="utf-8")
     return number
+
+
+def arrived(pieces: Path) -> bool:
+    """Whether all pieces of an archive are there."""
+    count = pieces / "complete"
+    return count.exists() and len([path for path in pieces.iterdir() if path.name.isdigit()]) == int(count.read_text())
 
 
 def unpack(pieces: Path, work: Path) -> None:
@@ -96,14 +108,30 @@ class Stages:
         if failed:
             raise RuntimeError(f"{failed[0]}: {(self.output / f'{failed[0]}.txt').read_text()[-3000:]}")
 
-    def keep(self, results: Path) -> None:
-        """Packs outputs, logs and tables of all runs, and the weights of some, into the results."""
+    def wait_for(self, there: Callable[[], bool]) -> None:
+        """Raises a RuntimeError where it does not come in time."""
+        while not there():
+            if self.left() < 0:
+                raise RuntimeError("the time is over, and a part is still missing")
+            time.sleep(1)
+
+    def keep(self, results: Path, best: str) -> None:
+        """Packs outputs, and of each run logs and tables, with its weights if it is one of the best."""
         runs = sorted((self.work / "out/runs").glob("*"))
         files = [f"output={self.output}"]
         for folder in runs:
-            names = KEPT + (WEIGHTS if folder.name in WEIGHTS_OF else ())
+            names = KEPT if folder.name in (best, "imitate") else SMALL
+            if folder.name == "imitate":
+                names = tuple(name for name in names if not name.startswith("encoder/"))  # it is the best run's
             files += [f"{folder.name}/{name}={folder / name}" for name in names if (folder / name).exists()]
         print(f"{pack(results, files, RESULT_PIECE, compress=True)} pieces of results")
+
+
+def last_error_rate(folder: Path) -> float:
+    """Mean over the test sources of the last word error rates in a run's log."""
+    found = re.findall(r"unseen speakers, (\w+) .*wer=([\d.]+)", (folder / "log.txt").read_text(encoding="utf-8"))
+    last = dict(found)
+    return sum(map(float, last.values())) / len(last)
 
 
 def whole(
@@ -111,63 +139,56 @@ def whole(
     work: Path,
     results: Path,
     minutes: float,
+    run: list[str],
     device: str = "cuda",
     sentences: int = 20000,
-    seeds: int = 3,
-    steps: int = 6000,
+    answered: int = 12000,
+    steps: int = 20000,
+    share: float = 0.6,
     workers: int = 14,
-    rank: int = 64,
-    extra: tuple[str, ...] = (),
+    batch: int = 128,
 ) -> None:
-    """See the module; `steps` of stage 1, `rank` of its encoder's LoRA, `extra` settings (`--hidden_size 512 ...`)."""
+    """See the module.
+
+    Args:
+        run: settings of a run of stage 1 as one text, `"--hidden_size 384 --seed 1"`; one for each.
+        sentences: spoken by text-to-speech; answered: recordings with an answer of the LLM.
+        steps: updates of stage 1 at most; share: of the time that is left, what stage 1 gets.
+    """
     stages = Stages(work, minutes)
+    out, best = work / "out", "read_0"
+    where = ("--parents", work / "parents", "--out", out, "--device", device)
     try:
-        unpack(pieces, work)
+        unpack(pieces / "ears", work)
         install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", work / "site"]
-        subprocess.run([*install, *sorted((work / "wheels").glob("*.whl"))], check=True)
-        run_stages(stages, work, device, sentences, seeds, steps, workers, rank, extra)
+        if not (work / "site").exists():
+            subprocess.run([*install, *sorted((work / "wheels").glob("*.whl"))], check=True)
+        out.mkdir(parents=True, exist_ok=True)
+        if (work / "readings.jsonl").exists():
+            (work / "readings.jsonl").replace(out / "readings.jsonl")
+        ears = (*where, "--data", work / "data", "--workers", workers)
+        ears += ("--batch_seconds", 240 if device == "cpu" else 1500)
+        hear = stages.start("hear", "hear", *ears, "--source", *NATURAL)
+        if not (out / "speech/tts").exists():  # else somebody is at it
+            speech = ("--data", work / "data", "--out", out, "--count", sentences, "--workers", workers)
+            stages.wait(stages.start("speak", "speak", *speech))
+        stages.wait_for(lambda: (out / "speech/tts/manifest.jsonl").exists())
+        stages.wait(hear, stages.start("hear_tts", "hear", *ears, "--source", "tts"))
+        sources = ("--sources", "cv_en", "cv_unlabelled", "tts")
+        reading = (*where, *sources, "--steps", steps, "--batch", batch)
+        reading += ("--minutes", max(stages.left() * share, LEAST) / 60)
+        reads = [
+            stages.start(f"read_{n}", "read", *reading, "--run", f"read_{n}", *extra.split())
+            for n, extra in enumerate(run)
+        ]
+        stages.wait_for(lambda: arrived(pieces / "llm"))
+        unpack(pieces / "llm", work)
+        stages.wait(stages.start("convert", "convert", "--folder", work / "parents/smollm2-135m-instruct"))
+        stages.wait(stages.start("answers", "answers", *where, *sources, "--count", answered), *reads)
+        best = min((f"read_{n}" for n in range(len(run))), key=lambda name: last_error_rate(out / "runs" / name))
+        imitating = (*where, *sources, "--minutes", max(stages.left() - 40, LEAST) / 60, "--start", best)
+        stages.wait(stages.start("imitate", "imitate", *imitating, "--run", "imitate"))
+        stages.wait(stages.start("measure", "measure", *where, "--run", "imitate"))
+        print(f"done, {stages.left():.0f} s left")
     finally:
-        stages.keep(results)
-
-
-def run_stages(
-    stages: Stages,
-    work: Path,
-    device: str,
-    sentences: int,
-    seeds: int,
-    steps: int,
-    workers: int,
-    rank: int,
-    extra: tuple[str, ...],
-) -> None:
-    """The stages in order, side by side where one does not need the other."""
-    where = ("--parents", work / "parents", "--out", work / "out", "--device", device)
-    ears = (*where, "--data", work / "data", "--workers", workers, "--mel")
-    ears += ("--batch_seconds", 240 if device == "cpu" else 1500)
-    speech = ("--data", work / "data", "--out", work / "out", "--count", sentences, "--workers", workers)
-    started = [
-        stages.start("convert", "convert", "--folder", work / "parents/smollm2-135m-instruct"),
-        stages.start("speak", "speak", *speech),
-        stages.start("hear", "hear", *ears, "--source", "cv_en", "cv_other", "picovoice", "cv_unlabelled"),
-    ]
-    stages.wait(*started)
-    stages.wait(stages.start("hear_tts", "hear", *ears, "--source", "tts"))
-    sources = ("--sources", "cv_en", "cv_unlabelled", "tts")
-    reading = (*where, *sources, "--minutes", max(stages.left() * 0.5, LEAST) / 60, "--steps", steps, *extra)
-    runs = {f"tuned_{seed}": ("--seed", seed, "--encoder_rank", rank) for seed in range(seeds)}
-    runs["frozen_0"] = ("--seed", 0)
-    stages.wait(*[stages.start(name, "read", *reading, "--run", name, *more) for name, more in runs.items()])
-    tests = ("--source", "cv_en", "cv_other")
-    stages.wait(
-        stages.start("again_0", "again", *where, "--run", "tuned_0", *tests, "cv_unlabelled", "tts"),
-        *[stages.start(f"again_{n}", "again", *where, "--run", f"tuned_{n}", *tests) for n in range(1, seeds)],
-    )
-    imitating = (*where, *sources, "--minutes", max(stages.left() * 0.55, LEAST) / 60, "--start", "tuned_0")
-    started = [stages.start(f"measure_{name}", "measure", *where, "--run", name) for name in runs]
-    for rank in (0, 16):
-        name = f"imitate_{rank}"
-        started.append(stages.start(name, "imitate", *imitating, "--run", name, "--rank", rank))
-    stages.wait(*started)
-    stages.wait(*[stages.start(f"measure_imitate_{r}", "measure", *where, "--run", f"imitate_{r}") for r in (0, 16)])
-    print(f"done, {stages.left():.0f} s left")
+        stages.keep(results, best)

@@ -1,0 +1,213 @@
+"""A connector that reads with Whisper's own decoder: one embedding of the LLM per token that it reads.
+
+Whisper's decoder writes down greedily what it hears in the encoder's frames. Each token that it writes becomes one
+vector: the LLM's own embeddings of Whisper's tokens, weighted by the decoder's posterior (as LegoSLM does with CTC
+posteriors, arXiv 2505.11352). So an LLM has ears before any training, as good as the recogniser's; and as the vectors
+follow the posterior, encoder, decoder and table can be trained through the LLM like any other connector. It is the
+slowest to prefill: the decoder goes token by token.
+
+Unusual here:
+- How many placeholders an audio takes depends on its length alone, as with every connector. `used` marks those that
+  carry a token; the model takes the others out of attention and positions (as `ctc_compress`).
+- Frames are those of the audio's own length and of half a second of silence after it (the processor's
+  `trailing_silence`), not of a whole window. Without any silence Whisper does not find the end, and repeats. It reads
+  with timestamps, under Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
+- Where gradients are wanted, the tokens are read first, without; then one pass over all of them gives the posteriors.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
+
+from .configuration_connectors import WhisperReaderConfig
+from .connector_base import Connector, ConnectorOutput, fold_windows, length_mask, unfold_tokens
+from .ctc_compress import TokenTable
+from .generation import CACHE
+from .lengths import stage_length
+from .whisper_qformer import decoder_config
+
+END = 100  # frames (2 s): a segment that ends so near the end of its window is the last
+TEXT, ENDED, BEGUN = 0, 1, 2  # what was written last: text, a segment's end, the beginning of the next
+
+
+class ReaderTable(TokenTable):
+    """A row of the LLM's vectors per token that is written; `copied_ids` (vocabulary,) says of which of the LLM's
+    tokens a row is a copy, -1 where it is none."""
+
+    def __init__(self, vocabulary: int, size: int):
+        super().__init__(vocabulary, size)
+        self.register_buffer("copied_ids", torch.full((vocabulary,), -1))
+
+    def initialize(self, std: float) -> None:
+        super().initialize(std)
+        init.copy_(self.copied_ids, torch.full_like(self.token_ids, -1))
+
+
+class WhisperReader(Connector):
+    """See the module."""
+
+    leaves_out = True
+
+    def __init__(self, config: WhisperReaderConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
+        super().__init__(config, audio_size, text_size, window, **kwargs)
+        self.window = window
+        size = config.hidden_size or audio_size
+        self.audio_projection = nn.Identity() if size == audio_size else nn.Linear(audio_size, size)
+        self.decoder_config = decoder_config(config, size, kwargs.get("attention", "sdpa"))
+        self.embed_tokens = nn.Embedding(config.tokens, size)
+        self.embed_positions = nn.Embedding(config.positions, size)
+        self.layers = nn.ModuleList(
+            WhisperDecoderLayer(self.decoder_config, number) for number in range(config.decoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(size)
+        self.table = ReaderTable(config.vocabulary, text_size)
+
+    def set_attn_implementation(self, attention: str) -> None:
+        self.decoder_config._attn_implementation = attention
+
+    def load_decoder(self, decoder: nn.Module) -> None:
+        """Takes the weights of a pretrained `WhisperDecoder`.
+
+        Raises:
+            ValueError: a decoder of another shape.
+        """
+        own = ("embed_tokens.", "embed_positions.", "layers.", "layer_norm.")
+        state = decoder.state_dict()
+        expected = {key: value.shape for key, value in self.state_dict().items() if key.startswith(own)}
+        if {key: value.shape for key, value in state.items()} != expected:
+            raise ValueError(
+                f"The Whisper decoder ({len(decoder.layers)} layers of width {decoder.config.d_model}, "
+                f"{decoder.config.vocab_size} tokens) does not fit the connector ({len(self.layers)} layers of width "
+                f"{self.decoder_config.d_model}, {self.config.tokens} tokens). Leave these settings out, they are "
+                "read from the decoder."
+            )
+        self.load_state_dict(state, strict=False)
+
+    @torch.no_grad()
+    def load_vocabulary(self, token_ids: torch.Tensor, embeddings: torch.Tensor) -> None:
+        """What the reader may write: Whisper's tokens (vocabulary,) and the LLM's vector of each (vocabulary,
+        text_size).
+
+        Raises:
+            ValueError: another number of tokens than the config's `vocabulary`.
+        """
+        if not len(token_ids) == len(embeddings) == self.config.vocabulary:
+            raise ValueError(
+                f"whisper_reader: {len(token_ids)} tokens and {len(embeddings)} vectors for "
+                f"vocabulary={self.config.vocabulary}. Build the connector with as many classes as there are tokens."
+            )
+        self.table.token_ids.copy_(token_ids)
+        self.table.weight.copy_(embeddings)
+
+    def copied(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        if (self.table.copied_ids < 0).any():
+            return {}
+        return {"table.weight": embeddings[self.table.copied_ids]}
+
+    def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
+        windows, window_lengths, used_windows = fold_windows(self.audio_projection(frames), lengths, self.window)
+        limits = stage_length(window_lengths, **self.stages[0])
+        size = int(stage_length(windows.shape[1], **self.stages[0]))
+        tokens, hidden = self.read(windows, window_lengths, limits)
+        if torch.is_grad_enabled() and (windows.requires_grad or any(p.requires_grad for p in self.parameters())):
+            hidden = self.hear_again(tokens, windows, window_lengths)
+        spoken = tokens < self.config.end
+        place = spoken.cumsum(1) - 1
+        embedded = self.embed(hidden)
+        embeddings = embedded.new_zeros(len(windows), size, embedded.shape[-1])
+        used = torch.zeros(len(windows), size, dtype=torch.bool, device=frames.device)
+        rows, columns = spoken.nonzero(as_tuple=True)
+        embeddings = embeddings.index_put((rows, place[rows, columns]), embedded[rows, columns])
+        used[rows, place[rows, columns]] = True
+        return ConnectorOutput(
+            embeddings=unfold_tokens(embeddings, used_windows),
+            used=unfold_tokens(used[..., None], used_windows)[..., 0],
+        )
+
+    def embed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The decoder's states (..., size) -> the LLM's vectors, weighted by the posterior (..., text_size)."""
+        logits = F.linear(hidden, self.embed_tokens.weight[self.table.token_ids])
+        return logits.float().softmax(-1).to(self.table.weight.dtype) @ self.table.weight
+
+    @torch.no_grad()
+    def read(
+        self, windows: torch.Tensor, lengths: torch.Tensor, limits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Greedy reading of windows (rows, frames, size): what was written, (rows, steps), timestamps and, past the
+        end, `end` included; and the decoder's state that each came from, (rows, steps, size). At most `limits` (rows,)
+        tokens of text in a row."""
+        config, device = self.config, windows.device
+        known = torch.zeros(config.tokens, dtype=torch.bool, device=device)
+        known[self.table.token_ids] = True
+        known[config.end :] = False
+        known[config.end] = True
+        times = torch.arange(config.tokens - config.times, device=device)
+        known[config.times :] = True
+        rows = len(windows)
+        mask = length_mask(lengths, windows.shape[1])
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        current = torch.tensor(config.prompt, device=device).expand(rows, -1)
+        state = torch.full((rows,), BEGUN, device=device)
+        latest = torch.zeros(rows, dtype=torch.long, device=device)  # time reached, in frames
+        count = torch.zeros(rows, dtype=torch.long, device=device)
+        done = limits < 1
+        tokens, states = [], []
+        for _ in range(config.positions - len(config.prompt)):
+            hidden = self.decode(current, windows, mask, cache)[:, -1]
+            logits = F.linear(hidden, self.embed_tokens.weight).float()
+            logits = logits.masked_fill(~known, -torch.inf)
+            early = times < latest[:, None] + (state == TEXT)[:, None]
+            logits[:, config.times :] = logits[:, config.times :].masked_fill(early, -torch.inf)
+            score = logits.log_softmax(-1)
+            timed = score[:, config.times :].logsumexp(-1) > score[:, : config.end].amax(-1)
+            no_time = state == BEGUN
+            no_text = (state == ENDED) | (state == TEXT) & timed
+            score[:, config.times :] = score[:, config.times :].masked_fill(no_time[:, None], -torch.inf)
+            score[:, : config.end] = score[:, : config.end].masked_fill(no_text[:, None], -torch.inf)
+            token = score.argmax(-1).masked_fill(done, config.end)
+            time, ended = token - config.times, token >= config.times
+            closed = ended & (state == TEXT)
+            done = done | (token == config.end) | closed & (time > lengths - END)
+            tokens.append(token.masked_fill(done & ended, config.end))
+            states.append(hidden)
+            count = count + (token < config.end)
+            latest = torch.where(ended, time, latest)
+            state = torch.where(ended, torch.where(closed, ENDED, BEGUN), torch.full_like(state, TEXT))
+            done = done | (count >= limits)
+            if done.all():
+                break
+            current = token[:, None]
+        return torch.stack(tokens, 1), torch.stack(states, 1)
+
+    def hear_again(self, tokens: torch.Tensor, windows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The decoder's states before each of the tokens read, (rows, steps, size), with gradients."""
+        prompt = torch.tensor(self.config.prompt, device=tokens.device).expand(len(tokens), -1)
+        before = torch.cat([prompt, tokens[:, :-1]], dim=1)
+        hidden = self.decode(before, windows, length_mask(lengths, windows.shape[1]), None)
+        return hidden[:, prompt.shape[1] - 1 :]
+
+    def decode(
+        self, tokens: torch.Tensor, windows: torch.Tensor, mask: torch.Tensor, cache: EncoderDecoderCache | None
+    ) -> torch.Tensor:
+        """States (rows, steps, size) of Whisper's decoder on tokens (rows, steps) after those in the cache."""
+        past = 0 if cache is None else cache.get_seq_length()
+        places = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        hidden = self.embed_tokens(tokens) + self.embed_positions(places)
+        no_cache = None  # by position: its keyword is another from transformers 5.24 on
+        causal = create_causal_mask(self.decoder_config, hidden, None, no_cache) if tokens.shape[1] > 1 else None
+        cross = create_bidirectional_mask(
+            config=self.decoder_config, inputs_embeds=hidden, attention_mask=mask, encoder_hidden_states=windows
+        )
+        kept = {CACHE: cache, "use_cache": cache is not None}
+        for layer in self.layers:
+            hidden = layer(hidden, causal, windows, encoder_attention_mask=cross, **kept)
+        return self.layer_norm(hidden)
+
+
+__all__ = ["WhisperReader"]
