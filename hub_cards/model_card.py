@@ -110,10 +110,12 @@ output = model.generate(**inputs, max_new_tokens=128)[:, inputs["input_ids"].sha
 print(processor.batch_decode(output, skip_special_tokens=True)[0])
 ```
 
-On the command line, and as a server with OpenAI's API, where recordings come as `input_audio`:
+On the command line, and as a server with OpenAI's API, where recordings come as `input_audio` (`speechllm serve` needs
+`pip install "speechllm[serve]"`):
 
 ```sh
 speechllm ask recording.wav "Transcribe the speech." --model {name}
+speechllm serve {name}
 vllm serve {name} --trust-remote-code --model-impl transformers{rate}
 ```"""
 

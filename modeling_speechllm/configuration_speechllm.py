@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .audio_families import (
     WHISPER_FAMILIES,
@@ -27,8 +26,10 @@ from .audio_families import (
 )
 from .configuration_connectors import connector_config
 from .lengths import receptive_field
+from .older_transformers import SubConfigSpec
 
 AUDIO_TOKEN = "<|audio|>"
+PARTS = {"audio_config": "whisper", "text_config": "llama"}  # and the family that each is of, where it does not say
 # What transformers itself may write beside the fields of a config class.
 _COMMON_FIELDS = {
     *("model_type", "auto_map", "custom_pipelines", "quantization_config", "torch_dtype", "num_labels"),
@@ -63,10 +64,10 @@ class SpeechLLMConfig(PreTrainedConfig):
     """
 
     model_type = "speechllm"
-    sub_configs_defaults = {
-        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
+    if SubConfigSpec is None:
+        sub_configs = dict.fromkeys(PARTS, AutoConfig)
+    else:
+        sub_configs_defaults = {part: SubConfigSpec(AutoConfig, model_type=family) for part, family in PARTS.items()}
 
     # What `Trainer` cannot gather from several processes: no batch in its first dimension.
     keys_to_ignore_at_inference = [
@@ -96,6 +97,8 @@ class SpeechLLMConfig(PreTrainedConfig):
                 f"SpeechLLMConfig has no field {', '.join(unknown)}. Its fields: {', '.join(sorted(known))}. "
                 "Remove or correct the field, or update speechllm if a newer version wrote this config."
             )
+        if SubConfigSpec is None:
+            self._make_parts()
         super().__post_init__(**kwargs)
         self.audio_config = encoder_config(self.audio_config)
         if self.pad_to_window and self.audio_config.model_type not in WHISPER_FAMILIES:
@@ -110,6 +113,13 @@ class SpeechLLMConfig(PreTrainedConfig):
         if self.audio_window < 1 or (limit is not None and self.audio_window > limit):
             raise ValueError(f"audio_window={self.audio_window} frames must be from 1 to {limit or 'any number'}.")
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+    def _make_parts(self) -> None:
+        """Configs of the parts that came as dicts or not at all, which transformers from 5.23 on makes itself."""
+        for name, family in PARTS.items():
+            part = getattr(self, name) or {}
+            if isinstance(part, dict):
+                setattr(self, name, AutoConfig.for_model(**{"model_type": family} | part))
 
     @property
     def audio_stages(self) -> list[dict]:

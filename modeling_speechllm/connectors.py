@@ -48,7 +48,8 @@ class StackMLP(Connector):
         stacked = (
             fill_last(frames, width, stride).unfold(1, width, stride).transpose(2, 3).flatten(2)
         )  # (batch, tokens, width * audio_size)
-        hidden = self.linear_1(self.norm(stacked))
+        # With a stride below the width it is a view whose rows overlap, which oneDNN under vLLM cannot read.
+        hidden = self.linear_1(self.norm(stacked.contiguous()))
         if self.config.activation == "swiglu":
             value, gate = hidden.chunk(2, dim=-1)
             hidden = self.act(gate) * value

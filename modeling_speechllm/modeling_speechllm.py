@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoModel, Cache
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 
 from .audio_families import audio_layer_count
@@ -28,8 +27,10 @@ from .connector_base import ConnectorOutput, length_mask
 from .generation import CACHE, SpeechGenerationMixin
 from .left_out import leave_out, left_out_places
 from .llm_head import build_head, scale_logits
+from .older_transformers import slice_logits_to_keep
 from .partial_checkpoints import Digests
 from .pretrained_speechllm import SpeechLLMPreTrainedModel
+from .under_vllm import check_under_vllm, prepare_for_vllm, runs_under_vllm
 
 
 @dataclass
@@ -92,10 +93,14 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
 
     def __init__(self, config: SpeechLLMConfig):
         super().__init__(config)
+        if runs_under_vllm(config):
+            check_under_vllm(config)
         self.audio_tower = build_audio_tower(config.audio_config, config.audio_window, config.pad_to_window)
         self.language_model = AutoModel.from_config(config.text_config)
         self.multi_modal_projector = new_connector(config, self.language_model.get_input_embeddings())
         self.audio_layers = config.audio_layers  # of the encoder, which the connector mixes
+        if runs_under_vllm(config):
+            prepare_for_vllm(self)
         self.post_init()
 
     @classmethod

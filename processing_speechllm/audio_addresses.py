@@ -20,6 +20,8 @@ from .audio_decoding import AudioError
 
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")  # shorter holds no audio: a WAV's header takes 60 characters
 
+MAX_DOWNLOAD = 2**30  # bytes behind an address; some never end
+
 
 def is_url(text: str) -> bool:
     """Whether a string is an http(s) address."""
@@ -94,12 +96,22 @@ def _fetch(url: str) -> bytes:
     """The content behind an http(s) address that the user gave as a url."""
     from huggingface_hub.utils import get_session
 
+    content = bytearray()
     try:
-        response = get_session().get(url, follow_redirects=True, timeout=30)
-        response.raise_for_status()
+        with get_session().stream("GET", url, follow_redirects=True, timeout=30) as response:
+            response.raise_for_status()
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > MAX_DOWNLOAD:
+                    break
     except Exception as error:  # httpx has a tree of errors; any of them means that there is no audio
         raise AudioError(f"{url}: cannot be downloaded ({error}). Check the address and the network.") from error
-    return response.content
+    if len(content) > MAX_DOWNLOAD:
+        raise AudioError(
+            f"{url}: is larger than {MAX_DOWNLOAD >> 20} MiB. Give an address of compressed audio, or download it and "
+            "pass its path."
+        )
+    return bytes(content)
 
 
 def _exists(path: str) -> bool:

@@ -22,8 +22,8 @@ from transformers.utils.chat_template_utils import _get_template_variables
 
 from .confidence import audio_confidences
 from .pipeline_prompts import LoadedAudio, Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
+from .positions import check_positions, default_new_tokens, positions
 
-MAX_NEW_TOKENS = 256
 LENGTHS = ("max_new_tokens", "max_length")
 logger = logging.get_logger(__name__)
 
@@ -324,20 +324,13 @@ class SpeechInstructPipeline(Pipeline):
                     f"max_length is {chosen['max_length']}, but the prompt alone takes {length} tokens. Raise it, or "
                     "use max_new_tokens, which counts the answer alone."
                 )
-        if limit is not None and length + wanted > limit:
-            audio = int((input_ids == self.processor.audio_token_id).sum(dim=1).max())
-            remedy = f"Ask for at most {limit - length} new tokens" if length < limit else ""
-            shorter = f"se a shorter {'audio, ' * (audio > 0)}chat or instruction"
-            raise ValueError(
-                f"The prompt takes {length} tokens ({audio} of them audio) and {wanted} more are to be generated, "
-                f"{length + wanted} in all, but the LLM has {limit} positions. "
-                + (f"{remedy}, or u{shorter}." if remedy else f"U{shorter}.")
-            )
+        audio = int((input_ids == self.processor.audio_token_id).sum(dim=1).max())
+        check_positions(length, audio, wanted, limit)
         added = {}
         if chosen.get("pad_token_id") is None:
             added["pad_token_id"] = self.tokenizer.pad_token_id
         if by_default:
-            added["max_new_tokens"] = MAX_NEW_TOKENS if limit is None else min(MAX_NEW_TOKENS, limit - length)
+            added["max_new_tokens"] = default_new_tokens(length, limit)
         if given is None:
             return options | added
         given = copy.deepcopy(given)  # generate takes no parameters beside a generation_config
@@ -373,11 +366,6 @@ class SpeechInstructPipeline(Pipeline):
         """Save model and processor, so that `pipeline("speech-instruct", model=save_directory)` finds both."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-
-
-def positions(model: Any) -> int | None:
-    """Positions of the LLM; None if it has no fixed number, as BLOOM."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def details(output: ModelOutput, prompts: int) -> list[dict[str, torch.Tensor]]:

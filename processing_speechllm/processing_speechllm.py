@@ -377,6 +377,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         sanitize_control_tokens: bool = True,
         audio: Any = None,
         sampling_rate: float | None = None,
+        load_audio_from_video: bool = False,
         **kwargs,
     ):
         """
@@ -397,6 +398,7 @@ class SpeechLLMProcessor(ProcessorMixin):
                 or documents are encoded as text. Applies when tokenizing; a rendered string holds them as written.
             audio (*optional*): audios of the blocks that have none of their own, over all chats in reading order.
             sampling_rate (`float`, *optional*): rate in Hz of bare arrays.
+            load_audio_from_video: of no effect, as blocks of video are refused; `transformers serve` passes it.
             chat_template, tools, documents, add_generation_prompt, continue_final_message, tokenize, return_tensors,
                 return_dict, **kwargs: as in `ProcessorMixin.apply_chat_template`.
 

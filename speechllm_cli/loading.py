@@ -16,8 +16,8 @@ def report(message: object) -> None:
     print("speechllm:", " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
-def load_pipeline(model: str | None) -> Any:
-    """The `speech-instruct` pipeline of a Hub id or folder, of the embedded model if None.
+def load_pipeline(model: str | None, **options: Any) -> Any:
+    """The `speech-instruct` pipeline of a Hub id or folder, of the embedded model if None; `options` are its own.
 
     Raises:
         CommandError: the model, or a package that it needs, cannot be loaded.
@@ -35,7 +35,7 @@ def load_pipeline(model: str | None) -> Any:
     if model is not None and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise CommandError(f"{model}: no such folder. Give a model's folder or a Hub id such as name/model.")
     try:
-        pipe = pipeline("speech-instruct", model=model, pipeline_class=SpeechInstructPipeline)
+        pipe = pipeline("speech-instruct", model=model, pipeline_class=SpeechInstructPipeline, **options)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise CommandError(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import ask, benchmark, demo, doctor, evaluate, publish, training
+from . import ask, benchmark, demo, doctor, evaluate, publish, serve, training
 
 EXAMPLE = """\
 60 seconds with it:
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (ask, demo, doctor, benchmark):
+    for command in (ask, demo, serve, doctor, benchmark):
         command.add_parser(commands)
     training.add_parsers(commands)
     evaluate.add_parser(commands)

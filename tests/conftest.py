@@ -190,6 +190,14 @@ def tiny_speechllm(audio="whisper", text=None, connector=None, audio_token_id=VO
     return scatter_weights(SpeechLLMForConditionalGeneration(config)).eval()
 
 
+def enable_checkpointing(model):
+    """Activation checkpointing, by its name from transformers 5.23 on or the one before."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable()
+
+
 def name_parents(model):
     """Lets a tiny model pass for one that was just joined of the parents "a" and "b"."""
     model.config.parents = {"audio": {"id": "a", "revision": None}, "text": {"id": "b", "revision": None}}

@@ -4,13 +4,19 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import soundfile
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from processing_speechllm import SpeechLLMProcessor
+from processing_speechllm.control_tokens import encode_marked
 
 RATE = 16000
+# Of a test whose user spells special tokens.
+refused_before_5_23 = pytest.mark.xfail(
+    encode_marked is None, raises=ValueError, strict=True, reason="this transformers cannot encode them as text"
+)
 WHISPER_STAGES = [{"kernel": 3, "stride": 1, "padding": 1}, {"kernel": 3, "stride": 2, "padding": 1}]
 WAVEFORM_STAGES = [
     {"kernel": kernel, "stride": stride}

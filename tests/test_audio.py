@@ -3,6 +3,7 @@
 import io
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,19 +159,33 @@ def test_sound_gives_no_warning():
         load_audio((sine(), RATE))
 
 
-def test_an_address_is_fetched_only_when_given_as_url(monkeypatch):
+def serve_audio(monkeypatch, content: bytes) -> list[str]:
+    """Every web address gives this content, in pieces; returns the list in which those asked for will be."""
     calls = []
 
-    def get(url, **kwargs):
+    def stream(method, url, **kwargs):
         calls.append(url)
-        return SimpleNamespace(content=encoded(sine(), subtype="FLOAT"), raise_for_status=lambda: None)
+        pieces = (content[start : start + 1000] for start in range(0, len(content), 1000))
+        return nullcontext(SimpleNamespace(iter_bytes=lambda: pieces, raise_for_status=lambda: None))
 
-    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(get=get))
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(stream=stream))
+    return calls
+
+
+def test_an_address_is_fetched_only_when_given_as_url(monkeypatch):
+    calls = serve_audio(monkeypatch, encoded(sine(), subtype="FLOAT"))
     with pytest.raises(AudioError, match="not fetched unasked.*Pass"):
         load_audio("https://example.org/clip.wav")
     assert calls == []
     np.testing.assert_array_equal(load_audio({"url": "https://example.org/clip.wav"}), sine())
     assert calls == ["https://example.org/clip.wav"]
+
+
+def test_an_address_that_does_not_end_is_left(monkeypatch):
+    serve_audio(monkeypatch, bytes(10_000))
+    monkeypatch.setattr("processing_speechllm.audio_addresses.MAX_DOWNLOAD", 5000)
+    with pytest.raises(AudioError, match="https://example.org/radio: is larger than.*Give"):
+        load_audio({"url": "https://example.org/radio"})
 
 
 def test_an_address_that_cannot_be_reached_is_named():

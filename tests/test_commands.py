@@ -389,6 +389,7 @@ def test_the_same_command_goes_on_and_false_starts_anew_only_in_an_empty_folder(
     assert status == 0 and "Going on" not in output
 
 
+@pytest.mark.slow
 def test_a_cache_is_written_and_trained_from(recipe, folder, data, tmp_path, capsys):
     cache = str(tmp_path / "cache")
     arguments = ["--model", str(folder), "--dataset", str(data), "--output_dir", cache, "--device", "cpu"]
@@ -509,6 +510,7 @@ def test_nano_is_the_embedded_model(command, monkeypatch, tmp_path):
     assert [group.model for group in found if hasattr(group, "model")] == [speechllm.NANO]
 
 
+@pytest.mark.slow
 def test_recordings_are_drawn_by_the_seed_and_splits_share_no_sentence():
     rows = choose("train", 30, seed=3)
     assert rows == choose("train", 30, seed=3) != choose("train", 30, seed=4)

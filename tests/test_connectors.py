@@ -9,6 +9,7 @@ import torch
 from conftest import (
     AUDIO_CONFIGS,
     VOCABULARY,
+    enable_checkpointing,
     random_audio,
     text_config,
     tiny_speechllm,
@@ -403,7 +404,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         model = tiny_speechllm(connector=CONFORMER | {"dropout": 0.0})
         model.freeze("encoder", "llm")
         if checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
             assert all(block.gradient_checkpointing for block in model.model.multi_modal_projector.blocks)
         model.train()
         model.get_audio_features(*random_audio(model, [80, 33])).pooler_output.sin().sum().backward()

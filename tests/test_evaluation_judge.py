@@ -119,6 +119,7 @@ def test_parse_failures_are_counted_and_never_scored(settings, tmp_path, serve):
     assert result["headline"] == "judge_score"
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_ends_the_run_and_a_living_one_resumes_it(settings, serve, monkeypatch):  # noqa: F811
     monkeypatch.setattr(judging, "CHUNK", 2)
     good = judgement("Score: 1\nInstruction followed: no")

@@ -91,6 +91,7 @@ def lines_of(folder: Path, name: str = "answers") -> list[dict]:
     return [json.loads(line) for line in (folder / "out" / f"{name}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_everything_beside_the_model_is_answered_scored_and_shown(tmp_path, models, heard, capsys):
     settings = config(
         tmp_path, models, text_bound=True, cascade="some/asr", second=models["two"], text_before=models["one"]

@@ -41,6 +41,7 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_the_trainer_learns_saves_and_resumes_to_the_same_losses(tmp_path):
     model = tiny_speechllm()
     model.freeze("encoder", "llm")

@@ -25,6 +25,7 @@ ROOMS = {  # room: what it may import from, beside itself
     "speechllm": MODEL,
     "speechllm.speech_synthesis": {*MODEL, "trainers.targets"},
     "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*", "speechllm.speech_synthesis"},
+    "speechllm.serving": {*MODEL, "speechllm"},
     "speechllm_cli": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
 }

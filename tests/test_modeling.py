@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from conftest import AUDIO_CONFIGS, VOCABULARY, positions, random_audio, text_config, tiny_speechllm
+from conftest import (
+    AUDIO_CONFIGS,
+    VOCABULARY,
+    enable_checkpointing,
+    positions,
+    random_audio,
+    text_config,
+    tiny_speechllm,
+)
 from torch.nn import functional as F
 from transformers import DynamicCache
 
@@ -211,7 +219,7 @@ def test_gradient_checkpointing_changes_no_gradient(audio):
     for checkpointing in (False, True):
         model = tiny_speechllm(audio)
         if checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         model.train()
         (length,) = positions(audio, 30)
         features, mask = random_audio(model, [length])

@@ -93,6 +93,7 @@ print(sorted({{"torch", "transformers", "numpy", "speechllm"}} & set(sys.modules
     assert result.stdout.endswith("[]\n"), result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_import_registers_everything(tmp_path):
     result = python(
         """

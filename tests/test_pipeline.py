@@ -494,6 +494,7 @@ def test_a_stream_is_read_without_workers(pipe, decoded_rows, caplog):
     assert list(answers) == pipe([clip(0.3), clip(0.5), clip(0.8)], instruction=ASK)
 
 
+@pytest.mark.slow
 def test_a_pickled_pipeline_answers_alike():
     one = make_pipe()
     expected = one(clip(), instruction=ASK)

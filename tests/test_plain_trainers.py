@@ -33,6 +33,7 @@ def plain(kind, folder, rows, collator=None, **changes):
     return trainer_class(model, args, data_collator=collator, train_dataset=rows, processing_class=processor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["chats", "cut", "transcripts"])
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_losses_and_gradients_are_those_of_the_speech_trainer(kind, rows, tmp_path):

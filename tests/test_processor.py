@@ -28,12 +28,14 @@ from factories_processing import (
     make_extractor,
     make_processor,
     make_tokenizer,
+    refused_before_5_23,
     sine,
 )
 from transformers import SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
 
 from modeling_speechllm import output_length
 from processing_speechllm import AudioError, SpeechLLMProcessor, stage_length
+from processing_speechllm.control_tokens import encode_marked
 
 KINDS = ["whisper", "waveform"]
 TEMPLATES = {"marked": CHATML_MARKED, "unmarked": CHATML, "blocks": BLOCKS, "plain": None}
@@ -340,6 +342,7 @@ def test_an_instruction_may_say_where_the_speech_stands():
     assert processor.instruction_chat([], "What is {audio}?")[0]["content"][0]["text"] == "What is {audio}?"
 
 
+@refused_before_5_23
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_special_tokens_spelled_by_the_user_stay_text(template):
     processor = make_processor(chat_template=TEMPLATES[template])
@@ -369,7 +372,7 @@ def test_sanitising_can_be_switched_off():
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("spelled", ["", SPELLED])
+@pytest.mark.parametrize("spelled", ["", pytest.param(SPELLED, marks=refused_before_5_23)])
 def test_the_mask_covers_what_the_assistant_says(template, padding_side, spelled):
     processor = make_processor(chat_template=TEMPLATES[template])
     end = "</s>" if template == "plain" else "<|im_end|>"
@@ -395,6 +398,7 @@ def test_the_mask_covers_what_the_assistant_says(template, padding_side, spelled
         assert out["assistant_masks"][1][kept].tolist() == alone["assistant_masks"][0].tolist()
 
 
+@refused_before_5_23
 def test_a_prompt_is_the_beginning_of_the_chat_it_is_trained_on():
     processor = make_processor()
     prompt = tokens(processor, ask(SPELLED), add_generation_prompt=True)["input_ids"][0].tolist()
@@ -481,7 +485,7 @@ def test_saving_and_loading_changes_nothing(kind, template, tmp_path):
     loaded = SpeechLLMProcessor.from_pretrained(tmp_path / "once")
     assert loaded.to_dict() == processor.to_dict()
     assert loaded.chat_template == processor.chat_template == loaded.tokenizer.chat_template
-    chats = [ask(SPELLED, answer="hello"), ask(seconds=0.8, answer="world")]
+    chats = [ask("hi" if encode_marked is None else SPELLED, answer="hello"), ask(seconds=0.8, answer="world")]
     before, after = (tokens(each, chats, return_assistant_tokens_mask=True) for each in (processor, loaded))
     for name, value in before.items():
         assert torch.equal(value, after[name]), name

@@ -139,6 +139,7 @@ print(json.dumps(found))
     assert found["limits"] == [1, "transformers_modules"]
 
 
+@pytest.mark.slow
 def test_targets_are_loaded_from_their_branch_with_their_recordings(hub, tmp_path):
     rows = tone_rows(5)
     (tmp_path / "targets").mkdir()
@@ -163,6 +164,7 @@ print(cached_commit("ada/other"), cached_commit("ada/none"))
     assert output.endswith(f"{commit} None\n")  # what a training on it notes
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_killed_goes_on_where_it_was(hub, exported, tmp_path):
     files = {path.name: path.read_bytes() for path in exported.rglob("*.safetensors")}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -192,6 +194,7 @@ def fill(hub, folder, name="ada/tiny", kind="model") -> None:
     repository.branches["main"] = repository.add_commit(files, "all")
 
 
+@pytest.mark.slow
 def test_a_download_that_was_killed_goes_on_with_the_files_it_lacks(hub, exported, tmp_path):
     fill(hub, exported)
     held = hub.held["resolve/" + hub.repositories["model", "ada/tiny"].branches["main"] + "/model"] = threading.Event()
@@ -207,6 +210,7 @@ def test_a_download_that_was_killed_goes_on_with_the_files_it_lacks(hub, exporte
     assert (place / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_goes_on_in_the_middle_of_the_file(hub, tmp_path):
     piece = constants.DOWNLOAD_CHUNK_SIZE  # huggingface_hub writes by such pieces
     (tmp_path / "large").mkdir()

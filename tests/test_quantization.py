@@ -55,6 +55,7 @@ def linear_types(module) -> set[str]:
     return {type(part).__name__ for part in module.modules() if isinstance(part, torch.nn.Linear)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_connector_trains_on_a_quantized_llm_and_comes_back_with_it(kind, parents, tmp_path):
     model = quantized(parents, kind)

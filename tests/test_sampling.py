@@ -205,6 +205,7 @@ def trained(folder, resume: bool, **changes) -> list:
     return model.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_steps", [5, 22], ids=["in the first epoch", "in the second epoch"])
 def test_a_resumed_trainer_sees_the_batches_it_has_not_had(save_steps, tmp_path):
     settings = {"num_train_epochs": 3, "save_steps": save_steps}
@@ -297,6 +298,7 @@ class StreamedTrainer(Trainer):
         return prepare_data_loader(loader, num_processes=1, process_index=0, dispatch_batches=False)
 
 
+@pytest.mark.slow
 def test_a_resumed_trainer_reads_on_in_a_stream(tmp_path):
     def trained(name: str, resume: bool, start: int = 0, **changes) -> list:
         arguments = TrainingArguments(

@@ -93,9 +93,7 @@ def test_a_fixed_prompt_stands_in_place_of_the_pool(tmp_path):
 
 def test_weights_of_tasks_that_the_pool_lacks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="task_weights: the pool has no 'template_translat'. Did you mean"):
-        generate_targets(
-            config(tmp_path, target_set="MI", task_weights={"template_translat": 95}), source(2), Echo()
-        )
+        generate_targets(config(tmp_path, target_set="MI", task_weights={"template_translat": 95}), source(2), Echo())
 
 
 def test_audio_and_every_other_column_are_carried_over_as_they_were(tmp_path):
@@ -133,6 +131,7 @@ def test_several_utterances_make_one_row_with_a_block_each(tmp_path):
         assert "\n".join(row["text"]) in row["messages"][1]["content"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_shard_may_be_larger_than_what_is_read_at_a_time(tmp_path):
     given = source(230)
     generate_targets(config(tmp_path / "one", rows_per_shard=1000), given, Echo())
@@ -257,6 +256,7 @@ def test_the_limit_of_an_answer_is_its_task_s_own_unless_it_is_set(llm, tmp_path
 # Resuming
 
 
+@pytest.mark.slow
 def test_a_run_broken_anywhere_ends_as_an_unbroken_one(tmp_path):
     generate_targets(config(tmp_path / "whole", target_set="TMI"), source(), Echo())
     for call in range(1, 8):

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from conftest import VOCABULARY, scatter_weights, text_config, whisper_config
+from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -69,6 +71,11 @@ FAMILIES = {
     ),
     "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4),
 }
+# Before transformers 5.23 Mamba's state is no cache of its common kind, and composing it is refused.
+refused = pytest.mark.xfail(
+    Version(transformers.__version__) < Version("5.23"), raises=ValueError, strict=True, reason="of another kind"
+)
+NAMES = [pytest.param(name, marks=refused if name == "mamba" else ()) for name in FAMILIES]
 
 
 def causal_lm(config):
@@ -83,7 +90,7 @@ def encoder():
     return build_audio_tower(whisper_config()).encoder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_logits_are_those_of_the_llm_alone(family, tmp_path):
     llm = causal_lm(FAMILIES[family])
     input_ids = torch.tensor([[5, 6, 7, 8, 9, 10], [0, 0, 11, 12, 13, 14]])
@@ -101,7 +108,7 @@ def test_logits_are_those_of_the_llm_alone(family, tmp_path):
     torch.testing.assert_close(again[0], expected[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_generation_matches_the_llm_alone(family):
     llm = causal_lm(FAMILIES[family])
     prompt = torch.tensor([[5, 6, 7, 8]])

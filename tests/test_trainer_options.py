@@ -127,6 +127,7 @@ def test_predict_gives_rows_in_order_and_their_loss(kind, tmp_path):
         assert text == wanted.get(kind, f"{row['text']} {row['text']}")
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_user_s_is_minimised_however_a_step_is_split(tmp_path):
     def loss_func(outputs, labels, num_items_in_batch):
         logits = outputs.logits[:, :-1].flatten(0, 1)
@@ -171,6 +172,7 @@ def test_sequential_sampling_keeps_the_order(tmp_path):
         trainer.get_train_dataloader()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_llm_is_trained_in_full_beside_adapters_on_another_group(tied, tmp_path):
     from conftest import text_config

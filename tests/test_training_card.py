@@ -79,6 +79,7 @@ def test_a_card_may_be_rewritten_without_making_the_checkpoint_less_whole(run):
     assert is_whole(place)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_the_hours_before_it(tmp_path):
     build("imitation", tmp_path, max_steps=2, **SAVING).train()
     facts = read_facts(tmp_path / "checkpoint-1")

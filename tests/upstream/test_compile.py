@@ -31,6 +31,7 @@ def compiled(model):
     return torch.compile(model, fullgraph=True, backend="eager")
 
 
+@pytest.mark.slow
 def test_text_of_several_tokens_is_one_graph():
     model = tiny_speechllm()
     ids, mask = torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
@@ -38,7 +39,8 @@ def test_text_of_several_tokens_is_one_graph():
     torch.testing.assert_close(found, model(input_ids=ids, attention_mask=mask).logits, **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["whisper", *(pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whisper", *ENCODERS])
 def test_audio_is_one_graph(name):
     model = tiny_speechllm(name)
     inputs = inputs_of(model, name, 9, 14)
@@ -60,6 +62,7 @@ def test_audio_of_several_windows_is_one_graph():
     torch.testing.assert_close(compiled(model)(**inputs).logits, model(**inputs).logits, **CLOSE)
 
 
+@pytest.mark.slow
 def test_training_is_one_graph():
     model = tiny_speechllm()
     model.freeze("encoder", "llm")
@@ -89,6 +92,7 @@ class Logits(torch.nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 
+@pytest.mark.slow
 def test_text_is_exported():
     model = tiny_speechllm()
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])

@@ -1,0 +1,1 @@
+"""Serving: engines that people already run, told what a SpeechLLM is."""
