@@ -36,6 +36,14 @@ END = 100  # frames (2 s): a segment that ends so near the end of its window is 
 TEXT, ENDED, BEGUN = 0, 1, 2  # what was written last: text, a segment's end, the beginning of the next
 
 
+class SharedEmbedding(nn.Embedding):
+    """Token embeddings that are the output layer too; either way by a call, for which offloaded weights come back."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) -> vectors (..., size); states (..., size) -> logits (..., tokens)."""
+        return F.linear(input, self.weight) if input.is_floating_point() else super().forward(input)
+
+
 class WhisperReader(Connector):
     """See the module."""
 
@@ -48,7 +56,7 @@ class WhisperReader(Connector):
         size = config.hidden_size or audio_size
         self.audio_projection = nn.Identity() if size == audio_size else nn.Linear(audio_size, size)
         self.decoder_config = decoder_config(config, size, kwargs.get("attention", "sdpa"))
-        self.embed_tokens = nn.Embedding(config.tokens, size)
+        self.embed_tokens = SharedEmbedding(config.tokens, size)
         self.embed_positions = nn.Embedding(config.positions, size)
         self.layers = nn.ModuleList(
             WhisperDecoderLayer(self.decoder_config, number) for number in range(config.decoder_layers)
@@ -120,8 +128,8 @@ class WhisperReader(Connector):
 
     def embed(self, hidden: torch.Tensor) -> torch.Tensor:
         """The decoder's states (..., size) -> the LLM's vectors, weighted by the posterior (..., text_size)."""
-        logits = F.linear(hidden, self.embed_tokens.weight[self.table.token_ids])
-        return logits.float().softmax(-1).to(self.table.weight.dtype) @ self.table.weight
+        logits = self.embed_tokens(hidden)[..., self.table.token_ids.to(hidden.device)]
+        return self.table(logits.float().softmax(-1))
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -148,7 +156,7 @@ class WhisperReader(Connector):
         tokens, states = [], []
         for _ in range(config.positions - len(config.prompt)):
             hidden = self.decode(current, windows, lengths, cache)[:, -1]
-            logits = F.linear(hidden, self.embed_tokens.weight).float()
+            logits = self.embed_tokens(hidden).float()
             logits = logits.masked_fill(~known, -torch.inf)
             # Whisper's rules: times come in pairs and do not go back; and where they are likelier, all together, than
             # anything else is, it is one of them.
