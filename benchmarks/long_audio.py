@@ -1,81 +1,135 @@
-"""Peak memory of encoder and connector for long audio, each length in a process of its own.
+"""Seconds and peak memory of encoder and connector for long audio, each length in a process of its own.
 
     python -m benchmarks.long_audio --encoder FOLDER_OR_ID
+    python -m benchmarks.long_audio --encoder FOLDER_OR_ID --passes 1 2 4 8 16 --minutes 8  # windows per pass
 
-Prints a table: megabytes above an empty process with the encoder loaded, and seconds, for 1, 10 and 60 minutes of
-audio (log-mel noise) through a frozen Whisper encoder and each connector at small sizes.
+Prints a table: megabytes above an empty process with the encoder loaded, seconds of the encoder and of the connector,
+for 1, 10 and 60 minutes of audio (log-mel noise) through a frozen Whisper encoder and each connector at small sizes.
+With --passes the encoder alone, one process, the numbers of windows in turns, median of two after one.
 """
 
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
+CONFORMER = {
+    **{"type": "conformer_ctc", "layers": None, "hidden_size": 256, "heads": 4, "blocks": 2},
+    **{"gating_size": 512, "ffn_size": 512},
+}
 CONNECTORS = {
     "stack_mlp": {"type": "stack_mlp"},
     "conv": {"type": "conv"},
     "window_qformer": {"type": "window_qformer"},
-    "conformer_ctc": {
-        "type": "conformer_ctc",
-        "layers": None,
-        "hidden_size": 256,
-        "heads": 4,
-        "blocks": 2,
-        "gating_size": 512,
-        "ffn_size": 512,
-    },
     "whisper_qformer": {"type": "whisper_qformer", "queries": 64, "decoder_layers": 2},
+    "conformer_ctc": CONFORMER,
+    "conformer_ctc, context 128": CONFORMER | {"attention_context": 128},
+    "ctc_compress": {"type": "ctc_compress", "blocks": 2},
+    "ctc_compress, context 128": {"type": "ctc_compress", "blocks": 2, "attention_context": 128},
 }
-MINUTES = (1, 10, 60)
 TEXT_SIZE = 1024
 
 
-def measure(encoder: str, connector: str, minutes: int) -> dict[str, float]:
+def frozen_tower(encoder: str, dtype: Any) -> tuple[Any, Any]:
+    """The encoder's tower, which learns nothing, and its config."""
+    from modeling_speechllm import build_audio_tower
+    from modeling_speechllm.audio_encoders import load_encoder
+
+    loaded = load_encoder(encoder, dtype=dtype)
+    return build_audio_tower(loaded.config, encoder=loaded).requires_grad_(False).eval(), loaded.config
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(encoder: str, connector: str, minutes: float) -> dict[str, float]:
     """Megabytes and seconds of one forward pass; runs in a process of its own."""
     import torch
 
-    from modeling_speechllm import build_audio_tower
-    from modeling_speechllm.audio_encoders import load_encoder
     from modeling_speechllm.connectors import build_connector
 
-    loaded = load_encoder(encoder, dtype=torch.float32)
-    tower = build_audio_tower(loaded.config, encoder=loaded).requires_grad_(False).eval()
-    projector = build_connector(CONNECTORS[connector], loaded.config.hidden_size, TEXT_SIZE, tower.window).eval()
-    frames = minutes * 60 * 100
+    tower, config = frozen_tower(encoder, torch.float32)
+    projector = build_connector(CONNECTORS[connector], config.hidden_size, TEXT_SIZE, tower.window).eval()
     with torch.no_grad():
-        warm = tower(torch.randn(1, loaded.config.num_mel_bins, 100))
+        warm = tower(torch.randn(1, config.num_mel_bins, 100))
         projector(warm.last_hidden_state, warm.lengths)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        started = time.perf_counter()
-        features = torch.randn(1, loaded.config.num_mel_bins, frames)
+        before = peak_megabytes()
+        features = torch.randn(1, config.num_mel_bins, round(minutes * 60 * 100))
+        began = time.perf_counter()
         encoded = tower(features)
+        heard = time.perf_counter()
         tokens = int(projector(encoded.last_hidden_state, encoded.lengths).lengths)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"megabytes": (peak - before) / 1024, "seconds": time.perf_counter() - started, "tokens": tokens}
+    ended = time.perf_counter()
+    return {
+        "megabytes": peak_megabytes() - before,
+        "encoder": heard - began,
+        "connector": ended - heard,
+        "tokens": tokens,
+    }
+
+
+def measure_passes(encoder: str, counts: list[int], minutes: float, dtype: str) -> None:
+    """Prints CPU seconds and peak memory of the encoder for each number of windows per pass."""
+    import torch
+
+    from modeling_speechllm import audio_towers
+
+    tower, config = frozen_tower(encoder, getattr(torch, dtype))
+    features = torch.randn(1, config.num_mel_bins, round(minutes * 60 * 100)).to(getattr(torch, dtype))
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    peaks = {}
+    for turn in range(3):
+        for count in sorted(counts):  # the peak of a process only grows
+            audio_towers.WINDOWS_PER_PASS = {"cpu": count}
+            began = time.process_time()  # of all threads: says the same on a machine that others use
+            tower(features)
+            if turn:
+                seconds[count].append(time.process_time() - began)
+            peaks.setdefault(count, peak_megabytes())
+    print(f"| windows per pass, {dtype} | CPU s for {minutes:g} min | over the fastest | peak MB of the process |")
+    print("|---|---|---|---|")
+    fastest = min(statistics.median(values) for values in seconds.values())
+    for count in counts:
+        median = statistics.median(seconds[count])
+        print(f"| {count} | {median:.2f} | {median / fastest:.2f} | {peaks[count]:,.0f} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_audio", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.long_audio",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--encoder", required=True, help="Hub id or folder of a Whisper checkpoint")
-    parser.add_argument("--connector", choices=CONNECTORS, help=argparse.SUPPRESS)
-    parser.add_argument("--minutes", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60], help="lengths of the audio")
+    parser.add_argument("--connectors", nargs="+", choices=CONNECTORS, default=list(CONNECTORS))
+    parser.add_argument("--passes", type=int, nargs="+", help="the encoder alone, with so many windows at a time")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="with --passes")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.connector:
-        print(json.dumps(measure(arguments.encoder, arguments.connector, arguments.minutes)))
+    if arguments.passes:
+        measure_passes(arguments.encoder, arguments.passes, arguments.minutes[0], arguments.dtype)
         return
-    heads = " | ".join(f"{minutes} min: MB | s | tokens" for minutes in MINUTES)
+    if arguments.one:
+        print(json.dumps(measure(arguments.encoder, arguments.connectors[0], arguments.minutes[0])))
+        return
+    heads = " | ".join(f"{minutes:g} min: MB | encoder s | connector s | tokens" for minutes in arguments.minutes)
     print(f"| connector | {heads} |")
-    print("|---" * (1 + 3 * len(MINUTES)) + "|")
-    for connector in CONNECTORS:
+    print("|---" * (1 + 4 * len(arguments.minutes)) + "|")
+    for connector in arguments.connectors:
         cells = []
-        for minutes in MINUTES:
-            command = [sys.executable, "-m", "benchmarks.long_audio", "--encoder", arguments.encoder]
-            command += ["--connector", connector, "--minutes", str(minutes)]
+        for minutes in arguments.minutes:
+            command = [sys.executable, "-m", "benchmarks.long_audio", "--encoder", arguments.encoder, "--one"]
+            command += ["--connectors", connector, "--minutes", str(minutes)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found = json.loads(output.strip().splitlines()[-1])
-            cells += [f"{found['megabytes']:,.0f}", f"{found['seconds']:.1f}", f"{found['tokens']:,}"]
+            cells += [f"{found['megabytes']:,.0f}", f"{found['encoder']:.1f}", f"{found['connector']:.1f}"]
+            cells.append(f"{found['tokens']:,}")
         print(f"| `{connector}` | {' | '.join(cells)} |", flush=True)
 
 

@@ -258,6 +258,7 @@ class Composable:
         audio_revision: str | None = None,
         text_revision: str | None = None,
         gguf_file: str | None = None,
+        text_adapter: str | os.PathLike | None = None,
         config: SpeechLLMConfig | None = None,
         pad_to_window: bool = False,
         audio_window: int | None = None,
@@ -277,6 +278,8 @@ class Composable:
             audio_revision, text_revision: Hub revisions.
             gguf_file: name of a GGUF file in `text`: its weights are taken, dequantised, and its tokenizer where there
                 are no files of one beside it. Recorded with the parents.
+            text_adapter: Hub id or folder of a LoRA adapter of the LLM (PEFT), which is merged into it. Recorded with
+                the parents.
             config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
             pad_to_window, audio_window: see [`SpeechLLMConfig`].
             **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The
@@ -287,12 +290,16 @@ class Composable:
             ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
             OSError: a parent that is not found, by name.
         """
-        audio, text = (os.fspath(part) if isinstance(part, os.PathLike) else part for part in (audio, text))
+        audio, text, text_adapter = (
+            os.fspath(part) if isinstance(part, os.PathLike) else part for part in (audio, text, text_adapter)
+        )
         hub = chosen(kwargs, HUB_ARGUMENTS)
         by_name = [group for group, part in (("encoder", audio), ("llm", text)) if isinstance(part, str)]
         parents = {
             "audio": parent_of(audio, audio_revision),
-            "text": parent_of(text, text_revision, gguf_file=gguf_file, **chosen(kwargs, SOURCE_ARGUMENTS)),
+            "text": parent_of(
+                text, text_revision, gguf_file=gguf_file, adapter=text_adapter, **chosen(kwargs, SOURCE_ARGUMENTS)
+            ),
         }
         if isinstance(text, str):
             implementations = kwargs.pop("attn_implementation", None)
@@ -303,12 +310,14 @@ class Composable:
                 None if config is None else config.text_config,
                 revision=text_revision,
                 gguf_file=gguf_file,
+                adapter=text_adapter,
                 attn_implementation=implementations.get("text_config"),
                 **kwargs,
             )
-        elif kwargs or gguf_file:
+        elif kwargs or gguf_file or text_adapter:
+            named = sorted(kwargs) or (["gguf_file"] if gguf_file else ["text_adapter"])
             raise TypeError(
-                f"{', '.join(sorted(kwargs) or ['gguf_file'])}: arguments of loading are for an LLM given by id or "
+                f"{', '.join(named)}: arguments of loading are for an LLM given by id or "
                 "folder. Load the model with them, or name it instead."
             )
         else:
@@ -347,6 +356,7 @@ class Composable:
         record_parents(model, by_name)
         give_decoder(model, decoder, vocabulary)
         model.freeze("encoder", "llm")
+        model.attention_was_chosen = any(implementations.values())
         return model.eval()
 
     def replace_connector(self, connector: dict | str | None = None) -> None:

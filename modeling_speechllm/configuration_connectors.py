@@ -5,6 +5,7 @@ frames.
 """
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass
@@ -207,6 +208,16 @@ class WindowQFormerConfig(QueryBankConfig):
         return [{"kernel": self.width, "stride": self.width, "ceil": True, "tokens": self.queries}]
 
 
+def check_context(config: Any) -> None:
+    """Raises a ValueError for an `attention_context` that is no number of positions."""
+    context = config.attention_context
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise ValueError(
+            f"{config.type}: attention_context={context!r} must be a whole number of positions, 1 or more, or None "
+            "for the whole audio."
+        )
+
+
 @dataclass
 class ConformerCTCConfig(ConnectorConfig):
     """E-Branchformer with an intermediate language CTC, after BLOOMZMMS; sizes by default are the paper's.
@@ -225,6 +236,9 @@ class ConformerCTCConfig(ConnectorConfig):
         languages (`list[str]` or `int`, defaults to 0): names or number of the languages that the intermediate CTC
             tells apart (its blank is one more, the last), at half the rate of the blocks; 0 is no such CTC.
         language_block (`int`, defaults to 3): the block after which it reads and conditions.
+        attention_context (`int`, *optional*): how many positions (0.08 s each at 50 frames per second) before and
+            after it each one attends to; None is the whole audio, whose cost grows with its length squared. Audio of
+            up to `attention_context + 1` positions gives the same with both.
     """
 
     type: str = "conformer_ctc"
@@ -240,6 +254,7 @@ class ConformerCTCConfig(ConnectorConfig):
     dropout: float = 0.1
     languages: list[str] | int = 0
     language_block: int = 3
+    attention_context: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -251,6 +266,7 @@ class ConformerCTCConfig(ConnectorConfig):
                 f"conformer_ctc: hidden_size={self.hidden_size} must be a multiple of twice heads={self.heads}, "
                 f"gating_size={self.gating_size} even, kernel={self.kernel} odd."
             )
+        check_context(self)
         if self.language_count and not 1 <= self.language_block <= self.blocks:
             raise ValueError(
                 f"conformer_ctc: language_block={self.language_block} must be from 1 to blocks={self.blocks}."
@@ -279,6 +295,7 @@ class CTCCompressConfig(ConnectorConfig):
         hidden_size (`int`, defaults to 512), blocks (`int`, defaults to 4), heads (`int`, defaults to 8), ffn_size
             (`int`, defaults to 2048): of the Transformer layers.
         dropout (`float`, defaults to 0.1): on hidden states and attention weights.
+        attention_context (`int`, *optional*): as of [`ConformerCTCConfig`].
     """
 
     type: str = "ctc_compress"
@@ -291,9 +308,11 @@ class CTCCompressConfig(ConnectorConfig):
     heads: int = 8
     ffn_size: int = 2048
     dropout: float = 0.1
+    attention_context: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        check_context(self)
         if self.vocabulary < 1 or self.convolutions < 1 or not 1 <= self.stride <= self.kernel:
             raise ValueError(
                 f"ctc_compress: vocabulary={self.vocabulary}, convolutions={self.convolutions}, kernel={self.kernel}, "

@@ -8,7 +8,9 @@ the language at half the rate, and its posteriors are fed back (self-conditionin
 Unusual here:
 - Padding never leaks: whatever slides over time or attends sees zeros, or nothing, past each row's length.
 - Attention runs over a block of queries at a time, recomputed in the backward pass, so that memory grows linearly with
-  the length of the audio, although every position attends to all others.
+  the length of the audio, although every position attends to all others. With `attention_context` each attends to so
+  many on both sides only, and time grows linearly too (local attention as in Longformer, Beltagy et al. 2020, arXiv
+  2004.05150, and Fast Conformer, Rekesh et al. 2023, arXiv 2305.05084).
 """
 
 import math
@@ -22,9 +24,10 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_connectors import ConformerCTCConfig
-from .connector_base import Connector, ConnectorOutput, Initialized, fill_last, length_mask, zero_past
+from .connector_base import Connector, ConnectorOutput, Initialized, fill_last, zero_past
 from .convolutions import StridedConv1d, StridedConv2d
 from .lengths import stage_length
+from .local_attention import attended_keys, context_within, query_blocks
 
 QUERY_BLOCK = 512  # 41 s at 12.5 Hz
 
@@ -93,6 +96,7 @@ class RelativeAttention(Initialized):
     def __init__(self, config: ConformerCTCConfig):
         super().__init__()
         size, self.heads, self.dropout = config.hidden_size, config.heads, config.dropout
+        self.context = config.attention_context
         self.norm = nn.LayerNorm(size)
         self.query_key_value = nn.Linear(size, 3 * size)
         self.position = nn.Linear(size, size, bias=False)
@@ -104,18 +108,21 @@ class RelativeAttention(Initialized):
         init.xavier_uniform_(self.content_bias)
         init.xavier_uniform_(self.position_bias)
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(batch, time, size), (batch, time) valid positions, [`relative_positions`] -> (batch, time, size)."""
+    def forward(self, hidden: torch.Tensor, lengths: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(batch, time, size), (batch,), [`relative_positions`] of as many positions as a query may be away from a key
+        -> (batch, time, size)."""
         time = hidden.shape[1]
+        context = context_within(self.context, time)
         heads = self.query_key_value(self.norm(hidden)).unflatten(-1, (3, self.heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # (batch, heads, time, dim) each
         position = self.position(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        reach = (len(positions) + 1) // 2  # distance d is at place reach - 1 - d
+        recompute = time > QUERY_BLOCK and torch.is_grad_enabled()
         attended = []
-        for start in range(0, time, QUERY_BLOCK):
-            block = query[:, :, start : start + QUERY_BLOCK]
-            near = position[:, time - start - block.shape[2] : 2 * time - 1 - start]
-            inputs = (block, key, value, near, mask)
-            recompute = time > QUERY_BLOCK and torch.is_grad_enabled()
+        for queries, keys in query_blocks(time, QUERY_BLOCK, context):
+            near = position[:, reach - queries.stop + keys.start : reach - queries.start + keys.stop - 1]
+            mask = attended_keys(lengths, queries, keys, context)
+            inputs = query[:, :, queries], key[:, :, keys], value[:, :, keys], near, mask
             attended.append(
                 checkpoint(self.attend, *inputs, use_reentrant=False) if recompute else self.attend(*inputs)
             )
@@ -124,15 +131,15 @@ class RelativeAttention(Initialized):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """A block of consecutive queries over all keys; `position` goes from the farthest key before the block to the
-        farthest after it."""
+        """Consecutive queries over consecutive keys; `position` goes from the last query's distance to the first key
+        down to the first query's to the last key."""
         by_distance = (query + self.position_bias[:, None].to(query.dtype)) @ position.transpose(-1, -2)
         bias = by_key(by_distance, key.shape[2]) / math.sqrt(query.shape[-1])
         return F.scaled_dot_product_attention(
             query + self.content_bias[:, None].to(query.dtype),
             key,
             value,
-            attn_mask=bias.masked_fill(~mask[:, None, None], float("-inf")),
+            attn_mask=bias.masked_fill(~mask, float("-inf")),
             dropout_p=self.dropout if self.training else 0.0,
         )
 
@@ -183,7 +190,7 @@ class EBranchformerBlock(GradientCheckpointingLayer):
     def forward(self, hidden: torch.Tensor, lengths: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """(batch, time, size), (batch,), [`relative_positions`] -> (batch, time, size)."""
         hidden = hidden + 0.5 * self.feed_forward_before(hidden)
-        attended = self.attention(hidden, length_mask(lengths, hidden.shape[1]), positions)
+        attended = self.attention(hidden, lengths, positions)
         branches = self.dropout(torch.cat([attended, self.gating(hidden, lengths)], dim=-1))
         branches = zero_past(branches, lengths)
         branches = branches + self.merge_convolution(branches.transpose(1, 2)).transpose(1, 2)
@@ -248,8 +255,10 @@ class ConformerCTC(Connector):
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         output = ConnectorOutput()
         hidden, lengths = self.subsampling(self.reduce(utterance_norm(frames, lengths)), lengths)
-        size = hidden.shape[2]
-        positions = relative_positions(hidden.shape[1], size, hidden.device).to(hidden.dtype)
+        time, size = hidden.shape[1:]
+        context = context_within(self.config.attention_context, time)
+        reach = time if context is None else min(context + QUERY_BLOCK, time)
+        positions = relative_positions(reach, size, hidden.device).to(hidden.dtype)
         hidden, positions = self.dropout(hidden * math.sqrt(size)), self.dropout(positions)
         for number, block in enumerate(self.blocks, start=1):
             hidden = block(hidden, lengths, positions)

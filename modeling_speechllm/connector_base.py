@@ -165,6 +165,11 @@ class Connector(nn.Module):
     def set_attn_implementation(self, attention: str) -> None:
         """Computes attention in another way; a connector without attention of transformers has nothing to set."""
 
+    def copied(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Weights of the connector, by name, that are copies out of the LLM's table `embeddings` (tokens, text_size)
+        unless they were trained."""
+        return {}
+
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         """As `forward`, after layers were mixed; lengths left out of the output follow from `stages`."""
         raise NotImplementedError

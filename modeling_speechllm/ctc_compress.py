@@ -24,6 +24,9 @@ from .configuration_connectors import CTCCompressConfig
 from .connector_base import Connector, ConnectorOutput, Initialized, fill_last, length_mask, zero_past
 from .convolutions import StridedConv1d
 from .lengths import stage_length
+from .local_attention import attended_keys, context_within, query_blocks
+
+QUERY_BLOCK = 512  # 41 s at 12.5 Hz
 
 
 def rotary_positions(time: int, dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +49,7 @@ class ReadingBlock(nn.Module):
 
     def __init__(self, config: CTCCompressConfig):
         super().__init__()
-        size, self.heads = config.hidden_size, config.heads
+        size, self.heads, self.context = config.hidden_size, config.heads, config.attention_context
         self.attention_norm = nn.LayerNorm(size)
         self.query_key_value = nn.Linear(size, 3 * size)
         self.output = nn.Linear(size, size)
@@ -56,19 +59,24 @@ class ReadingBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]
+        self, hidden: torch.Tensor, lengths: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """(batch, time, size), (batch, time) valid places, [`rotary_positions`] -> (batch, time, size)."""
+        """(batch, time, size), (batch,), [`rotary_positions`] -> (batch, time, size)."""
         heads = self.query_key_value(self.attention_norm(hidden)).unflatten(-1, (3, self.heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(
-            rotate(query, positions),
-            rotate(key, positions),
-            value,
-            attn_mask=mask[:, None, None],
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
-        hidden = hidden + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+        query, key, time = rotate(query, positions), rotate(key, positions), hidden.shape[1]
+        context = context_within(self.context, time)
+        attended = [
+            F.scaled_dot_product_attention(
+                query[:, :, queries],
+                key[:, :, keys],
+                value[:, :, keys],
+                attn_mask=attended_keys(lengths, queries, keys, context),
+                dropout_p=self.dropout.p if self.training else 0.0,
+            )
+            for queries, keys in query_blocks(time, time if context is None else QUERY_BLOCK, context)
+        ]
+        hidden = hidden + self.dropout(self.output(torch.cat(attended, dim=2).transpose(1, 2).flatten(2)))
         inner = self.dropout(F.gelu(self.linear_1(self.norm(hidden))))
         return hidden + self.dropout(self.linear_2(inner))
 
@@ -100,6 +108,18 @@ def runs(classes: torch.Tensor, lengths: torch.Tensor, blank: int) -> tuple[torc
     begins = valid.clone()
     begins[:, 1:] &= (classes[:, 1:] != classes[:, :-1]) | ~valid[:, :-1]
     return (begins.cumsum(1) - 1).masked_fill(~valid, -1), begins
+
+
+def mean_at_begin(embedded: torch.Tensor, run: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+    """The mean over each run at the place where it begins, zeros elsewhere, of (batch, time, dim) and [`runs`]; sums
+    are taken in float32."""
+    place = torch.arange(run.shape[1], device=run.device).expand_as(run)
+    begin = place.masked_fill(~begins, 0).cummax(1).values  # of the run, or of the one before
+    inside = (run >= 0)[..., None]
+    total = torch.zeros_like(embedded, dtype=torch.float32)
+    total = total.scatter_add(1, begin[..., None].expand_as(embedded), embedded.float().masked_fill(~inside, 0.0))
+    count = torch.zeros_like(begin).scatter_add(1, begin, inside[..., 0].to(begin.dtype))
+    return (total / count.clamp(min=1)[..., None]).masked_fill(~begins[..., None], 0.0).to(embedded.dtype)
 
 
 class CTCCompress(Connector):
@@ -140,6 +160,9 @@ class CTCCompress(Connector):
         self.table.token_ids.copy_(token_ids)
         self.table.weight.copy_(embeddings[token_ids])
 
+    def copied(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"table.weight": embeddings[self.table.token_ids]}
+
     def classes_of(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Classes of the LLM's tokens, of any shape; -1 for those that the connector cannot read."""
         known = self.table.token_ids
@@ -163,10 +186,9 @@ class CTCCompress(Connector):
             hidden = fill_last(zero_past(hidden, lengths), stage["kernel"], stage["stride"])
             hidden = F.gelu(convolution(hidden.transpose(1, 2))).transpose(1, 2)
             lengths = stage_length(lengths, **stage)
-        mask = length_mask(lengths, hidden.shape[1])
         positions = rotary_positions(hidden.shape[1], self.config.hidden_size // self.config.heads, hidden.device)
         for block in self.blocks:
-            hidden = block(hidden, mask, positions)
+            hidden = block(hidden, lengths, positions)
         return self.head(self.output_norm(hidden)), lengths
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
@@ -175,11 +197,9 @@ class CTCCompress(Connector):
         run, begins = runs(logits.argmax(-1), lengths, self.blank)
         spoken = posterior[..., : self.blank] / posterior[..., : self.blank].sum(-1, keepdim=True).clamp(min=1e-6)
         embedded = self.table(spoken)
-        # The mean over a run goes to the place where it begins.
-        same = (run[:, :, None] == run[:, None, :]) & begins[:, :, None]
-        share = same.to(embedded.dtype) / same.sum(-1, keepdim=True).clamp(min=1)
+        embeddings = mean_at_begin(embedded, run, begins)
         return ConnectorOutput(
-            embeddings=share @ embedded, lengths=lengths, used=begins, ctc_logits=logits, ctc_lengths=lengths
+            embeddings=embeddings, lengths=lengths, used=begins, ctc_logits=logits, ctc_lengths=lengths
         )
 
 

@@ -13,11 +13,13 @@ from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel, 
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .left_out import leave_out, left_out_places
+from .attention_backends import attention_for_any_length
+from .left_out import attended_places, leave_out, left_out_places, take_places
 
 # What the installed transformers calls the cache in arguments and outputs: `past_key_values` until 5.23.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 FEATURES = ("input_features", "input_features_mask", "language")
+PER_PLACE = ("output_hidden_states", "output_attentions")
 # Ways of generating that read the prompt's ids by other means than `forward`, and what to do instead.
 REFUSED = {
     "prefill_chunk_size": "it cuts the prompt where an audio may be",
@@ -80,6 +82,7 @@ class SpeechGenerationMixin(GenerationMixin):
     """Generating of `SpeechLLMForConditionalGeneration`."""
 
     @torch.no_grad()
+    @attention_for_any_length()
     def generate(
         self,
         inputs: torch.LongTensor | None = None,
@@ -127,6 +130,7 @@ class SpeechGenerationMixin(GenerationMixin):
                 self.model.check_audio_count(placeholders, audio.pooler_output, input_features)
                 left_out = left_out_places(placeholders, audio.connector)
                 kwargs["attention_mask"], _ = leave_out(left_out, kwargs.get("attention_mask"))
+                kwargs["closed_up"] = self._left_out_by_all(generation_config or self.generation_config, kwargs)
         if kwargs.get("assistant_model") is not None:
             kwargs |= dict(zip(FEATURES, features, strict=True))
         return super().generate(input_ids, generation_config, *args, **kwargs)
@@ -155,6 +159,20 @@ class SpeechGenerationMixin(GenerationMixin):
                 "leave out assistant_model, prompt_lookup_num_tokens and use_cache=False."
             )
 
+    def _left_out_by_all(self, generation_config: Any, kwargs: dict[str, Any]) -> int:
+        """By how many places the prompts become shorter when what their connector leaves out is closed up; 0 where
+        the prompt is read again, or what was made of each of its places is asked for."""
+
+        def asked(name: str) -> Any:
+            return kwargs[name] if name in kwargs else getattr(generation_config, name, None)
+
+        if asked("use_cache") is False or kwargs.get(CACHE) is not None:
+            return 0
+        if any(asked(name) for name in ("assistant_model", "prompt_lookup_num_tokens", *PER_PLACE)):
+            return 0
+        mask = kwargs["attention_mask"]
+        return mask.shape[1] - max(int(mask.sum(-1).max()), 1)
+
     def _check_left_out(self, input_ids: torch.LongTensor | None, kwargs: dict[str, Any]) -> None:
         """Raises a ValueError where it would be unknown which audio tokens the connector leaves out."""
         connector = self.model.multi_modal_projector
@@ -179,16 +197,35 @@ class SpeechGenerationMixin(GenerationMixin):
         input_ids: torch.LongTensor,
         *args: Any,
         inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         audio_embeds: torch.Tensor | None = None,
+        closed_up: int = 0,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in transformers; the audio goes to every pass that reads its placeholders."""
+        """As in transformers; the audio goes to every pass that reads its placeholders. Where audio tokens are left
+        out, the LLM gets a prompt that is shorter by `closed_up` places, with the same positions."""
         if audio_embeds is not None:
             for name in FEATURES:  # they are an assistant's
                 kwargs.pop(name, None)
+        if closed_up:
+            size = attention_mask.shape[1] - closed_up
+            if is_first_iteration:
+                places = attended_places(attention_mask, size, at_end=True)
+                whole, _ = self.model.get_inputs_embeds(input_ids, audio_embeds=audio_embeds)
+                inputs_embeds, audio_embeds = take_places(whole, places.to(whole.device)), None
+                if kwargs.get("position_ids") is not None:
+                    kwargs["position_ids"] = kwargs["position_ids"].gather(1, places)
+            counts = attention_mask.sum(-1, keepdim=True)
+            place = torch.arange(size, device=attention_mask.device)
+            attention_mask = (place >= size - counts).to(attention_mask.dtype)
         inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+            input_ids,
+            *args,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
         read = inputs.get("input_ids")
         if audio_embeds is None or read is None:

@@ -41,4 +41,23 @@ def left_out_places(
     return placeholders.masked_scatter(placeholders, unused.to(placeholders.device))
 
 
-__all__ = ["leave_out", "left_out_places"]
+def attended_places(attention_mask: torch.Tensor, size: int, at_end: bool = False) -> torch.Tensor:
+    """The attended places of each row, in order, filled up to `size` with others: before them with `at_end`, else
+    after them. (batch, sequence) -> (batch, size), no place twice."""
+    attended = attention_mask.to(torch.int8)
+    order = torch.argsort(attended if at_end else 1 - attended, dim=-1, stable=True)
+    return order[:, order.shape[1] - size :] if at_end else order[:, :size]
+
+
+def take_places(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """(batch, sequence, dim) at places (batch, size) -> (batch, size, dim)."""
+    return sequence.gather(1, places[..., None].expand(-1, -1, sequence.shape[-1]))
+
+
+def put_places(short: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
+    """What stands at places (batch, some) back at them: (batch, some, dim) -> (batch, size, dim), zeros elsewhere."""
+    sequence = short.new_zeros(short.shape[0], size, short.shape[-1])
+    return sequence.scatter(1, places[..., None].expand_as(short), short)
+
+
+__all__ = ["attended_places", "leave_out", "left_out_places", "put_places", "take_places"]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -44,6 +45,19 @@ class SharedEmbedding(nn.Embedding):
         return F.linear(input, self.weight) if input.is_floating_point() else super().forward(input)
 
 
+class ReaderTable(TokenTable):
+    """A row of the LLM's vectors per token that is written; `copied_ids` (vocabulary,) says of which of the LLM's
+    tokens a row is a copy, -1 where it is none."""
+
+    def __init__(self, vocabulary: int, size: int):
+        super().__init__(vocabulary, size)
+        self.register_buffer("copied_ids", torch.full((vocabulary,), -1))
+
+    def initialize(self, std: float) -> None:
+        super().initialize(std)
+        init.copy_(self.copied_ids, torch.full_like(self.token_ids, -1))
+
+
 class WhisperReader(Connector):
     """See the module."""
 
@@ -62,7 +76,7 @@ class WhisperReader(Connector):
             WhisperDecoderLayer(self.decoder_config, number) for number in range(config.decoder_layers)
         )
         self.layer_norm = nn.LayerNorm(size)
-        self.table = TokenTable(config.vocabulary, text_size)
+        self.table = ReaderTable(config.vocabulary, text_size)
 
     def set_attn_implementation(self, attention: str) -> None:
         self.decoder_config._attn_implementation = attention
@@ -100,6 +114,11 @@ class WhisperReader(Connector):
             )
         self.table.token_ids.copy_(token_ids)
         self.table.weight.copy_(embeddings)
+
+    def copied(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        if (self.table.copied_ids < 0).any():
+            return {}
+        return {"table.weight": embeddings[self.table.copied_ids]}
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         if is_deepspeed_zero3_enabled():

@@ -69,6 +69,8 @@ class SpeechLLMProcessor(ProcessorMixin):
             leave less of them than `TEXT_ROOM` for text is an error too; see `audio_limit`.
         min_audio_confidence (`float`, *optional*): from which score on this checkpoint has made an audio out, see
             `audio_confidences`. None where that is not known.
+        no_speech_answer (`str`, *optional*): what the pipeline answers about audio in which a reading connector read
+            nothing, in place of asking the LLM. None asks it.
 
     Attributes:
         allow_local_files (`bool`): whether audio may be read from paths, defaults to `True`. A server that takes chats
@@ -91,6 +93,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         max_audio_seconds: float = 3600.0,
         max_position_embeddings: int | None = None,
         min_audio_confidence: float | None = None,
+        no_speech_answer: str | None = None,
     ):
         check_stages("audio_stages", audio_stages)
         check_stages("connector_stages", connector_stages)
@@ -113,6 +116,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.max_audio_seconds = max_audio_seconds
         self.max_position_embeddings = max_position_embeddings
         self.min_audio_confidence = min_audio_confidence
+        self.no_speech_answer = no_speech_answer
         self.allow_local_files = True
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.feature_stages = self._kind.stages(feature_extractor)

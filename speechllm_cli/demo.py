@@ -1,22 +1,31 @@
-"""`speechllm demo`: the packaged recordings, each asked several things, as a table."""
+"""`speechllm demo`: the packaged recordings, each asked several things, as a table; or a page to talk to."""
 
 import argparse
 import json
+import os
 import time
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .ask import positive
 from .loading import CommandError, ask_pipeline, load_pipeline, report
 
 EXAMPLE = """\
 60 seconds with it:
   speechllm demo
 
-A tick marks an answer that is the expected one, letter by letter. The exit status is 0 if all are, else 1.
+A tick marks an answer that is the expected one, letter by letter, where one is expected. The exit status is 0 if all
+are, else 1.
+
+With --web a page opens instead, to talk to the embedded model, another one, or one that is served already:
+  speechllm demo --web
+  speechllm demo --web --model my-model
+  speechllm demo --web --base-url http://localhost:8000/v1
 """
 
+WEB = ("base_url", "key_variable", "host", "port", "max_new_tokens")  # options of the page
 WIDTHS = [6, 35, 24, 9]  # with two spaces between them 80 columns
 
 
@@ -24,16 +33,30 @@ def add_parser(commands: Any) -> None:
     """Adds `demo` to the subparsers."""
     parser = commands.add_parser(
         "demo",
-        help="ask the packaged recordings several things",
-        description="Asks the embedded model about the packaged recordings and prints a table.",
+        help="ask the packaged recordings several things, or open a page to talk to",
+        description="Asks an embedded model about its packaged recordings and prints a table; --web opens a page.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="an embedded model, or a folder with examples/; with --web any model, or its name on the server "
+        "(default: as for ask)",
+    )
+    parser.add_argument("--web", action="store_true", help="open a page: microphone, recordings, chat")
+    page = parser.add_argument_group("with --web")
+    page.add_argument("--base-url", metavar="URL", help="of a server that runs already: http://localhost:8000/v1")
+    page.add_argument("--key-variable", metavar="NAME", help="environment variable that holds that server's key")
+    page.add_argument("--host", metavar="ADDRESS", help="where the page listens (127.0.0.1: this machine alone)")
+    page.add_argument("--port", type=int, metavar="N", help="port of the page (7860)")
+    page.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens (256)")
     parser.set_defaults(run=run)
 
 
 def load_examples(folder: str | Path) -> list[dict]:
-    """Rows of `examples.json` in `folder`, `{"file", "language", "text", "questions": [...]}`, files as full paths.
+    """Rows of `examples.json` in `folder`, `{"file", "language", "text", "questions": [...]}`, files as full paths. A
+    question is an `instruction`, with the answer that is `expected` or without.
 
     Raises:
         CommandError: the list or a recording is missing.
@@ -41,7 +64,10 @@ def load_examples(folder: str | Path) -> list[dict]:
     folder = Path(folder)
     listing = folder / "examples.json"
     if not listing.is_file():
-        raise CommandError(f"{listing} is missing. Reinstall speechllm: pip install --force-reinstall .")
+        raise CommandError(
+            f"{listing} is missing. Reinstall speechllm (pip install --force-reinstall .), or ask a model without it "
+            "about recordings of your own: speechllm ask."
+        )
     rows = json.loads(listing.read_text(encoding="utf-8"))
     for row in rows:
         row["file"] = str(folder / row["file"])
@@ -93,12 +119,15 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def run_examples(pipe: Any, examples: list[dict]) -> tuple[list[list[str]], int, int]:
-    """Asks everything; returns the table's rows, how many answers were as expected, and how many there are."""
+    """Asks everything; returns the table's rows, how many answers were as expected, and of how many that is known."""
     rows, right, total = [], 0, 0
     for example in examples:
         rows.append([Path(example["file"]).name, f"“{example['text']}”", "", ""])
         for question in example["questions"]:
             answer = ask_pipeline(pipe, [example["file"]], question["instruction"])
+            if "expected" not in question:
+                rows.append(["", question["instruction"], answer, ""])
+                continue
             as_expected = answer == question["expected"]
             remark = "" if as_expected else f" expected: {question['expected']}"
             rows.append(["", question["instruction"], answer, "✓" if as_expected else f"✗{remark}"])
@@ -107,13 +136,19 @@ def run_examples(pipe: Any, examples: list[dict]) -> tuple[list[list[str]], int,
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table; returns 0 if every answer is the expected one, else 1."""
+    """Prints the table; returns 0 if every answer is the expected one, else 1. Or shows the page."""
     started = time.perf_counter()
+    given = [name for name in WEB if getattr(arguments, name, None) is not None]
     try:
-        pipe = load_pipeline(None)
+        if arguments.web:
+            return run_web(arguments)
+        if given:
+            raise CommandError(f"--{given[0].replace('_', '-')} is for the page. Add --web.")
+        pipe = load_pipeline(arguments.model)
         import speechllm
 
-        examples = load_examples(Path(speechllm.NANO) / "examples")
+        name = arguments.model or speechllm.DEFAULT
+        examples = load_examples(Path(speechllm.MODELS.get(name, name)).expanduser() / "examples")
     except CommandError as error:
         report(error)
         return 2
@@ -122,5 +157,36 @@ def run(arguments: argparse.Namespace) -> int:
         print(line)
     languages = len({example["language"] for example in examples})
     seconds = time.perf_counter() - started
-    print(f"\n{right} of {total} answers as expected, {languages} languages, {seconds:.1f} s with loading.")
+    expected = f"{right} of {total} answers as expected, " if total else ""
+    plural = "s" if languages > 1 else ""
+    print(f"\n{expected}{languages} language{plural}, {seconds:.1f} s with loading.")
     return 0 if right == total else 1
+
+
+def run_web(arguments: argparse.Namespace) -> int:
+    """Shows the page until it is interrupted; returns 0.
+
+    Raises:
+        CommandError: a package is missing, no server answers, or the port is taken.
+    """
+    key = None
+    if arguments.key_variable is not None:
+        if arguments.base_url is None:
+            raise CommandError("--key-variable is for a server that runs already. Add --base-url URL.")
+        key = os.environ.get(arguments.key_variable)
+        if not key:
+            raise CommandError(f"the environment variable {arguments.key_variable} is empty. Put the key into it.")
+    try:
+        from speechllm.page.packages import need_packages
+
+        need_packages()
+        from speechllm.page.recordings import PageError
+        from speechllm.page.run import PageSettings, run_page
+    except (ImportError, OSError, RuntimeError) as error:
+        raise CommandError(error) from error
+    names = ("model", "base_url", "host", "port", "max_new_tokens")
+    settings = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    try:
+        return run_page(PageSettings(key=key, **settings))
+    except PageError as error:
+        raise CommandError(error) from error

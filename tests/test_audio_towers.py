@@ -159,7 +159,7 @@ def test_many_windows_in_several_passes_give_what_one_pass_gives(name, monkeypat
     features, mask = random_audio(model, lengths)
     with torch.no_grad():
         expected = tower(features, mask).last_hidden_state
-        monkeypatch.setattr(audio_towers, "WINDOWS_PER_PASS", 3)
+        monkeypatch.setattr(audio_towers, "windows_per_pass", lambda device: 3)
         passes, encode = [], tower.encode
         monkeypatch.setattr(tower, "encode", lambda *args, **kwargs: passes.append(1) or encode(*args, **kwargs))
         torch.testing.assert_close(tower(features, mask).last_hidden_state, expected, **CLOSE)
@@ -168,7 +168,7 @@ def test_many_windows_in_several_passes_give_what_one_pass_gives(name, monkeypat
 
 @pytest.mark.parametrize("pad_to_window", [False, True])
 def test_layers_mixed_in_the_tower_are_those_mixed_after_it(pad_to_window, monkeypatch):
-    monkeypatch.setattr(audio_towers, "WINDOWS_PER_PASS", 2)
+    monkeypatch.setattr(audio_towers, "windows_per_pass", lambda device: 2)
     model = tiny_speechllm("whisper", connector={"type": "stack_mlp", "stride": 4, "layers": "all"})
     tower, mixer = model.model.audio_tower, model.model.multi_modal_projector.layer_mix
     tower.pad_to_window = pad_to_window

@@ -7,7 +7,7 @@ from transformers import DynamicCache, Lfm2Config, Mamba2Config
 
 from modeling_speechllm.connectors import build_connector
 from modeling_speechllm.ctc_compress import runs
-from trainers.objectives.speech_inputs import connect, embed_prompts
+from trainers.objectives.speech_inputs import connect, embed_prompts, read_prompts
 
 SETTINGS = {"type": "ctc_compress", "vocabulary": 5, "hidden_size": 16, "heads": 2, "blocks": 1, "ffn_size": 24}
 
@@ -121,6 +121,69 @@ def test_trainers_give_the_llm_the_same():
     inputs = embed_prompts(model, whole, connect(model, whole))
     hidden = model.model.language_model(**inputs).last_hidden_state
     torch.testing.assert_close(hidden[:, -1], model.model(**batch).last_hidden_state[:, -1], rtol=0, atol=2e-5)
+    sizes = sizes_read(model)
+    closed_up, attended = read_prompts(model, inputs), inputs["attention_mask"].bool()
+    assert sizes == [int(attended.sum(1).max())] and sizes[0] < ids.shape[1]
+    torch.testing.assert_close(closed_up[attended], hidden[attended], rtol=0, atol=2e-5)
+
+
+def sizes_read(model):
+    """A list that grows by how many places the LLM reads, pass by pass."""
+    sizes = []
+
+    def note(module, args, kwargs):
+        sizes.append(kwargs["inputs_embeds"].shape[1])
+
+    model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    return sizes
+
+
+def test_gradients_are_those_of_a_prompt_that_is_not_closed_up():
+    model = reader()
+    features, features_mask = random_audio(model, [34, 20])
+    lengths = model.get_audio_features(features, features_mask).connector.lengths.tolist()
+    ids, mask = prompt(model, lengths)
+    batch = {"input_ids": ids, "attention_mask": mask, "dummy_audio": False, "language": None}
+    batch |= {"input_features": features, "input_features_mask": features_mask}
+    table, grads = model.model.multi_modal_projector.table.weight, []
+    for read in (read_prompts, lambda model, inputs: model.model.language_model(**inputs).last_hidden_state):
+        inputs = embed_prompts(model, batch, connect(model, batch))
+        hidden = read(model, inputs)
+        (hidden[:, -3:].sin().sum() + hidden[1, :4].cos().sum() * 0).backward()
+        grads.append(table.grad.clone())
+        table.grad = None
+    assert grads[0].abs().sum() > 0
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_generation_reads_no_more_places_than_tokens_were_read():
+    model = reader()
+    features, features_mask = random_audio(model, [34, 20])
+    rows, connected = heard(model, features, features_mask)
+    ids, mask = prompt(model, connected.lengths.tolist())
+    sizes = sizes_read(model)
+    found = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        input_features=features,
+        input_features_mask=features_mask,
+        **GREEDY,
+        return_dict_in_generate=True,
+    )
+    assert sizes == [max(map(len, rows)) + 5] + [1] * 7
+    assert torch.equal(found.sequences[:, : ids.shape[1]], ids)
+    sizes.clear()
+    model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        input_features=features,
+        input_features_mask=features_mask,
+        **GREEDY | {"max_new_tokens": 1},
+        return_dict_in_generate=True,
+        output_hidden_states=True,
+    )
+    assert sizes == [ids.shape[1]]  # the states of each place were asked for
 
 
 @torch.no_grad()

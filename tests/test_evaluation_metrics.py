@@ -7,7 +7,7 @@ import pytest
 import sacrebleu
 
 from speechllm.evaluation import behaviour, forms, languages, metrics, packages, tables
-from speechllm.evaluation.bootstrap import Difference, Estimate
+from speechllm.evaluation.bootstrap import Difference, Estimate, Resamples, difference
 from speechllm.evaluation.metrics import Metric
 from speechllm.evaluation.normalise import (
     answer_normalised,
@@ -156,6 +156,13 @@ def test_macro_f1_by_hand():
     found = named(metrics.class_scores(wanted, answers))
     # a: 2 right, 3 wanted, 3 answered: 2/3; b: 1, 1, 2: 2/3; c: 0
     assert found == pytest.approx({"accuracy": 60, "macro_f1": 100 * (2 / 3 + 2 / 3 + 0) / 3})
+
+
+def test_systems_that_answered_other_labels_are_compared_by_macro_f1():
+    wanted = ["a", "b", "a", "b"]
+    one, other = (metrics.class_scores(wanted, answers)[1] for answers in (wanted, ["a", "b", "c", "b"]))
+    found = difference(one.statistics, other.statistics, one.value, Resamples(list("1234"), 50))
+    assert found.value == pytest.approx(100 * (1 - (2 / 3 + 1 + 0) / 3))
 
 
 # How answers fail

@@ -10,13 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODEL = {"modeling_speechllm", "processing_speechllm"}
-BELOW_TRAINERS = ("objectives", "checkpoints", "data", "cache")
+BELOW_TRAINERS = ("objectives", "checkpoints", "data", "cache", "speed")
 ROOMS = {  # room: what it may import from, beside itself
     "modeling_speechllm": set(),
     "processing_speechllm": set(),
     "hub_cards": MODEL,
     "trainers.objectives": MODEL,
     "trainers.checkpoints": {*MODEL, "hub_cards"},
+    "trainers.speed": MODEL,
     "trainers.data": {*MODEL, "trainers.objectives"},
     "trainers.targets": {*MODEL, "trainers.objectives", "trainers.data"},
     "trainers.cache": {*MODEL, "trainers.objectives", "trainers.data"},
@@ -25,6 +26,7 @@ ROOMS = {  # room: what it may import from, beside itself
     "speechllm": MODEL,
     "speechllm.speech_synthesis": {*MODEL, "trainers.targets"},
     "speechllm.evaluation": {*MODEL, "hub_cards", "trainers.*", "speechllm.speech_synthesis"},
+    "speechllm.page": {*MODEL, "speechllm", "speechllm.evaluation"},
     "speechllm.serving": {*MODEL, "speechllm"},
     "speechllm_cli": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},
     "benchmarks": {*MODEL, "hub_cards", "trainers.*", "speechllm.*"},

@@ -1,5 +1,7 @@
 """Merging, batches, generation, gradients, data types."""
 
+import runpy
+
 import pytest
 import torch
 from conftest import (
@@ -14,6 +16,7 @@ from conftest import (
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from modeling_speechllm import older_transformers
 from modeling_speechllm.modeling_speechllm import CACHE
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -189,6 +192,18 @@ def test_logits_to_keep(model):
     assert torch.equal(model(input_ids=input_ids, logits_to_keep=2).logits, full[:, -2:])
     mask = torch.tensor([[True, False, True, False], [False, False, False, True]])
     torch.testing.assert_close(model(input_ids=input_ids, logits_to_keep=mask).logits, full[mask], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "keep", [0, 2, torch.tensor([1, 4]), torch.tensor([[0, 1], [2, 3], [4, 4]]), torch.eye(3, 5) > 0]
+)
+def test_older_transformers_keep_the_same_logits(keep, monkeypatch):
+    monkeypatch.delattr("transformers.configuration_utils.SubConfigSpec", raising=False)
+    ours = runpy.run_path(older_transformers.__file__)
+    assert ours["SubConfigSpec"] is None
+    hidden = torch.randn(3, 5, 2)
+    kept = ours["slice_logits_to_keep"](hidden, keep)
+    assert torch.equal(kept, older_transformers.slice_logits_to_keep(hidden, keep)) and kept.numel() > 0
 
 
 def test_gradients_reach_the_connector_and_nothing_frozen(model):

@@ -93,6 +93,32 @@ print(sorted({{"torch", "transformers", "numpy", "speechllm"}} & set(sys.modules
     assert result.stdout.endswith("[]\n"), result.stdout + result.stderr
 
 
+# Parts of the toolkit, and packages of theirs, that an answer needs nothing of.
+NOT_FOR_AN_ANSWER = {
+    *("trainers", "trl", "peft", "datasets", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "torchcodec"),
+    *("speechllm.evaluation", "gguf", "jiwer", "sacrebleu", "deepspeed", "bitsandbytes"),
+}
+
+
+@pytest.mark.slow
+def test_the_first_answer_imports_nothing_of_training_and_evaluation(tmp_path):
+    clip = str(ROOT / "speechllm" / "nano" / "examples" / "en.wav")
+    result = python(
+        f"""
+import sys
+import speechllm
+heavy = {NOT_FOR_AN_ANSWER}
+print(sorted(heavy & set(sys.modules)))
+from speechllm_cli.main import main
+main(["ask", {clip!r}, "what was said"])
+print(sorted(heavy & set(sys.modules)))
+""",
+        cwd=tmp_path,
+    )
+    lines = result.stdout.splitlines()
+    assert lines[0] == lines[-1] == "[]" and len(lines) == 3, result.stdout + result.stderr
+
+
 @pytest.mark.slow
 def test_import_registers_everything(tmp_path):
     result = python(
@@ -107,7 +133,7 @@ print(type(config).__name__, PROCESSOR_MAPPING[type(config)].__name__)
 models = [AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM]
 print(*(auto._model_mapping[type(config)].__name__ for auto in models))
 _, task, _ = PIPELINE_REGISTRY.check_task("speech-instruct")
-print(task["impl"].__name__, task["default"]["model"][0] == speechllm.NANO)
+print(task["impl"].__name__, task["default"]["model"][0] == speechllm.MODELS[speechllm.DEFAULT])
 """,
         cwd=tmp_path,
     )

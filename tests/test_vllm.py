@@ -157,6 +157,7 @@ class BackendModel:
 
     def __init__(self, *, vllm_config, prefix=""):
         self.config = vllm_config.model_config.hf_config
+        self.model = SpeechLLMModel(self.config)
 
     def compute_logits(self, hidden_states):
         return hidden_states
@@ -208,8 +209,10 @@ def plugin(monkeypatch):
             "MultiModalDummyInputsBuilder": BackendPart,
             "MultiModalProcessor": BackendPart,
         },
+        "vllm.model_executor.layers.linear": {"LinearBase": torch.nn.Linear},
         "vllm.multimodal": {"MULTIMODAL_REGISTRY": registry},
         "vllm.model_executor": {},
+        "vllm.model_executor.layers": {},
         "vllm.model_executor.models": {},
     }
     for name, values in contents.items():
@@ -257,8 +260,8 @@ def test_the_plugin_s_processor_speaks_in_our_own_words(plugin):
         made._apply_hf_processor_main([noise(0.5)] * 2, {"sampling_rate": 16000})
 
 
-def vllm_config(text=None, is_moe=False, lora_config=None):
-    config = tiny_speechllm(text=text, audio_token_id=3).config
+def vllm_config(text=None, connector=None, is_moe=False, lora_config=None):
+    config = tiny_speechllm(text=text, connector=connector, audio_token_id=3).config
     return SimpleNamespace(model_config=SimpleNamespace(hf_config=config, is_moe=is_moe), lora_config=lora_config)
 
 
@@ -269,6 +272,19 @@ def test_granite_s_divisor_becomes_the_factor_that_vllm_reads_once(plugin):
         module.SpeechLLMForVLLM(vllm_config=config)
         text = config.model_config.hf_config.text_config
         assert (text.logit_scale, text.logits_scaling) == (0.125, 1)
+
+
+@pytest.mark.parametrize("connector", [{"type": "conv", "convolutions": 2}, None])
+def test_vllm_s_linear_layers_get_no_transposed_frames(plugin, connector):
+    module, _ = plugin
+    config = vllm_config(connector=connector)
+    served = module.SpeechLLMForVLLM(vllm_config=config)
+    seen = []
+    for layer in served.model.multi_modal_projector.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].is_contiguous()))
+    served.model.get_audio_features(torch.randn(1, 8, 40))
+    assert len(seen) == 2 and all(seen)
 
 
 def test_the_placeholder_is_never_answered(plugin):

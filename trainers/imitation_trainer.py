@@ -20,7 +20,7 @@ from .data.collators import Example, SpeechCollator, Utterance, keep_masks, whol
 from .data.ctc_alignment import token_times
 from .data.interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
 from .imitation_config import SpeechImitationConfig
-from .objectives.speech_inputs import connect, embed_prompts
+from .objectives.speech_inputs import connect, embed_prompts, read_prompts
 from .objectives.terms import Term
 from .speech_trainer import SpeechTrainer
 
@@ -126,7 +126,8 @@ class SpeechImitationTrainer(SpeechTrainer):
     loss = (cross_entropy_weight * CE + divergence_weight * temperature^2 * D(teacher, student)) / answer tokens
 
     What it imitates is in the data (`speechllm targets`): transcripts, multi-instructional targets, tasks,
-    continuations, replies. Reported beside the terms: `token_accuracy`.
+    continuations, replies. Reported beside the terms: `token_accuracy`; where `cross_entropy_weight` is 0,
+    it and the cross-entropy are computed in evaluations alone.
 
     Args:
         model, args ([`SpeechImitationConfig`]), train_dataset, eval_dataset, processing_class, peft_config, callbacks:
@@ -154,7 +155,7 @@ class SpeechImitationTrainer(SpeechTrainer):
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         inputs = embed_prompts(model, batch, connect(model, batch))
-        hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
+        hidden = read_prompts(model, inputs)
         weights = self.args.cross_entropy_weight, self.args.divergence_weight
         return self.response_terms(model, batch, hidden, *weights, end_token_weight=self.args.end_token_weight)
 

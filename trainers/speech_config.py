@@ -1,6 +1,7 @@
 """What the configs of all speech trainers share."""
 
 import json
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -83,10 +84,21 @@ class SpeechTrainingConfig(SFTConfig):
             Stop when more than this share of the rows cannot be used; fewer are set aside, counted and listed in
             `bad_rows` under the output folder.
 
+        > Inherited, with defaults of their own
+
+        train_sampling_strategy (`str`, *optional*):
+            `"random"`, `"sequential"` or `"group_by_length"`; by default the last where rows have durations, as those
+            of `load_rows` and of the commands have.
+        dataloader_num_workers (`int`, *optional*):
+            Processes that read batches; by default one less than a device has cores, 8 at most, and none below 4.
+        gradient_checkpointing (`bool`, *optional*):
+            Compute activations again in the backward pass; by default where they would not fit into memory twice, by
+            an estimate (`speed/memory.py`), and where the model is sharded. Also called `activation_checkpointing`.
+
     > [!NOTE]
-    > Defaults that differ from [`trl.SFTConfig`]: `max_length` is None (nothing is truncated), `remove_unused_columns`
-    > is False (rows carry audio), `bf16` is off where no accelerator is present, `logging_nan_inf_filter` is off (a
-    > loss that is not finite stops the run), `report_to` is "none".
+    > Further defaults that differ from [`trl.SFTConfig`]: `max_length` is None (nothing is truncated),
+    > `remove_unused_columns` is False (rows carry audio), `bf16` is off where no accelerator is present,
+    > `logging_nan_inf_filter` is off (a loss that is not finite stops the run), `report_to` is "none".
     """
 
     train_groups: list[str] = field(
@@ -126,6 +138,15 @@ class SpeechTrainingConfig(SFTConfig):
     )
 
     # Parameters whose default values are overridden from SFTConfig
+    train_sampling_strategy: str | None = field(
+        default=None, metadata={"help": "random, sequential, group_by_length; the last where rows have durations."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read batches; by default as many as cores allow."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Compute activations again in the backward pass; by default if they must."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Not used: nothing is truncated."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rows carry audio; must be False."})
     logging_nan_inf_filter: bool = field(
@@ -136,6 +157,14 @@ class SpeechTrainingConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        # What nobody set: the trainer, which knows data and model, has the last word on it.
+        self.groups_by_default = self.train_sampling_strategy is None
+        self.workers_by_default = self.dataloader_num_workers is None
+        self.checkpoints_by_default = self.activation_checkpointing is None and self.gradient_checkpointing is None
+        if self.groups_by_default:
+            self.train_sampling_strategy = "group_by_length"
+        if self.workers_by_default:
+            self.dataloader_num_workers = spare_cores()
         self._check_inherited()
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.accelerator.is_available()
@@ -201,6 +230,13 @@ class SpeechTrainingConfig(SFTConfig):
             )
         if (self.average_best or self.early_stopping_patience) and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "loss", False
+
+
+def spare_cores() -> int:
+    """Workers that a device's share of the cores bears beside its training: none below 4 cores, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(share - 1, 8) if share >= 4 else 0
 
 
 def check_given(

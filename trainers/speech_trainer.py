@@ -25,8 +25,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTTrainer
 
+from modeling_speechllm.attention_backends import attention_for_any_length
 from modeling_speechllm.audio_towers import AudioTower
 from modeling_speechllm.llm_head import scale_logits
+from processing_speechllm import SpeechLLMProcessor
 
 from .checkpoints.card import CardFacts
 from .checkpoints.trained_parts import beside_adapters, beside_quantized, has_tied_head, tie_head, train_groups
@@ -38,9 +40,11 @@ from .data.loaders import build_loader, is_stream
 from .data.loading import dataset_fingerprint
 from .objectives.divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
 from .objectives.forward_redirection import through_forward
-from .objectives.speech_inputs import connect, embed_prompts
+from .objectives.speech_inputs import connect, embed_prompts, read_prompts
 from .objectives.terms import Term, Totals, weighted_loss
 from .speech_config import SpeechTrainingConfig, check_given
+from .speed.attention import fast_backward
+from .speed.memory import activations_fit
 
 
 def last_places(mask: torch.Tensor) -> torch.Tensor:
@@ -96,6 +100,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         train_groups(model, args.train_groups)
         if peft_config is not None:
             peft_config = beside_adapters(peft_config, args.train_groups)
+        if args.checkpoints_by_default:
+            self._choose_checkpointing(args, model, train_dataset, processing_class)
         self.frames_cache = self._open_cache(args, model, processing_class)
         self.bad_rows = BadRows(Path(args.output_dir) / "bad_rows", args.max_bad_share, ROWS_BEFORE_JUDGING)
         self._rows_seen = self._rows_bad = 0
@@ -129,6 +135,15 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if tied and peft_config is not None:
             tie_head(self.speech_model)
         self._check_sharding()
+
+    def _choose_checkpointing(
+        self, args: SpeechTrainingConfig, model: PreTrainedModel, rows: Any, processor: SpeechLLMProcessor
+    ) -> None:
+        """Activations are computed again where they would not fit into memory, and in sharded runs, whose processes
+        must all do the same."""
+        sharded = args.fsdp or args.deepspeed or model.is_distributed_loading_by_transformers
+        again = bool(sharded) or not activations_fit(model, rows, processor, args, self.collator_class.runs_llm)
+        args.activation_checkpointing = args.gradient_checkpointing = again
 
     def _check_sharding(self) -> None:
         """Raises a ValueError for weights that could not be averaged at the end of a sharded run."""
@@ -212,7 +227,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """Logits (rows, sequence, vocabulary) and labels (rows, sequence) of a batch, those of a position standing at
         that before it as everywhere in transformers; `model` is the SpeechLLM without wrappers."""
         inputs = embed_prompts(model, batch, connect(model, batch))
-        hidden = model.model.language_model(**inputs, use_cache=False).last_hidden_state
+        hidden = read_prompts(model, inputs)
         return self.head(model)(hidden), batch["labels"]
 
     def outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[CausalLMOutput, torch.Tensor]:
@@ -287,8 +302,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """Last-layer hidden states (batch, sequence, dim) of the LLM that reads the transcripts."""
         with self.teacher(model) as llm:
             embeddings = model.model.embed_text(batch["teacher_input_ids"])
-            mask = batch["teacher_attention_mask"]
-            return llm(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+            return llm(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # padded behind, as the student's
 
     def response_terms(
         self,
@@ -305,11 +319,11 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         predicting = batch["labels"][:, 1:] != IGNORED
         student, labels = hidden[:, :-1][predicting], batch["labels"][:, 1:][predicting]
         head = self.head(model)
-        total, correct = response_loss(student, labels, head)
-        terms = {
-            "cross_entropy": Term(total, "answer_tokens", cross_entropy_weight),
-            "token_accuracy": Term(correct, "answer_tokens", 0.0),
-        }
+        terms = {}
+        if cross_entropy_weight or not torch.is_grad_enabled():  # without a weight it is a figure of evaluations alone
+            total, correct = response_loss(student, labels, head)
+            terms["cross_entropy"] = Term(total, "answer_tokens", cross_entropy_weight)
+            terms["token_accuracy"] = Term(correct, "answer_tokens", 0.0)
         if divergence_weight:
             args = self.args
             if "teacher_indices" in batch:
@@ -369,7 +383,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         begin = time.monotonic()
         self.before_step()
-        loss = super().training_step(*args, **kwargs)
+        with attention_for_any_length(), fast_backward(wanted=not self.speech_model.attention_was_chosen):
+            loss = super().training_step(*args, **kwargs)
         self._busy += time.monotonic() - begin
         return loss
 
@@ -414,7 +429,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """The terms go into the totals of the evaluation. Where metrics or predictions are asked for, also logits and
         labels; of several processes all give as many rows, the added ones labelled -100 throughout."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), attention_for_any_length():
             if self.compute_loss_func is None:
                 self._totals["eval"].add(self.terms(model, inputs), inputs["counts"])
             else:

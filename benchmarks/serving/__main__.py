@@ -76,13 +76,14 @@ def servers(options: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, A
     logs.mkdir(parents=True, exist_ok=True)
     if options.vllm:
         yield VLLM, lambda: vllm_server(options.vllm, options.model, logs / "vllm.txt")
-        exported = scratch / "exported"
-        export(options.model, exported)
-        yield REMOTE, lambda: vllm_server(options.vllm, str(exported), logs / "vllm_remote.txt", remote_code=True)
     for address in options.url or []:
         yield address, lambda address=address: nullcontext(ServerEngine(address, lines=False, tells_logprobs=False))
     if options.serve:
         yield SERVE, lambda: transformers_server(options.model, logs / "serve.txt")
+    if options.vllm:
+        exported = scratch / "exported"
+        export(options.model, exported)
+        yield REMOTE, lambda: vllm_server(options.vllm, str(exported), logs / "vllm_remote.txt", remote_code=True)
 
 
 def export(model: str, out: Path) -> None:

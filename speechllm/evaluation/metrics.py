@@ -219,20 +219,18 @@ def class_scores(wanted: Sequence[str], answers: Sequence[str]) -> list[Metric]:
     right = [label == answer for label, answer in zip(wanted, answers, strict=True)]
     return [
         share("accuracy", "accuracy", right, True),
-        Metric("macro_f1", "macro-F1", "%", True, counts.reshape(len(wanted), -1), _macro_f1(len(labels))),
+        Metric("macro_f1", "macro-F1", "%", True, counts.reshape(len(wanted), -1), _macro_f1),
     ]
 
 
-def _macro_f1(labels: int) -> Value:
-    def value(sums: np.ndarray) -> np.ndarray:
-        sums = np.asarray(sums, dtype=float)
-        right, wanted, answered = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, labels), -2, 0)
-        total = wanted + answered
-        scores = 2 * right / np.where(total > 0, total, 1)
-        present = (total > 0).sum(-1)
-        return np.where(present > 0, 100 * scores.sum(-1) / np.where(present > 0, present, 1), np.nan)
-
-    return value
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    """Sums (..., 3 x labels) -> macro-F1 (...). Systems that are compared may have answered other labels."""
+    sums = np.asarray(sums, dtype=float)
+    right, wanted, answered = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+    total = wanted + answered
+    scores = 2 * right / np.where(total > 0, total, 1)
+    present = (total > 0).sum(-1)
+    return np.where(present > 0, 100 * scores.sum(-1) / np.where(present > 0, present, 1), np.nan)
 
 
 __all__ = [

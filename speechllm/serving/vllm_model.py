@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.transformers import TransformersMultiModalForCausalLM
 from vllm.model_executor.models.transformers.multimodal import (
     MultiModalDummyInputsBuilder,
@@ -73,6 +74,11 @@ class Processor(MultiModalProcessor):
             raise
 
 
+def contiguous(module: torch.nn.Module, inputs: tuple) -> tuple:
+    """Hook before vLLM's linear layers, which on a CPU take no transposed frames, as convolutions leave them."""
+    return (inputs[0].contiguous(), *inputs[1:])
+
+
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
 class SpeechLLMForVLLM(TransformersMultiModalForCausalLM):
     """[`SpeechLLMForConditionalGeneration`] in vLLM."""
@@ -93,6 +99,10 @@ class SpeechLLMForVLLM(TransformersMultiModalForCausalLM):
         if scaling not in (None, 1):  # a divisor (Granite's); vLLM reads a factor (Cohere's)
             config.text_config.logit_scale, config.text_config.logits_scaling = 1 / scaling, 1.0
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        for part in (self.model.audio_tower, self.model.multi_modal_projector):
+            for module in part.modules():
+                if isinstance(module, LinearBase):
+                    module.register_forward_pre_hook(contiguous)
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:

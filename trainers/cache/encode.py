@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from modeling_speechllm.attention_backends import attention_for_any_length
 from modeling_speechllm.audio_families import audio_layer_count
 
 from ..data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
@@ -235,6 +236,7 @@ class RowEncoder:
         self.report.bytes_written = sum(writer.written for writer in self.writers.values())
 
 
+@attention_for_any_length()
 def encode_share(
     model: Any,
     processor: Any,

@@ -13,6 +13,8 @@ from processing_speechllm import SpeechLLMProcessor
 from .collators import SpeechCollator
 from .sampling import LengthBatchSampler, StreamBatches, TrainingRows
 
+BATCHES_PER_WORKER = 4  # at least, for workers that nobody asked for
+
 
 class EpochLoader(DataLoader):
     """A data loader that hands the epoch on to its batch sampler."""
@@ -58,15 +60,18 @@ def build_loader(
         training: by `batch_seconds` or `batch_tokens` if set, else by `per_device_eval_batch_size`.
         start: batches of a stream that a resumed run has had.
         in_order: the rows as they stand in the dataset, as they also come where `train_sampling_strategy` is
-            "sequential", and in evaluation unless it is "group_by_length" or there is a budget.
+            "sequential", and in evaluation unless it was set to "group_by_length" or there is a budget.
 
     Raises:
         ValueError: batches by length without durations, or a stream where a length or an order is needed.
     """
     budget = args.batch_seconds or args.batch_tokens
     sequential = args.train_sampling_strategy == "sequential"
-    by_length = not in_order and (args.train_sampling_strategy == "group_by_length" or budget is not None)
     columns = dataset.column_names
+    grouped = args.train_sampling_strategy == "group_by_length"
+    if args.groups_by_default and not is_stream(dataset):
+        grouped = training and "duration" in columns
+    by_length = not in_order and (grouped or budget is not None)
     if (by_length or is_stream(dataset)) and columns is not None and "duration" not in columns:
         raise ValueError(
             "Batches by length, and batches of a stream, need the column 'duration' (seconds). Add it with "
@@ -81,16 +86,21 @@ def build_loader(
         "rank": rank,
         "world_size": world_size,
     }
-    workers = args.dataloader_num_workers
-    settings = {
-        "collate_fn": collate,
-        "num_workers": workers,
-        "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
-        "persistent_workers": bool(workers and args.dataloader_persistent_workers),
-        "prefetch_factor": args.dataloader_prefetch_factor if workers else None,
-        "multiprocessing_context": args.dataloader_multiprocessing_context if workers else None,
-        "in_order": args.dataloader_in_order,
-    }
+
+    def settings(batches: float) -> dict[str, Any]:
+        """Of a loader of so many batches, which few do not need all the workers for that come by default."""
+        workers = args.dataloader_num_workers
+        if args.workers_by_default:
+            workers = int(min(workers, batches // BATCHES_PER_WORKER))
+        return {
+            "collate_fn": collate,
+            "num_workers": workers,
+            "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
+            "persistent_workers": bool(workers and args.dataloader_persistent_workers),
+            "prefetch_factor": args.dataloader_prefetch_factor if workers else None,
+            "multiprocessing_context": args.dataloader_multiprocessing_context if workers else None,
+            "in_order": args.dataloader_in_order,
+        }
 
     def cost(row: dict[str, Any]) -> float:
         return count_tokens(row, collate.processor) if args.batch_tokens else row["duration"]
@@ -103,15 +113,16 @@ def build_loader(
                 "A stream is mixed within buffer_size rows; leave train_sampling_strategy at its default."
             )
         batches = StreamBatches(dataset, cost, buffer_rows=args.buffer_size, start=start, **limits)
-        return DataLoader(batches, batch_size=None, **settings)
+        return DataLoader(batches, batch_size=None, **settings(BATCHES_PER_WORKER))  # batched in one place
     if training and args.batch_tokens:
         needed = [name for name in ("text", "messages", "duration") if name in columns]
         costs = list(map(cost, tqdm(dataset.select_columns(needed), desc="Counting tokens")))
     else:
         costs = dataset["duration"] if by_length else [1.0] * len(dataset)
     shuffle = training and not (sequential or in_order)
-    sampler = LengthBatchSampler(costs, group_by_length=by_length, shuffle=shuffle, **limits)
-    return EpochLoader(TrainingRows(dataset), batch_sampler=sampler, **settings)
+    steps = world_size * args.gradient_accumulation_steps if training else 1
+    sampler = LengthBatchSampler(costs, group_by_length=by_length, step_batches=steps, shuffle=shuffle, **limits)
+    return EpochLoader(TrainingRows(dataset), batch_sampler=sampler, **settings(len(sampler)))
 
 
 __all__ = ["EpochLoader", "build_loader", "count_tokens", "is_stream"]

@@ -30,7 +30,8 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
 
     With `batch_size`, rows are permuted and dealt in turn to the processes, so that one process with batch 8, with
     batch 1 and 8 accumulation steps, or two processes with batch 4 see the same rows in every optimizer step. With
-    `group_by_length`, rows of like cost share a batch instead.
+    `group_by_length`, rows of like cost share an optimizer step, which is `step_batches` batches; the incomplete step
+    comes last.
 
     With `budget`, a batch has as many rows as fit: rows x cost of the costliest <= budget. Rows are bucketed by cost;
     a bucket's batch size is the budget over its costliest row, so the number of batches is the same in every epoch
@@ -44,10 +45,12 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         batch_size (`int`, *optional*): rows per batch and process.
         budget (`float`, *optional*): largest padded cost of a batch, in the unit of `costs`. Exactly one of
             `batch_size` and `budget` must be given.
-        group_by_length (`bool`): sort pools of 50 batches (a quarter of all, if that is fewer) by cost.
+        group_by_length (`bool`): sort pools of 50 optimizer steps (a quarter of all, if that is fewer) by cost.
         seed (`int`): seed of the order.
         rank (`int`): number of this process.
         world_size (`int`): number of processes.
+        step_batches (`int`, *optional*, defaults to 1): batches of an optimizer step, of all processes together; read
+            with `batch_size` and `group_by_length`.
         shuffle (`bool`, *optional*, defaults to `True`): in random order; otherwise in that of the rows. Rows that are
             grouped by length come in random order all the same.
 
@@ -65,11 +68,13 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         seed: int,
         rank: int,
         world_size: int,
+        step_batches: int = 1,
         shuffle: bool = True,
     ):
         self.costs = np.asarray(costs, dtype=np.float64)
         self.batch_size, self.budget, self.group_by_length = batch_size, budget, group_by_length
         self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
+        self.step_batches = None if budget else step_batches
         self.epoch = 0
         _check_limits(batch_size, budget)
         _check_place(rank, world_size)
@@ -105,7 +110,8 @@ class LengthBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         generator = _generator(self.seed, epoch)
         grouped = self.group_by_length or self.budget is not None
         if self.shuffle or grouped:
-            return _even_out(_cut(self._buckets, self.costs, grouped, generator), self.costs, self.world_size)
+            batches = _cut(self._buckets, self.costs, grouped, generator, self.step_batches)
+            return _even_out(batches, self.costs, self.world_size)
         rows = np.arange(len(self.costs))
         batches = [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
         return sorted(_even_out(batches, self.costs, self.world_size), key=lambda batch: batch[0])
@@ -287,20 +293,33 @@ def _rows_that_fit(budget: float, cost: float, rows: int) -> int:
 
 
 def _cut(
-    buckets: list[tuple[np.ndarray, int]], costs: np.ndarray, grouped: bool, generator: np.random.Generator
+    buckets: list[tuple[np.ndarray, int]],
+    costs: np.ndarray,
+    grouped: bool,
+    generator: np.random.Generator,
+    step_batches: int | None = None,
 ) -> list[np.ndarray]:
-    """Batches of row numbers. Grouped: sorted by cost in pools, and in random order."""
-    batches = []
+    """Batches of row numbers. Grouped: sorted by cost in pools, and steps of `step_batches` in random order, with one
+    that is not full at the end; without `step_batches` single batches in random order."""
+    if not grouped:
+        batches = []
+        for rows, size in buckets:
+            rows = generator.permutation(rows)
+            batches += [rows[first : first + size] for first in range(0, len(rows), size)]
+        return batches
+    steps, last = [], []
     for rows, size in buckets:
-        rows = generator.permutation(rows)
-        if grouped:
-            step = size * max(1, min(POOL_BATCHES, len(rows) // size // 4))
-            pools = [rows[first : first + step] for first in range(0, len(rows), step)]
-            rows = np.concatenate([pool[np.argsort(costs[pool], kind="stable")] for pool in pools])
-        batches += [rows[first : first + size] for first in range(0, len(rows), size)]
-    if grouped:
-        batches = [batches[number] for number in generator.permutation(len(batches))]
-    return batches
+        rows, whole = generator.permutation(rows), size * (step_batches or 1)
+        pool = whole * max(1, min(POOL_BATCHES, len(rows) // whole // 4))
+        pools = [rows[first : first + pool] for first in range(0, len(rows), pool)]
+        rows = np.concatenate([part[np.argsort(costs[part], kind="stable")] for part in pools])
+        if step_batches and (over := len(rows) % whole):
+            first = whole * int(generator.integers(len(rows) // whole + 1))  # rows of any one length
+            last.append((rows[first : first + over], size))
+            rows = np.delete(rows, slice(first, first + over))
+        steps += [(rows[first : first + whole], size) for first in range(0, len(rows), whole)]
+    ordered = [steps[number] for number in generator.permutation(len(steps))] + last
+    return [step[first : first + size] for step, size in ordered for first in range(0, len(step), size)]
 
 
 def _even_out(batches: list[np.ndarray], costs: np.ndarray, world_size: int) -> list[np.ndarray]:

@@ -7,33 +7,25 @@
 All take hidden states and a `head` that makes logits of them, scales and soft caps included, and return sums.
 
 Unusual here:
-- The vocabulary is the largest dimension by far, so logits exist for `chunk` positions at a time and are computed
-  again in the backward pass. Memory is chunk x vocabulary whatever the number of positions; with [`vocabulary_slices`]
-  for a head it is chunk x slice.
+- Logits exist for `chunk` positions at a time (`chunks.py`). Memory is chunk x vocabulary whatever the number of
+  positions; with [`vocabulary_slices`] for a head, which computes them again in the backward pass, chunk x slice.
 - Dividing the vocabulary costs a second pass through the head (the first finds the normalisers), fewer positions per
   chunk cost little. So take fewer positions first.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from .chunks import Head, recomputed, sum_over_chunks
 from .distances import at_least_float32
-
-Head = Callable[[torch.Tensor], torch.Tensor]
 
 CHUNK = 256  # positions; with 256,000 tokens a float32 copy of the logits has 262 MB
 KINDS = ("forward", "reverse", "jsd")
-
-
-def recomputed(function: Callable, *args: Any) -> Any:
-    """`function(*args)`, keeping only `args` for the backward pass."""
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def vocabulary_slices(
@@ -82,9 +74,7 @@ def response_loss(
         logits = at_least_float32(head(hidden))
         return F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) == labels).sum()
 
-    chunks = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    totals, correct = zip(*(recomputed(of_chunk, *part) for part in chunks), strict=True)
-    return sum(totals), sum(correct)
+    return sum_over_chunks(of_chunk, hidden, [labels], head, chunk)
 
 
 def token_divergence(
@@ -175,13 +165,18 @@ def response_divergence(
             log_student, log_teacher = student - masses[0], teacher - masses[1]
         return token_divergence(log_student, log_teacher, kind, beta).sum()
 
+    if len(heads) == 1:
+
+        def of_chunk(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return of_slice(student, teacher, None, heads[0]), student.new_zeros(())
+
+        total, _ = sum_over_chunks(of_chunk, student_hidden, [teacher_hidden.detach()], heads[0], chunk)
+        return total * temperature**2
     totals = []
     for student, teacher in zip(student_hidden.split(chunk), teacher_hidden.split(chunk), strict=True):
-        masses = None
-        if len(heads) > 1:
-            student_mass = torch.stack([recomputed(log_mass, student, head) for head in heads]).logsumexp(0)
-            with torch.no_grad():
-                masses = student_mass, torch.stack([log_mass(teacher, head) for head in heads]).logsumexp(0)
+        student_mass = torch.stack([recomputed(log_mass, student, head) for head in heads]).logsumexp(0)
+        with torch.no_grad():
+            masses = student_mass, torch.stack([log_mass(teacher, head) for head in heads]).logsumexp(0)
         totals += [recomputed(of_slice, student, teacher, masses, head) for head in heads]
     return sum(totals) * temperature**2
 
@@ -265,19 +260,22 @@ def top_k_divergence(
             f"{len(teacher.indices)}. Compute them again with this tokenizer, template and responses."
         )
 
-    def of_chunk(hidden: torch.Tensor, log_teacher: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    def of_chunk(
+        hidden: torch.Tensor, log_teacher: torch.Tensor, indices: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        none = hidden.new_zeros(())
         log_student = tempered_logits(hidden, head, temperature).log_softmax(-1)
         log_teacher, indices = at_least_float32(log_teacher), indices.long()
         total = token_divergence(log_student.gather(-1, indices), log_teacher, "forward").sum()
         if indices.shape[-1] == log_student.shape[-1]:
-            return total
+            return total, none
         student_rest = log_student.scatter(-1, indices, float("-inf")).logsumexp(-1)
         teacher_rest = (1 - log_teacher.exp().sum(-1)).clamp(min=0)
-        return total + (torch.xlogy(teacher_rest, teacher_rest) - teacher_rest * student_rest).sum()
+        return total + (torch.xlogy(teacher_rest, teacher_rest) - teacher_rest * student_rest).sum(), none
 
-    teacher_chunks = zip(teacher.log_probabilities.detach().split(chunk), teacher.indices.split(chunk), strict=True)
-    parts = zip(student_hidden.split(chunk), teacher_chunks, strict=True)
-    return sum(recomputed(of_chunk, hidden, *tokens) for hidden, tokens in parts) * temperature**2
+    tokens = [teacher.log_probabilities.detach(), teacher.indices]
+    total, _ = sum_over_chunks(of_chunk, student_hidden, tokens, head, chunk)
+    return total * temperature**2
 
 
 __all__ = [

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modeling_speechllm.connector_base import ConnectorOutput, length_mask
-from modeling_speechllm.left_out import leave_out, left_out_places
+from modeling_speechllm.left_out import attended_places, leave_out, left_out_places, put_places, take_places
 from modeling_speechllm.lengths import minimum_input
 from modeling_speechllm.modeling_speechllm import put_audio
 
@@ -34,8 +34,11 @@ def connect(model: PreTrainedModel, batch: dict[str, Any]) -> ConnectorOutput:
 def embed_prompts(
     model: PreTrainedModel, batch: dict[str, Any], connected: ConnectorOutput
 ) -> dict[str, torch.Tensor]:
-    """What the LLM is given: `inputs_embeds` (batch, sequence, dim), audio tokens in place of their placeholders, and
-    `attention_mask`; with a connector that leaves audio tokens out, `position_ids` that do not count them.
+    """What the LLM is given: `inputs_embeds` (batch, sequence, dim), audio tokens in place of their placeholders; with
+    a connector that leaves audio tokens out also `attention_mask` and `position_ids`, which do not count them.
+
+    Otherwise there is no mask: rows are padded behind, where a causal LLM does not look, and attention without a
+    mask is faster. What it gives for the padding stands for nothing.
 
     A batch without audio takes its dummy's tokens times zero, so that all processes run the same modules.
 
@@ -43,10 +46,9 @@ def embed_prompts(
         ValueError: placeholders and audio tokens differ in number, with both.
     """
     embeddings = model.model.embed_text(batch["input_ids"])
-    mask = batch["attention_mask"]
     if batch["dummy_audio"]:
         embeddings = embeddings + 0.0 * connected.embeddings.sum().to(embeddings.dtype)
-        return {"inputs_embeds": embeddings, "attention_mask": mask}
+        return {"inputs_embeds": embeddings}
     used = length_mask(connected.lengths, connected.embeddings.shape[1])
     if "audio_keep" in batch:
         used = used & batch["audio_keep"]
@@ -56,12 +58,32 @@ def embed_prompts(
             f"The prompts have {int(placeholders.sum())} audio placeholders, the connector gave {int(used.sum())} "
             "audio tokens. Model and processor do not belong together: load both from the same folder."
         )
-    inputs = {"inputs_embeds": put_audio(embeddings, placeholders, connected.embeddings[used]), "attention_mask": mask}
+    inputs = {"inputs_embeds": put_audio(embeddings, placeholders, connected.embeddings[used])}
     if connected.used is not None:
-        inputs["attention_mask"], inputs["position_ids"] = leave_out(
-            left_out_places(placeholders, connected, used), mask
-        )
+        left_out = left_out_places(placeholders, connected, used)
+        inputs["attention_mask"], inputs["position_ids"] = leave_out(left_out, batch["attention_mask"])
     return inputs
 
 
-__all__ = ["connect", "embed_prompts"]
+def read_prompts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Last hidden states (batch, sequence, dim) of the LLM that reads what [`embed_prompts`] made.
+
+    Audio tokens that the connector leaves out take no part: the others are closed up before and spread again after,
+    with zeros where nothing was read.
+    """
+    llm = model.model.language_model
+    if "position_ids" not in inputs:
+        return llm(**inputs, use_cache=False).last_hidden_state
+    embeddings, mask = inputs["inputs_embeds"], inputs["attention_mask"]
+    counts = mask.sum(-1)
+    places = attended_places(mask, max(int(counts.max()), 1))
+    hidden = llm(
+        inputs_embeds=take_places(embeddings, places),
+        attention_mask=length_mask(counts, places.shape[1]).to(mask.dtype),
+        position_ids=inputs["position_ids"].gather(1, places),
+        use_cache=False,
+    ).last_hidden_state
+    return put_places(hidden, places, mask.shape[1])
+
+
+__all__ = ["connect", "embed_prompts", "read_prompts"]

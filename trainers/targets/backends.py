@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
+from modeling_speechllm.attention_backends import attention_for_any_length
 from modeling_speechllm.parents import load_causal_lm, parent_of
 from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
@@ -139,6 +140,7 @@ class LocalBackend:
             **self.chat_template_kwargs,
         )
 
+    @attention_for_any_length()
     def answer(self, questions: list[Question], progress: Callable[[int], None]) -> list[Answer]:
         """One answer per question; `progress` is told how many more are done."""
         prompts = [self.encode(question.chat) for question in questions]

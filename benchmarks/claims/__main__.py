@@ -1,0 +1,112 @@
+"""The claims of the papers, measured.
+
+    python -m benchmarks.claims --world nano --out build/claims
+    python -m benchmarks.claims --world nano --out build/claims --papers lad --seeds 0 --workers 2
+    python -m benchmarks.claims --world real --out build/claims --parents PARENTS --data DATA
+
+See README.md here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what it imports must not be imported before the environment is set
+    from benchmarks.claims.runner import Job
+    from benchmarks.claims.worlds import World
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    """The command line."""
+    from benchmarks.claims.runner import Job, check_job, run_job
+    from benchmarks.claims.variants import load_paper, papers
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--world", choices=("nano", "real"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and reports; goes on in it")
+    parser.add_argument("--papers", nargs="+", default=papers(), choices=papers(), help="by default all")
+    parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--seeds", type=int, nargs="+", help="by default 0 1 2; in the real world on a CPU 0")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="variants at a time, each in a process of its own")
+    parser.add_argument("--steps", type=int, help="updates of every training, to try it")
+    parser.add_argument("--limit", type=int, help="questions of every set, to try it")
+    parser.add_argument("--parents", type=Path, help="real: folder of whisper-base, gemma3-270m, ...")
+    parser.add_argument("--data", type=Path, help="real: folder of common_voice, xquad, text, ...")
+    parser.add_argument("--report", action="store_true", help="only tables and pictures of what has been run")
+    parser.add_argument("--docs", type=Path, help="Markdown page whose marked tables are renewed")
+    arguments = parser.parse_args()
+    if arguments.world == "real" and not arguments.report and not (arguments.parents and arguments.data):
+        parser.error("--world real needs --parents and --data, folders; README.md here tells what is in them.")
+    seeds = arguments.seeds
+    if seeds is None:
+        seeds = [0] if arguments.world == "real" and arguments.device == "cpu" else [0, 1, 2]
+    given = {"parents": str((arguments.parents or Path("parents")).resolve())}
+    chosen = [load_paper(name, arguments.world, given) for name in arguments.papers]
+    if arguments.variants:
+        unknown = set(arguments.variants) - {name for paper in chosen for name in paper.variants}
+        if unknown:
+            parser.error(f"no variant {', '.join(sorted(unknown))} in {', '.join(arguments.papers)}.")
+    if not arguments.report:
+        world = build_world(arguments)
+        overrides = {"max_steps": arguments.steps} if arguments.steps else None
+        for seed in seeds:
+            jobs: list[Job] = [
+                Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
+                for paper in chosen
+                for variant in paper.variants.values()
+                if not variant.same_as and (not arguments.variants or variant.name in arguments.variants)
+            ]
+            for job in jobs:  # before hours of work
+                check_job(job)
+            first = [job for job in jobs if job.variant.after is None]
+            for wave in (first, [job for job in jobs if job not in first]):
+                run_all(wave, arguments.workers, run_job)
+    from benchmarks.claims.report import write_reports
+
+    write_reports(arguments.out, arguments.world, chosen, arguments.docs)
+
+
+def build_world(arguments: argparse.Namespace) -> World:
+    """The world's recordings, rows and questions, made or found."""
+    if arguments.world == "nano":
+        from benchmarks.claims import nano
+
+        return nano.build(arguments.out, nano.Size(), workers=arguments.workers)
+    from benchmarks.claims import real
+
+    return real.build(arguments.out, arguments.parents, arguments.data, device=arguments.device)
+
+
+def run_all(jobs: list[Job], workers: int, run: Callable[[Job], dict]) -> None:
+    """Runs jobs that are not done, so many at a time; each says what it has cost."""
+    open_jobs = [job for job in jobs if not job.result.exists()]
+    if workers == 1 or len(open_jobs) < 2:
+        for job in open_jobs:
+            say(job, run(job))
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for job, result in zip(open_jobs, pool.map(run, open_jobs), strict=True):
+            say(job, result)
+
+
+def say(job: Job, result: dict) -> None:
+    """One line about a finished job."""
+    seconds = result["seconds"]
+    spent = f"training {seconds['training']:.0f} s, evaluation {seconds['evaluation']:.0f} s"
+    print(f"== {job.variant.paper} {job.variant.name}, seed {job.seed}: {spent}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A paper's variants as a picture: a panel per figure, a line per variant, a dot per seed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.claims.variants import Column
+
+COLOURS = {"text_bound": "#E69F00", "cascade": "#009E73"}  # Okabe and Ito, as in `speechllm evaluate`
+TITLES = {"text_bound": "text bound", "cascade": "cascade"}
+BLUE = "#0072B2"
+PER_LINE = 3  # panels
+
+
+def draw(
+    title: str,
+    columns: Sequence[Column],
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    beside: Mapping[str, Sequence[float | None]],
+    path: Path,
+) -> None:
+    """
+    Writes a PNG.
+
+    Args:
+        title: of the picture.
+        columns: of the table, a panel each.
+        lines: title of a variant -> by column its figures, one per seed.
+        beside: system -> by column its figure, drawn as an upright line.
+        path: of the file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot
+
+    names = list(lines)
+    down = -(-len(columns) // PER_LINE)
+    across = min(len(columns), PER_LINE)
+    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}
+    with pyplot.rc_context(style):
+        size = (2.4 * across + 3.2, (0.22 * len(names) + 0.8) * down + 0.5)
+        figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained", sharey=True)
+        for place, axis in enumerate(axes.flat):
+            if place >= len(columns):
+                axis.set_axis_off()
+                continue
+            column = columns[place]
+            for line, name in enumerate(names):
+                values = lines[name][place]
+                if values:
+                    axis.plot(values, [line] * len(values), "o", color=BLUE, markersize=3, alpha=0.5)
+                    axis.plot([fmean(values)], [line], "|", color=BLUE, markersize=11, markeredgewidth=2)
+            for system, values in beside.items():
+                if values[place] is not None:
+                    axis.axvline(values[place], color=COLOURS[system], linewidth=1.2, label=TITLES[system])
+            axis.set_title(
+                f"{column.title} ({'lower' if column.better == 'lower' else 'higher'} is better)", fontsize=8
+            )
+            axis.set_yticks(range(len(names)), names)
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.grid(axis="x", linewidth=0.3)
+            axis.margins(x=0.12)
+        found = {
+            label: handle
+            for axis in axes.flat
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        if found:
+            figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found), frameon=False)
+        figure.suptitle(f"{title}: dots are seeds, bars their mean", fontsize=9)
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+
+
+__all__ = ["draw"]

@@ -1,0 +1,207 @@
+"""What has been run, as tables and pictures: means and spreads over seeds, and each claim's verdict.
+
+    OUT/WORLD/report/PAPER.md, PAPER.png    made anew from the results every time
+
+A page (`--docs`) gets the same between its marks `<!-- claims: WORLD PAPER -->` and `<!-- end -->`; what stands
+outside of them, a paragraph per claim, is its author's and stays.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims.pictures import draw
+from benchmarks.claims.runner import job_folder
+from benchmarks.claims.variants import Claim, Column, Paper, Variant
+
+SYSTEMS = {"text_bound": "text bound (the LLM reads)", "cascade": "cascade (the LLM reads a recogniser)"}
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # variant, seed -> result
+
+
+def load_results(out: Path, world: str, paper: Paper) -> Results:
+    """The results that there are."""
+    return {name: results_of(out, world, variant) for name, variant in paper.variants.items()}
+
+
+def results_of(out: Path, world: str, variant: Variant) -> dict[int, dict[str, Any]]:
+    """A variant's results by seed."""
+    paper, _, name = (variant.same_as or f"{variant.paper}/{variant.name}").partition("/")
+    found = {}
+    for path in sorted(job_folder(out, world, paper, name, 0).parent.glob("seed-*/result.json")):
+        found[int(path.parent.name.removeprefix("seed-"))] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def figure(result: Mapping[str, Any], path: str, system: str = "speech") -> float | None:
+    """
+    The figure at a path, `losses.NAME` or `SET.overall.SYSTEM.METRIC` and the like.
+
+    A name with `*` stands for all that fit, whose mean is taken; `speech` in the path is replaced by `system`. None
+    where the result has no such figure.
+    """
+    if path.startswith("losses."):
+        return result["losses"].get(path.removeprefix("losses.")) if system == "speech" else None
+    found: list[Any] = [result["scores"]]
+    for name in path.split("."):
+        name = system if name == "speech" else name
+        found = [part[key] for part in found if isinstance(part, Mapping) for key in part if fnmatch(key, name)]
+    numbers = [number for number in found if isinstance(number, int | float)]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def figures(results: Mapping[int, Mapping[str, Any]], column: Column, system: str = "speech") -> dict[int, float]:
+    """A column's figure by seed, of those that have one."""
+    values = {seed: figure(result, column.of, system) for seed, result in results.items()}
+    return {seed: value * column.times for seed, value in values.items() if value is not None}
+
+
+def number(value: float) -> str:
+    """A figure with about three digits."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """`mean ± standard deviation`, of one seed the figure alone."""
+    if not values:
+        return ""
+    deviation = f" ± {number(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{number(statistics.fmean(values))}{deviation}"
+
+
+def table(paper: Paper, results: Results) -> list[str]:
+    """Markdown: a line per variant that has been run, those beside it, and which have not been run."""
+    lines = [f"| variant | trained, M | seeds | {' | '.join(column.title for column in paper.columns)} |"]
+    lines.append("|---|---:|---:|" + "---:|" * len(paper.columns))
+    for name, variant in paper.variants.items():
+        found = results[name]
+        if not found:
+            continue
+        sizes = {result["trained_parameters"] for result in found.values()}
+        parts = next(iter(found.values()))["parts"]
+        size = f"{parts} x " * (parts > 1) + "/".join(f"{size / 1e6:.2f}" for size in sorted(sizes))
+        cells = [spread(list(figures(found, column).values())) for column in paper.columns]
+        lines.append(f"| {variant.title} | {size} | {len(found)} | {' | '.join(cells)} |")
+    for system, title in SYSTEMS.items():
+        values = beside(paper, results, system)
+        if any(value is not None for value in values):
+            cells = ["" if value is None else number(value) for value in values]
+            lines.append(f"| *{title}* | | | {' | '.join(cells)} |")
+    missing = [variant.title for name, variant in paper.variants.items() if not results[name]]
+    if missing:
+        lines += ["", f"Not run: {'; '.join(missing)}."]
+    return lines
+
+
+def beside(paper: Paper, results: Results, system: str) -> list[float | None]:
+    """A system's figure per column. The same for all variants with the frozen LLM; of the first that has it."""
+    frozen = [result for name, found in results.items() if not paper.variants[name].changes_llm and
+              paper.variants[name].parts is None for result in found.values()]  # fmt: skip
+    values = []
+    for column in paper.columns:
+        known = [value for result in frozen if (value := figure(result, column.of, system)) is not None]
+        values.append(known[0] * column.times if known else None)
+    return values
+
+
+def verdict(claim: Claim, results: Results) -> list[str] | None:
+    """
+    What came of a claim: both figures, the difference with its spread over seeds, and whether it held: in every seed
+    that both variants have, in none, or in some. None where no seed has both.
+    """
+    column = Column("", claim.of)
+    better, than = (figures(results[name], column) for name in (claim.better, claim.than))
+    seeds = sorted(better.keys() & than.keys())
+    if not seeds:
+        return None
+    differences = [better[seed] - than[seed] for seed in seeds]
+    held = [difference > 0 if claim.higher else difference < 0 for difference in differences]
+    base = statistics.fmean(than[seed] for seed in seeds)
+    share = f" ({100 * statistics.fmean(differences) / base:+.1f} %)" if base else ""
+    means = [number(statistics.fmean(values[seed] for seed in seeds)) for values in (better, than)]
+    word = "held" if all(held) else "did not hold" if not any(held) else f"in {sum(held)} of {len(held)} seeds"
+    word = word if any(differences) else "no difference"
+    difference = spread(differences)
+    difference = difference if difference.startswith("-") else f"+{difference}"
+    return [f"{means[0]} against {means[1]}", f"{difference}{share}", str(len(seeds)), word]
+
+
+def claims_table(paper: Paper, results: Results) -> list[str]:
+    """Markdown: each claim with the paper's figures and those here."""
+    lines = ["| claim | paper | here | difference | seeds | verdict |", "|---|---|---|---:|---:|---|"]
+    for claim in paper.claims:
+        found = verdict(claim, results) or ["not run", "", "0", "not run"]
+        lines.append(f"| {claim.says} | {claim.paper} | {' | '.join(found)} |")
+    return lines if paper.claims else []
+
+
+def cost(results: Results) -> str:
+    """Median seconds of a variant under one seed."""
+    spent = [result["seconds"] for found in results.values() for result in found.values()]
+    if not spent:
+        return ""
+    middle = {name: statistics.median(seconds[name] for seconds in spent) for name in ("training", "evaluation")}
+    return f"Median by the clock: training {middle['training']:.0f} s, evaluation {middle['evaluation']:.0f} s."
+
+
+def block(paper: Paper, results: Results, picture: str) -> str:
+    """A paper's claims, table and picture."""
+    parts = [*claims_table(paper, results), "", *table(paper, results), "", cost(results), ""]
+    return "\n".join([*parts, f"![{paper.title}]({picture})"]).strip("\n")
+
+
+def write_reports(out: Path, world: str, chosen: Sequence[Paper], docs: Path | None = None) -> None:
+    """Writes the reports of the papers of which something has been run, and renews the page."""
+    folder = out / world / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    for paper in chosen:
+        results = load_results(out, world, paper)
+        if not any(results.values()):
+            print(f"{paper.name}: nothing has been run")
+            continue
+        lines = drawn(paper, results)
+        draw(
+            paper.title,
+            paper.columns,
+            lines,
+            {s: beside(paper, results, s) for s in SYSTEMS},
+            folder / f"{paper.name}.png",
+        )
+        text = f"# {paper.title}\n\n{paper.source}; {world} world.\n\n{block(paper, results, f'{paper.name}.png')}\n"
+        (folder / f"{paper.name}.md").write_text(text, encoding="utf-8")
+        if docs is not None:
+            picture = docs.parent / "images" / f"claims-{world}-{paper.name}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_bytes((folder / f"{paper.name}.png").read_bytes())
+            renew(docs, world, paper.name, block(paper, results, f"images/{picture.name}"))
+        print(f"{paper.name}: {folder / paper.name}.md")
+
+
+def drawn(paper: Paper, results: Results) -> dict[str, list[list[float]]]:
+    """Title of each variant that has been run -> by column its figures, one per seed."""
+    return {
+        variant.title: [list(figures(results[name], column).values()) for column in paper.columns]
+        for name, variant in paper.variants.items()
+        if results[name]
+    }
+
+
+def renew(page: Path, world: str, paper: str, content: str) -> None:
+    """
+    Puts the content between a page's marks.
+
+    Raises:
+        ValueError: the page has no such marks, or no end to them.
+    """
+    mark = f"<!-- claims: {world} {paper} -->"
+    text = page.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(mark)}\n.*?<!-- end -->", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{page} has no place for {world} {paper}. Write {mark} and, below it, <!-- end -->.")
+    page.write_text(pattern.sub(lambda _: f"{mark}\n{content}\n<!-- end -->", text), encoding="utf-8")
+
+
+__all__ = ["figure", "load_results", "renew", "verdict", "write_reports"]

@@ -1,0 +1,139 @@
+"""`speechllm demo --web`: the page, and the server that it starts where it is given none."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .client import MAX_TOKENS, Client
+from .hearing import Hearing
+from .microphones import Microphones, add_route
+from .recordings import PageError
+from .samples import load_samples
+from .server import serving
+
+EMBEDDED = (
+    "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in six "
+    "languages: begin with one of the recordings below. Of anything else it understands nothing. It learned single "
+    "questions, so that it forgets earlier turns unless you tick the box."
+)
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """
+    Args:
+        model: folder or Hub id of what is served, the embedded one if None; with `base_url` the model's name there.
+        base_url: of a server that runs already; None to start one.
+        key: for that server.
+        host, port: where the page is.
+        max_new_tokens: longest answer.
+    """
+
+    model: str | None = None
+    base_url: str | None = None
+    key: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    max_new_tokens: int = MAX_TOKENS
+
+
+def run_page(settings: PageSettings) -> int:
+    """
+    Shows the page until it is interrupted.
+
+    Returns:
+        0.
+
+    Raises:
+        PageError: there is no server to talk to, or none any more, or the port is taken.
+    """
+    import speechllm
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server is ended too
+    with ExitStack() as stack:
+        process, hearing = None, None
+        if settings.base_url is None:
+            print(f"Starting the server: speechllm serve {settings.model or ''}".rstrip(), flush=True)
+            base_url, process = stack.enter_context(serving(settings.model))
+            client = Client(base_url, max_tokens=settings.max_new_tokens)
+            name = settings.model or speechllm.DEFAULT
+            hearing = Hearing(speechllm.MODELS.get(name, name))
+        else:
+            client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
+        embedded = settings.base_url is None and (settings.model or speechllm.DEFAULT) == "nano"
+        stack.enter_context(shown(client, hearing, settings.host, settings.port, embedded))
+        print(f"The page is at http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
+        wait(process)
+    return 0
+
+
+@contextmanager
+def shown(client: Client, hearing: Hearing | None, host: str, port: int, embedded: bool = False) -> Iterator[None]:
+    """
+    The page, for as long as the block runs.
+
+    Args:
+        client: who answers.
+        hearing: tells what was heard; None where that is not known.
+        host, port: where the page is.
+        embedded: whether it is the embedded model that answers.
+
+    Raises:
+        PageError: the port is taken.
+    """
+    import speechllm
+
+    from .handlers import Handlers
+    from .layout import CSS, build, head, theme
+
+    folder = Path(speechllm.NANO) / "examples"
+    microphones = Microphones()
+    handlers = Handlers(client, hearing, load_samples(folder), microphones)
+    title = "the embedded model" if embedded else Path(client.model).name
+    page = build(handlers, title, EMBEDDED if embedded else "", remembers=not embedded)
+    try:
+        app, _, _ = page.queue(default_concurrency_limit=None).launch(
+            server_name=host,
+            server_port=port,
+            allowed_paths=[str(folder)],
+            prevent_thread_lock=True,
+            quiet=True,
+            theme=theme(),
+            css=CSS,
+            head=head(),
+            footer_links=[],
+            show_error=True,
+        )
+    except OSError as error:
+        raise PageError(f"port {port} is taken. Choose another: --port {port + 1}") from error
+    add_route(app, microphones)
+    try:
+        yield
+    finally:
+        page.close(verbose=False)
+        microphones.close()
+        if hearing is not None:
+            hearing.close()
+
+
+def wait(process: Any) -> None:
+    """Until Ctrl-C.
+
+    Raises:
+        PageError: the server, if it is ours, ends before.
+    """
+    try:
+        while process is None or process.poll() is None:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print()
+        return
+    raise PageError(f"the server ended with status {process.returncode}; above is what it said")
+
+
+__all__ = ["PageSettings", "run_page", "shown"]

@@ -1,0 +1,327 @@
+"""The papers' claims stay true in the small, and the benchmark of them keeps what it promises."""
+
+import json
+import random
+from dataclasses import fields
+
+import pytest
+import torch
+
+from benchmarks.claims import runner
+from benchmarks.claims.commands import run_command
+from benchmarks.claims.interference import measure
+from benchmarks.claims.nano import choose
+from benchmarks.claims.nano_rows import Spoken, asked
+from benchmarks.claims.report import figure, load_results, renew, verdict
+from benchmarks.claims.runner import Job, mean_of, run_job, training_facts
+from benchmarks.claims.variants import Claim, Paper, Variant, fill, load_paper, merge, papers
+from benchmarks.claims.worlds import World, by_language, read_rows, write_rows
+from benchmarks.nanoworld.recordings import write_recording
+from benchmarks.nanoworld.tasks import draw
+from benchmarks.nanoworld.world import frames
+from modeling_speechllm.connectors import build_connector
+from speechllm import NANO
+from trainers.commands.inputs import load_checkpoint
+from trainers.commands.run import CLASSES
+from trainers.imitation_config import SpeechImitationConfig
+from trainers.imitation_trainer import ImitationCollator
+from trainers.objectives.speech_inputs import connect, embed_prompts
+
+# The claims themselves
+
+
+@pytest.mark.slow
+def test_a_hard_bank_hears_two_interfering_languages_that_shared_queries_mix_up():
+    shared, hard = (measure(selection, languages=2, layers=1, steps=250, seed=0) for selection in (None, "hard"))
+    assert hard < 0.5 * shared
+
+
+def interleaved_batch(span_probability: float, text_probability: float, several: bool):
+    """Model, batch and kept audio tokens of the embedded model's English example, once or twice in a row."""
+    model, processor = load_checkpoint(NANO, "float32")
+    examples = json.loads((runner.Path(NANO) / "examples" / "examples.json").read_text(encoding="utf-8"))
+    text = next(entry["text"] for entry in examples if entry["language"] == "en")
+    words, seconds = text.split(), 1.5
+    times = [
+        {"word": word, "start": seconds * place / len(words), "end": seconds * (place + 1) / len(words)}
+        for place, word in enumerate(words)
+    ]
+    row = {"id": "one", "audio": f"{NANO}/examples/en.wav", "text": text, "words": times, "draw": (0, 0)}
+    if several:
+        row |= {name: [row[name], row[name]] for name in ("audio", "text", "words")}
+    audios = [{"type": "audio"}] * (2 if several else 1)
+    question = {"role": "user", "content": [*audios, {"type": "text", "text": "\nName the device."}]}
+    row["messages"] = [question, {"role": "assistant", "content": [{"type": "text", "text": "light"}]}]
+    args = SpeechImitationConfig(
+        "unused", span_probability=span_probability, text_probability=text_probability, use_cpu=True, bf16=False
+    )
+    return model, ImitationCollator(processor, args)([row])
+
+
+def gradients(model, batch) -> torch.Tensor:
+    """Length (audio tokens,) of the loss's gradient at each audio token of the connector's output."""
+    connected = connect(model, batch)
+    connected.embeddings.retain_grad()
+    hidden = model.model.language_model(**embed_prompts(model, batch, connected), use_cache=False).last_hidden_state
+    logits = model.compute_logits(hidden)
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
+    return connected.embeddings.grad.norm(dim=-1)
+
+
+def test_interleaving_teaches_the_audio_tokens_that_stay_and_no_other():
+    model, batch = interleaved_batch(span_probability=0.5, text_probability=0.0, several=False)
+    whole = interleaved_batch(0.0, 0.0, several=False)[1]
+    kept = batch["audio_keep"]
+    assert 0 < int(kept.sum()) < kept.numel()
+    found = gradients(model, batch)
+    assert (found[kept] > 0).all() and (found[~kept] == 0).all()
+    assert (gradients(model, whole) > 0).all()
+    assert batch["labels"][batch["labels"] >= 0].tolist() == whole["labels"][whole["labels"] >= 0].tolist()
+
+
+def test_an_utterance_that_stands_as_text_teaches_through_the_other_one_alone():
+    model, batch = interleaved_batch(span_probability=0.0, text_probability=1.0, several=True)
+    kept = batch["audio_keep"]
+    assert sorted(kept.any(-1).tolist()) == [False, True]
+    found = gradients(model, batch)
+    assert (found[kept] > 0).all() and (found[~kept] == 0).all()
+
+
+def spoken_english(folder, split: str, count: int) -> list:
+    """Recordings of English requests as `Spoken`, made here."""
+    made = []
+    for number, utterance in enumerate(choose(split, {"en": count}, seed=0)):
+        seconds = write_recording((folder / f"{split}-{number}.wav", utterance))
+        if seconds is not None:  # espeak-ng crashes on a few
+            request = next(f for f in frames() if (f.key, f.text("en")) == (utterance.key, utterance.text))
+            made.append(Spoken(f"{split}-{number}", utterance.text, "en", request, seconds))
+    return made
+
+
+def exact_rows(spoken: list, task: str) -> list[dict]:
+    """The recordings, each asked one task, with its exact answer."""
+    rng = random.Random(0)
+    drawn = [(row, draw(task, row.request, "en", rng)) for row in spoken]
+    return [row.as_row() | asked(row, example.instruction, example.answer, task) for row, example in drawn]
+
+
+@pytest.mark.slow
+def test_instructions_teach_one_that_transcripts_never_saw(tmp_path):
+    """MI over T: a connector with a broken last layer, repaired by transcripts or by translations of the same
+    recordings, is asked to translate what it never heard."""
+    train, unseen = spoken_english(tmp_path, "train", 32), spoken_english(tmp_path, "validation", 12)
+    write_rows(tmp_path / "T", exact_rows(train, "transcribe"), tmp_path)
+    write_rows(tmp_path / "MI", exact_rows(train, "translate"), tmp_path)
+    write_rows(tmp_path / "translate", exact_rows(unseen, "translate"), tmp_path)
+    model, processor = load_checkpoint(NANO, "float32")
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=0.02)
+    model.save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    settings = {"model": str(tmp_path / "start"), "eval_dataset": [str(tmp_path / "translate")], "learning_rate": 2e-3}
+    settings |= {"max_steps": 20, "eval_strategy": "steps", "eval_steps": 20, "save_strategy": "no", "use_cpu": True}
+    settings |= {"per_device_train_batch_size": 8, "disable_tqdm": True, "activation_checkpointing": False}
+    losses = {}
+    for name in ("T", "MI"):
+        output = tmp_path / f"model-{name}"
+        run_command("imitate", settings | {"dataset": [str(tmp_path / name)], "output_dir": str(output)})
+        losses[name] = training_facts(output)["losses"]["cross_entropy"]
+    assert losses["MI"] < 0.97 * losses["T"]
+
+
+# The variants
+
+
+@pytest.mark.parametrize("world", ["nano", "real"])
+@pytest.mark.parametrize("name", papers())
+def test_every_variant_of_every_paper_is_a_recipe_of_its_command(name, world):
+    paper = load_paper(name, world, {"parents": "parents"})
+    known = {
+        item.name for command in ("align", "imitate", "distill") for cls in CLASSES[command] for item in fields(cls)
+    }
+    assert paper.variants and paper.columns
+    for variant in paper.variants.values():
+        assert set(variant.settings) <= known
+        assert not variant.after or paper.variants[variant.after].keep
+        if variant.same_as:
+            other, _, same = variant.same_as.partition("/")
+            assert same in load_paper(other, world, {"parents": "parents"}).variants
+
+
+def test_variants_of_lad_have_one_size_in_the_nano_world():
+    sizes = []
+    for variant in load_paper("lad", "nano").variants.values():
+        with torch.device("meta"):
+            connector = build_connector(dict(variant.settings["connector"]), 256, 256, 250)
+        sizes.append(sum(parameter.numel() for parameter in connector.parameters()))
+    assert max(sizes) < 1.05 * min(sizes)
+
+
+def test_settings_merge_deeply_and_values_are_filled_in_or_named():
+    merged = merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": None, "e": "$long"}})
+    assert merged == {"a": {"c": 2, "e": "$long"}, "d": 3}
+    assert fill(merged, {"long": 16}, "here") == {"a": {"c": 2, "e": 16}, "d": 3}
+    assert fill("L = $long", {"long": 16}, "here") == "L = 16"
+    with pytest.raises(ValueError, match="here: .short is none of the world's values"):
+        fill(["$short"], {"long": 16}, "here")
+    with pytest.raises(ValueError, match="no paper 'ladd'"):
+        load_paper("ladd", "nano")
+    with pytest.raises(ValueError, match="knows no world 'mars'"):
+        load_paper("lad", "mars")
+
+
+def test_rows_lie_beside_their_recordings_and_in_their_languages(tmp_path):
+    rows = [{"audio": "speech/a.wav", "language": "en"}, {"audio": ["speech/a.wav", "b.wav"], "language": "de"}]
+    write_rows(tmp_path / "data" / "set", rows, tmp_path)
+    found = read_rows(tmp_path / "data" / "set")
+    assert found[0]["audio"] == "../../speech/a.wav" and found[1]["audio"] == ["../../speech/a.wav", "../../b.wav"]
+    assert read_rows(tmp_path) is None
+    assert [row["language"] for row in by_language(found, ["de"])["de"]] == ["de"]
+    with pytest.raises(ValueError, match="No rows of zh"):
+        by_language(found, ["de", "zh"])
+
+
+# The runner, with commands that only say that they were called
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    sets = {"set": {"dataset": ["questions"], "task": "question"}}
+    sets |= {f"set-{language}": {"dataset": [language], "task": "question"} for language in ("en", "de")}
+    data = {name: name for name in ("rows", "rows-en", "rows-de")}
+    return World("nano", {"paper": {"model": "nano"}}, data, {"rows": "frames"}, sets, languages=("en", "de"))
+
+
+@pytest.fixture
+def called(monkeypatch) -> list:
+    """What the runner has called: commands with their settings, evaluations with their model."""
+    calls = []
+
+    def command(name, settings, recipe):
+        calls.append((name, settings))
+        model = runner.Path(settings["output_dir"])
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        history = [{"loss": 2.0}, {"eval_loss": 1.5, "eval_output": settings["seed"] + 1.0}]
+        (model / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+        (model / "facts.json").write_text(json.dumps({"training": [{"trained_parameters": 7}]}))
+
+    def evaluate(config):
+        calls.append(("evaluate", config.dataset[0]))
+        folder = runner.Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [{"system": system, "id": "a"} for system in ("text_bound", "speech")]
+        (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        value = {"value": 50.0 if config.dataset[0] != "de" else 70.0, "low": 1, "high": 2, "rows": 1}
+        return {"overall": {"speech": {"f1": value}}, "groups": {}, "rows": {"scored": 1}}
+
+    monkeypatch.setattr(runner, "run_command", command)
+    monkeypatch.setattr("speechllm.evaluation.run.evaluate", evaluate)
+    return calls
+
+
+def variant(**changes) -> Variant:
+    given = {"paper": "paper", "name": "one", "title": "one", "command": "imitate", "settings": {"max_steps": 10}}
+    return Variant(**given | {"data": "rows", "questions": ("set",)} | changes)
+
+
+def test_a_result_is_made_once_and_a_killed_job_goes_on(tmp_path, world, called):
+    job = Job(tmp_path, world, variant(), seed=3)
+    result = run_job(job)
+    assert result["losses"] == {"loss": 1.5, "output": 4.0} and result["trained_parameters"] == 7
+    assert figure(result, "set.overall.speech.f1") == 50.0
+    assert not (job.folder / "whole" / "model").exists()  # only its figures stay
+    assert run_job(job) == result and [name for name, _ in called] == ["imitate", "evaluate"]
+    job.result.unlink()  # as if killed after the training
+    assert run_job(job)["losses"] == result["losses"]
+    assert [name for name, _ in called] == ["imitate", "evaluate", "evaluate"]
+
+
+def test_a_job_with_other_settings_is_refused_by_what_changed(tmp_path, world, called):
+    run_job(Job(tmp_path, world, variant(), seed=0))
+    with pytest.raises(ValueError, match="max_steps.*10.*20"):
+        run_job(Job(tmp_path, world, variant(settings={"max_steps": 20}), seed=0))
+
+
+def test_parts_divide_the_updates_and_their_figures_are_averaged(tmp_path, world, called):
+    result = run_job(Job(tmp_path, world, variant(parts="languages"), seed=0))
+    trainings = [settings for name, settings in called if name == "imitate"]
+    assert [settings["max_steps"] for settings in trainings] == [5, 5]
+    assert [settings["dataset"] for settings in trainings] == [["rows-en"], ["rows-de"]]
+    assert figure(result, "set.overall.speech.f1") == 60.0 and result["parts"] == 2
+
+
+def test_a_variant_goes_on_from_another_ones_model(tmp_path, world, called):
+    second = Job(tmp_path, world, variant(name="two", after="one", settings={"connector": "x"}), seed=0)
+    with pytest.raises(FileNotFoundError, match="Run that first"):
+        run_job(second)
+    run_job(Job(tmp_path, world, variant(keep=True), seed=0))
+    run_job(second)
+    settings = called[-2][1]
+    assert settings["model"].endswith("paper/one/seed-0/whole/model") and "connector" not in settings
+
+
+def test_the_bound_is_asked_once_and_lent_to_the_other_variants(tmp_path, world, called):
+    run_job(Job(tmp_path, world, variant(), seed=0))
+    run_job(Job(tmp_path, world, variant(name="two"), seed=0))
+    run_job(Job(tmp_path, world, variant(name="three", changes_llm=True), seed=0))
+    lent = "whole/scores/set/answers.part-90000.jsonl"
+    assert [(tmp_path / f"nano/runs/paper/{name}/seed-0" / lent).exists() for name in ("one", "two", "three")] == [
+        False,
+        True,
+        False,
+    ]
+    lines = (tmp_path / "nano/runs/paper/two/seed-0" / lent).read_text().splitlines()
+    assert [json.loads(line)["system"] for line in lines] == ["text_bound"]
+
+
+# The report
+
+
+def test_means_leave_out_what_a_part_does_not_have():
+    assert mean_of([{"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}, "d": None}]) == {"a": 2, "b": {"c": 2}, "d": None}
+
+
+def test_figures_are_found_by_path_and_averaged_over_what_a_star_stands_for():
+    result = {"losses": {"output": 5.0}, "scores": {"six": {"groups": {"task": {}}}}}
+    result["scores"]["six"]["groups"]["task"] = {
+        name: {"speech": {"f1": value}, "text_bound": {"f1": 100.0}}
+        for name, value in (("open en", 10.0), ("open de", 30.0), ("closed", 90.0))
+    }
+    assert figure(result, "six.groups.task.open *.speech.f1") == 20.0
+    assert figure(result, "six.groups.task.open *.speech.f1", "text_bound") == 100.0
+    assert figure(result, "losses.output") == 5.0 and figure(result, "losses.output", "text_bound") is None
+    assert figure(result, "six.groups.task.none.speech.f1") is None
+
+
+def test_a_claim_holds_where_every_seed_says_so():
+    def results(*values):
+        return {seed: {"losses": {"output": value}, "scores": {}} for seed, value in enumerate(values)}
+
+    claim = Claim("lower", "-", "new", "old", "losses.output", higher=False)
+    assert verdict(claim, {"new": results(4.0, 4.5), "old": results(5.0, 5.0)})[-2:] == ["2", "held"]
+    assert verdict(claim, {"new": results(4.0, 5.5), "old": results(5.0, 5.0)})[-1] == "in 1 of 2 seeds"
+    assert verdict(claim, {"new": results(6.0), "old": results(5.0, 5.0)})[1:] == [
+        "+1.00 (+20.0 %)",
+        "1",
+        "did not hold",
+    ]
+    assert verdict(claim, {"new": {}, "old": results(5.0)}) is None
+
+
+def test_a_page_keeps_its_paragraphs_when_its_tables_are_renewed(tmp_path):
+    page = tmp_path / "claims.md"
+    page.write_text("before\n<!-- claims: nano lad -->\nold\n<!-- end -->\nafter\n")
+    renew(page, "nano", "lad", "| new |")
+    assert page.read_text() == "before\n<!-- claims: nano lad -->\n| new |\n<!-- end -->\nafter\n"
+    with pytest.raises(ValueError, match="no place for nano mtbi"):
+        renew(page, "nano", "mtbi", "")
+
+
+def test_a_report_of_nothing_run_says_so(tmp_path, capsys):
+    from benchmarks.claims.report import write_reports
+
+    paper = Paper("paper", "Paper", "source", {"one": variant()}, ())
+    assert load_results(tmp_path, "nano", paper) == {"one": {}}
+    write_reports(tmp_path, "nano", [paper])
+    assert "paper: nothing has been run" in capsys.readouterr().out
