@@ -89,9 +89,10 @@ def ship(arguments: argparse.Namespace) -> None:
 
     place = (arguments.run_folder, arguments.parents, arguments.out)
     if arguments.gguf is None:
-        ship_trained(*place, arguments.reading, arguments.storage or "float16")
+        ship_trained(*place, arguments.reading, arguments.storage or "float16", arguments.tokens)
     else:
-        sizes = ship_whole(*place, arguments.gguf, arguments.reading, arguments.data, arguments.storage or "int8")
+        more = (arguments.reading, arguments.data, arguments.storage or "int8", arguments.tokens)
+        sizes = ship_whole(*place, arguments.gguf, *more)
         print(f"{sum(sizes.values()) / 1e6:.1f} MB in {arguments.out}")
 
 
@@ -174,6 +175,7 @@ def main() -> None:
     stage.add_argument("--run", dest="run_folder", type=Path, required=True, help="folder of the run")
     stage.add_argument("--reading", type=Path, help="folder of the run that trained the encoder, if another")
     stage.add_argument("--gguf", type=Path, help="the LLM's file: everything in one folder, with it")
+    stage.add_argument("--tokens", type=int, default=50_000, help="that Whisper's decoder may write, at most")
     stage.add_argument("--storage", help="precision of what was trained: float16, int8, int6, int5, int4")
     stage.add_argument("--data", type=Path, help="for six example recordings in that folder")
     stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")

@@ -1,7 +1,8 @@
 """The connector that reads with Whisper's decoder (`whisper_reader`), of tokens that Whisper and the LLM both have.
 
 Whisper's tokens of English text are nearly all tokens of the LLM too; the others (names, numbers) Whisper then spells
-in shorter ones. So every vector is one of the LLM's own, and of Whisper's table only the rows that are used are kept.
+in shorter ones, and so the rarest. So every vector is one of the LLM's own, and of Whisper's table only the rows that
+are used are kept.
 """
 
 from dataclasses import asdict
@@ -14,18 +15,21 @@ from modeling_speechllm.configuration_connectors import connector_config
 from modeling_speechllm.parents import read_decoder, reading_vocabulary
 
 
-def shared_tokens(whisper: Path, llm: Path, end: int) -> dict[int, int]:
-    """Whisper's ids before `end` -> the LLM's, of ASCII tokens that both have."""
+def shared_tokens(whisper: Path, llm: Path, end: int, most: int) -> dict[int, int]:
+    """Whisper's ids before `end` -> the LLM's, of at most so many ASCII tokens that both have: those that the LLM's
+    tokenizer learned first, which are the most frequent of its English texts."""
     tokenizer = AutoTokenizer.from_pretrained(whisper)
     found = reading_vocabulary(str(whisper), str(llm), end)
-    return {id: ids[0] for id, ids in found.items() if len(ids) == 1 and tokenizer.decode([id]).isascii()}
+    shared = {id: ids[0] for id, ids in found.items() if len(ids) == 1 and tokenizer.decode([id]).isascii()}
+    return dict(sorted(sorted(shared.items(), key=lambda pair: pair[1])[:most]))
 
 
-def put_reader(model: PreTrainedModel, whisper: Path, llm: Path) -> None:
-    """Gives a SpeechLLM this connector, from folders of a whole Whisper and of the LLM's tokenizer."""
+def put_reader(model: PreTrainedModel, whisper: Path, llm: Path, most: int) -> None:
+    """Gives a SpeechLLM this connector, from folders of a whole Whisper and of the LLM's tokenizer; at most so many
+    tokens."""
     settings, decoder = read_decoder({"type": "whisper_reader", "decoder": str(whisper)})
     config = connector_config(settings)
-    shared = shared_tokens(whisper, llm, config.end)
+    shared = shared_tokens(whisper, llm, config.end, most)
     # Numbered anew: text, the end, the prompt, the timestamps, the first of which ends the prompt.
     kept = [*shared, config.end, *config.prompt[:-1], *range(config.times, config.tokens)]
     count = len(shared)

@@ -43,6 +43,7 @@ EXAMPLES = {
     "tunnels": ("common_voice_en_37159482.ogg", "What is under the school?"),
 }
 NO_SPEECH = "I heard no speech in this recording."
+TOKENS = 50_000  # all
 LIMIT = 150_000_000  # bytes in all of the second form
 
 
@@ -60,13 +61,19 @@ def gguf_in(folder: Path) -> str | None:
 
 
 def assemble(
-    run: Path, parents: Path, reading: Path | None = None, llm: Path | None = None, adapter: Path | None = None
+    run: Path,
+    parents: Path,
+    reading: Path | None = None,
+    llm: Path | None = None,
+    adapter: Path | None = None,
+    tokens: int = TOKENS,
 ) -> tuple[PreTrainedModel, SpeechLLMProcessor]:
     """The model of a run in float32, and its processor.
 
     Args:
         reading: the run that trained the encoder, if another.
         llm: folder of the LLM, if not that in `parents`; adapter: of the LLM.
+        tokens: what a connector that reads with Whisper's decoder may write, at most.
     """
     audio, text = str(parents / ENCODER), str(llm or parents / LLM)
     gguf_file = gguf_in(Path(text))
@@ -76,7 +83,7 @@ def assemble(
     if (run / "connector.safetensors").exists():
         put_connector_of(run, model)
     else:
-        put_reader(model, Path(audio), parents / LLM)
+        put_reader(model, Path(audio), parents / LLM, tokens)
     encoder = trained_encoder(run, reading)
     if encoder is not None:
         state = load_encoder(str(encoder), dtype=torch.float32).state_dict()
@@ -143,7 +150,7 @@ def ship_trained(run: Path, parents: Path, out: Path, reading: Path | None = Non
     """What was trained alone, with the parents' Hub ids."""
     out.mkdir(parents=True, exist_ok=True)
     adapter = copy_adapter(run, out)
-    model, processor = assemble(run, parents, reading, adapter=adapter)
+    model, processor = assemble(run, parents, reading, adapter=adapter, tokens=tokens)
     model.save_pretrained(out, trained_only=True, storage=storage)
     processor.save_pretrained(out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -170,6 +177,7 @@ def ship_whole(
     reading: Path | None = None,
     data: Path | None = None,
     storage: str = "int8",
+    tokens: int = TOKENS,
 ) -> dict[str, int]:
     """Everything in one folder, with example recordings out of `data`; returns the bytes of its files by name.
 
@@ -180,7 +188,7 @@ def ship_whole(
     if not (out / "llm" / gguf.name).exists():
         shutil.copyfile(gguf, out / "llm" / f"{gguf.name}.partial")
         (out / "llm" / f"{gguf.name}.partial").replace(out / "llm" / gguf.name)
-    model, processor = assemble(run, parents, reading, out / "llm", copy_adapter(run, out))
+    model, processor = assemble(run, parents, reading, out / "llm", copy_adapter(run, out), tokens)
     model.unfreeze("encoder")  # so that it is kept with the connector
     model.save_pretrained(out, trained_only=True, storage=storage)
     processor.save_pretrained(out)
