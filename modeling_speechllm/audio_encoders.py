@@ -51,4 +51,16 @@ def load_encoder(audio: str, config: PreTrainedConfig | None = None, **kwargs) -
     return encoder
 
 
-__all__ = ["load_encoder"]
+def new_encoder(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """An encoder with new weights, for those of a checkpoint that holds all of them.
+
+    Args:
+        config: the encoder's.
+        attention: `attn_implementation`.
+    """
+    encoder_class = ENCODER_CLASSES.get(config.model_type)
+    build = AutoModel.from_config if encoder_class is None else encoder_class._from_config
+    return build(config, attn_implementation=attention)
+
+
+__all__ = ["load_encoder", "new_encoder"]

@@ -123,20 +123,27 @@ def put_connector(model: PreTrainedModel) -> None:
 
 
 def read_vocabulary(
-    connector: dict | str | None, text: str | None, **hub: Any
+    connector: dict | str | None, text: dict[str, str | None], **hub: Any
 ) -> tuple[dict | str | None, dict[int, list[int]] | None]:
     """The tokens that a `whisper_reader` connector may write, and the settings with their number; others have none.
+
+    Args:
+        connector: settings that [`read_decoder`] has completed.
+        text: of the LLM what [`parent_of`] tells.
+        **hub: how the Hub is reached.
 
     Raises:
         ValueError: an LLM without a name, whose tokenizer is unknown.
     """
     if not isinstance(connector, dict) or connector.get("type") != "whisper_reader" or not connector.get("decoder"):
         return connector, None
-    if text is None:
+    if not text.get("id"):
         raise ValueError(
-            "whisper_reader needs the LLM's tokenizer, and the LLM was given without its id or folder. Name it."
+            "whisper_reader needs the LLM's tokenizer, and the LLM was given without its id or folder. Name it: "
+            'from_parts(..., text="its id or folder").'
         )
-    vocabulary = reading_vocabulary(connector["decoder"], text, connector["end"], **hub)
+    source = {key: value for key, value in text.items() if value and key in ("revision", "gguf_file", "subfolder")}
+    vocabulary = reading_vocabulary(connector["decoder"], text["id"], connector["end"], hub, **source)
     return connector | {"vocabulary": len(vocabulary)}, vocabulary
 
 
@@ -147,12 +154,14 @@ def give_decoder(model: PreTrainedModel, decoder: nn.Module | None, vocabulary: 
     if decoder is not None:
         connector.load_decoder(decoder)
     if vocabulary is not None:
-        table = model.get_input_embeddings().weight.detach()
-        ids = torch.tensor(list(vocabulary), device=table.device)
-        rows = torch.stack(
-            [table[torch.tensor(tokens, device=table.device)].float().mean(0) for tokens in vocabulary.values()]
-        )
-        connector.load_vocabulary(ids, rows)
+        device = execution_device(model)
+        counts = torch.tensor([len(tokens) for tokens in vocabulary.values()], device=device)
+        tokens = torch.tensor([token for tokens in vocabulary.values() for token in tokens], device=device)
+        with torch.no_grad():  # by the module: some LLMs scale what they look up (Gemma)
+            rows = model.model.embed_text(tokens).float().to(device)
+        means = rows.new_zeros(len(counts), rows.shape[1])
+        means.index_add_(0, torch.arange(len(counts), device=device).repeat_interleave(counts), rows)
+        connector.load_vocabulary(torch.tensor(list(vocabulary), device=device), means / counts[:, None])
 
 
 def decoder_of(causal_lm: PreTrainedModel) -> PreTrainedModel:
@@ -249,6 +258,7 @@ class Composable:
         audio_revision: str | None = None,
         text_revision: str | None = None,
         gguf_file: str | None = None,
+        text_adapter: str | os.PathLike | None = None,
         config: SpeechLLMConfig | None = None,
         pad_to_window: bool = False,
         audio_window: int | None = None,
@@ -268,6 +278,8 @@ class Composable:
             audio_revision, text_revision: Hub revisions.
             gguf_file: name of a GGUF file in `text`: its weights are taken, dequantised, and its tokenizer where there
                 are no files of one beside it. Recorded with the parents.
+            text_adapter: Hub id or folder of a LoRA adapter of the LLM (PEFT), which is merged into it. Recorded with
+                the parents.
             config: a whole config, in place of `connector`, `audio_token_id`, `pad_to_window`, `audio_window`.
             pad_to_window, audio_window: see [`SpeechLLMConfig`].
             **kwargs: `from_pretrained` arguments of the LLM: `dtype`, `device_map`, `quantization_config`, ... The
@@ -278,12 +290,16 @@ class Composable:
             ValueError: an unsupported encoder or LLM family, by name; missing weights; unknown connector settings.
             OSError: a parent that is not found, by name.
         """
-        audio, text = (os.fspath(part) if isinstance(part, os.PathLike) else part for part in (audio, text))
+        audio, text, text_adapter = (
+            os.fspath(part) if isinstance(part, os.PathLike) else part for part in (audio, text, text_adapter)
+        )
         hub = chosen(kwargs, HUB_ARGUMENTS)
         by_name = [group for group, part in (("encoder", audio), ("llm", text)) if isinstance(part, str)]
         parents = {
             "audio": parent_of(audio, audio_revision),
-            "text": parent_of(text, text_revision, gguf_file=gguf_file, **chosen(kwargs, SOURCE_ARGUMENTS)),
+            "text": parent_of(
+                text, text_revision, gguf_file=gguf_file, adapter=text_adapter, **chosen(kwargs, SOURCE_ARGUMENTS)
+            ),
         }
         if isinstance(text, str):
             implementations = kwargs.pop("attn_implementation", None)
@@ -294,12 +310,14 @@ class Composable:
                 None if config is None else config.text_config,
                 revision=text_revision,
                 gguf_file=gguf_file,
+                adapter=text_adapter,
                 attn_implementation=implementations.get("text_config"),
                 **kwargs,
             )
-        elif kwargs or gguf_file:
+        elif kwargs or gguf_file or text_adapter:
+            named = sorted(kwargs) or (["gguf_file"] if gguf_file else ["text_adapter"])
             raise TypeError(
-                f"{', '.join(sorted(kwargs) or ['gguf_file'])}: arguments of loading are for an LLM given by id or "
+                f"{', '.join(named)}: arguments of loading are for an LLM given by id or "
                 "folder. Load the model with them, or name it instead."
             )
         else:
@@ -317,7 +335,7 @@ class Composable:
         decoder = vocabulary = None
         if config is None:
             connector, decoder = read_decoder(connector, **hub)
-            connector, vocabulary = read_vocabulary(connector, parents["text"]["id"], **hub)
+            connector, vocabulary = read_vocabulary(connector, parents["text"], **hub)
             if audio_token_id is None:
                 source = {key: value for key, value in parents["text"].items() if key in ("gguf_file", "subfolder")}
                 audio_token_id = placeholder_id(parents["text"]["id"], revision=text_revision, **source, **hub)
@@ -344,7 +362,7 @@ class Composable:
     def replace_connector(self, connector: dict | str | None = None) -> None:
         """Puts a new, untrained connector in place of the one there, as `from_parts` would; encoder and LLM stay.
 
-        The processor follows by `processor.connector_stages = model.config.connector_stages`.
+        The processor follows by `processor.follow(model.config)`.
 
         Args:
             connector: as in `from_parts`.
@@ -353,8 +371,7 @@ class Composable:
             ValueError: unknown connector settings.
         """
         connector, decoder = read_decoder(connector)
-        text = (self.config.parents or {}).get("text", {}).get("id")
-        connector, vocabulary = read_vocabulary(connector, text)
+        connector, vocabulary = read_vocabulary(connector, (self.config.parents or {}).get("text", {}))
         self.config.connector = asdict(connector_config(connector))
         put_connector(self)
         give_decoder(self, decoder, vocabulary)

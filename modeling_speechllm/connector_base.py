@@ -122,10 +122,12 @@ class Connector(nn.Module):
         audio_layers: how many encoder layers arrive, 0 for the output alone.
         attention: transformers' name of the attention, where the connector's comes from there.
 
-    `leaves_out` says of a class whether its outputs have `used`.
+    `leaves_out` says of a class whether its outputs have `used`; `autoregressive` whether it writes its audio tokens
+    one after another, so that none of them has a time or a CTC.
     """
 
     leaves_out = False
+    autoregressive = False
 
     def __init__(
         self,
@@ -162,6 +164,11 @@ class Connector(nn.Module):
 
     def set_attn_implementation(self, attention: str) -> None:
         """Computes attention in another way; a connector without attention of transformers has nothing to set."""
+
+    def copied(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Weights of the connector, by name, that are copies out of the LLM's table `embeddings` (tokens, text_size)
+        unless they were trained."""
+        return {}
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
         """As `forward`, after layers were mixed; lengths left out of the output follow from `stages`."""

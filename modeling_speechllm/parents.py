@@ -1,8 +1,9 @@
 """The frozen parents of a SpeechLLM: where they lie, loading them, and what is said when one of them is not there."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,26 @@ from transformers import (
 from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_speechllm import AUDIO_TOKEN
+from .gguf_files import quick_gguf
 
 # Arguments of `from_pretrained` that say how the Hub is reached, and those that choose among a repository's weights.
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
 SOURCE_ARGUMENTS = ("gguf_file", "subfolder", "variant")
+SPACE = "\u2581"  # in SentencePiece's vocabularies
+ADAPTER = "adapter"  # what a parent's adapter is recorded under
 
 
 def parent_of(part: str | PreTrainedModel, revision: str | None, **source: str | None) -> dict[str, str | None]:
     """What a config records of a parent: Hub id or absolute folder (empty for a model never loaded from one), the
-    commit (None for a folder), and those of `SOURCE_ARGUMENTS` that were given."""
+    commit (None for a folder), and those of `SOURCE_ARGUMENTS` and the adapter that were given."""
     name = part if isinstance(part, str) else part.config.name_or_path
     commit = resolve_revision(name, revision) if name else None
     commit = getattr(commit, "resolved", commit)  # as a string it is the branch that was asked for
+    chosen = {key: value for key, value in source.items() if value}
+    if ADAPTER in chosen and os.path.isdir(chosen[ADAPTER]):
+        chosen[ADAPTER] = os.path.abspath(chosen[ADAPTER])
     if os.path.isdir(name):
         name = os.path.abspath(name)
-    chosen = {key: value for key, value in source.items() if value}
     return {"id": name, "revision": commit, **chosen}
 
 
@@ -75,22 +81,30 @@ def relative_to_checkpoint(parents: dict[str, dict], folder: str) -> dict[str, d
     """`parents` as they are written into a checkpoint: folders inside of it relative to it (`./name`), so that it can
     be moved with them."""
     base = os.path.abspath(folder)
-    inside = {
-        part: "./" + os.path.relpath(parent["id"], base).replace(os.sep, "/")
-        for part, parent in parents.items()
-        if os.path.isabs(parent["id"]) and os.path.commonpath([base, parent["id"]]) == base
-    }
-    return {part: parent | ({"id": inside[part]} if part in inside else {}) for part, parent in parents.items()}
+
+    def relative(name: str) -> str:
+        inside = os.path.isabs(name) and os.path.commonpath([base, name]) == base
+        return "./" + os.path.relpath(name, base).replace(os.sep, "/") if inside else name
+
+    return _with_places(parents, relative)
 
 
 def located_parents(parents: dict[str, dict], source: str) -> dict[str, dict]:
     """`parents` of the checkpoint `source` with absolute folders in place of those relative to it."""
-    located = {}
-    for part, parent in parents.items():
-        beside = os.path.normpath(os.path.join(os.path.abspath(source), parent["id"]))
-        is_relative = not os.path.isabs(parent["id"]) and os.path.isdir(beside)
-        located[part] = parent | {"id": beside} if is_relative else dict(parent)
-    return located
+
+    def located(name: str) -> str:
+        beside = os.path.normpath(os.path.join(os.path.abspath(source), name))
+        return beside if not os.path.isabs(name) and os.path.isdir(beside) else name
+
+    return _with_places(parents, located)
+
+
+def _with_places(parents: dict[str, dict], place: Callable[[str], str]) -> dict[str, dict]:
+    """`parents` with `place` of each id and adapter in place of it."""
+    return {
+        part: {key: place(value) if key in ("id", ADAPTER) else value for key, value in parent.items()}
+        for part, parent in parents.items()
+    }
 
 
 def check_keys(source: str, missing: Iterable, unexpected: Iterable, mismatched: Iterable) -> None:
@@ -114,7 +128,11 @@ def chosen(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def load_causal_lm(
-    text: str, config: PreTrainedConfig | None = None, gguf_file: str | None = None, **kwargs: Any
+    text: str,
+    config: PreTrainedConfig | None = None,
+    gguf_file: str | None = None,
+    adapter: str | None = None,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Causal LM from a Hub id or folder.
 
@@ -122,6 +140,7 @@ def load_causal_lm(
         text: Hub id or folder.
         config: settings of the LLM that take the place of its own, where they are of its kind.
         gguf_file: file in `text` with quantised weights, which are dequantised.
+        adapter: Hub id or folder of a PEFT adapter, which is merged.
         **kwargs: `from_pretrained` arguments.
 
     Raises:
@@ -132,14 +151,39 @@ def load_causal_lm(
         from transformers import GgufConfig  # transformers 5.24
 
         kwargs = {"quantization_config": GgufConfig(dequantize=True)} | kwargs
-    with naming("LLM", text):
+    with naming("LLM", text), quick_gguf() if gguf_file else nullcontext():
         if config is not None:
             kwargs["config"] = own_config(text, config, gguf_file, **kwargs)
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             text, gguf_file=gguf_file, output_loading_info=True, **kwargs
         )
     check_keys(text, info["missing_keys"], [], [])
-    return causal_lm
+    return causal_lm if adapter is None else merged(causal_lm, adapter, **chosen(kwargs, HUB_ARGUMENTS))
+
+
+def merged(model: PreTrainedModel, adapter: str, **hub: Any) -> PreTrainedModel:
+    """A model with a PEFT adapter (Hub id or folder) added to its weights for good.
+
+    Raises:
+        OSError: no such adapter, by name.
+        ValueError: one that cannot be added to weights, as prompt tuning, or that is of another model.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
+
+    with naming("Adapter", adapter), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PEFT's own use of transformers
+        try:
+            adapted = PeftModel.from_pretrained(model, adapter, **hub)
+        except ValueError as error:
+            if "adapter_config.json" not in str(error):
+                raise
+            raise OSError(str(error)) from error
+        except RuntimeError as error:  # shapes of another model
+            raise ValueError(f"Adapter {adapter!r} does not fit this LLM: {error}") from error
+    if not isinstance(adapted.base_model, BaseTuner):
+        raise ValueError(f"Adapter {adapter!r} is of a kind that has no weights to merge. Give a LoRA adapter.")
+    return adapted.merge_and_unload()
 
 
 def own_config(text: str, config: PreTrainedConfig, gguf_file: str | None, **kwargs: Any) -> PreTrainedConfig:
@@ -210,10 +254,15 @@ def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, langu
     """Whisper's own tokens, as settings of `whisper_reader`.
 
     Raises:
-        ValueError: a language that this Whisper does not know, with those that it knows.
+        ValueError: a language that this Whisper does not know, with those that it knows; no timestamps.
     """
-    times, start = generation.no_timestamps_token_id + 1, config.decoder_start_token_id
-    prompt = [start]
+    if getattr(generation, "no_timestamps_token_id", None) is None:
+        raise ValueError(
+            "whisper_reader: the Whisper decoder's generation_config.json has no no_timestamps_token_id, so its "
+            "timestamps are unknown. Take that file from the checkpoint that it was made from."
+        )
+    times = generation.no_timestamps_token_id + 1
+    prompt = [config.decoder_start_token_id]
     if getattr(generation, "is_multilingual", False):
         code, languages = f"<|{language or 'en'}|>", generation.lang_to_id
         if code not in languages:
@@ -223,24 +272,38 @@ def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, langu
     return {"tokens": config.vocab_size, "end": config.eos_token_id, "times": times, "prompt": [*prompt, times]}
 
 
-def reading_vocabulary(decoder: str, text: str, end: int, **hub: Any) -> dict[int, list[int]]:
+def reading_vocabulary(
+    decoder: str, text: str, end: int, hub: dict[str, Any] | None = None, gguf_file: str | None = None, **source: str
+) -> dict[int, list[int]]:
     """Whisper's tokens before `end` that the LLM can spell, each with the LLM's tokens of the same text: mostly one,
-    as byte-level vocabularies share most of their entries.
+    as byte-level vocabularies share most of their entries. Parts of characters that the LLM has no token for are left
+    out.
 
     Args:
         decoder, text: Hub ids or folders of the two tokenizers.
+        end: Whisper's end token.
+        hub: how the Hub is reached, for both.
+        gguf_file: file in `text` that has the tokenizer where there are no files of one.
+        **source: `revision` and `subfolder` of the LLM.
     """
+    hub = hub or {}
     with naming("Whisper tokenizer", decoder):
         whisper = AutoTokenizer.from_pretrained(decoder, **hub)
     with naming("LLM tokenizer", text):
-        llm = AutoTokenizer.from_pretrained(text, **hub)
+        try:
+            llm = AutoTokenizer.from_pretrained(text, **hub, **source)
+        except (OSError, ValueError):
+            if gguf_file is None:
+                raise
+            llm = AutoTokenizer.from_pretrained(text, gguf_file=gguf_file, **hub, **source)
     known, found, other = llm.get_vocab(), {}, {}
+    sentencepiece = any(piece.startswith(SPACE) for piece in known)
     for token, id in whisper.get_vocab().items():
         if id >= end:
             continue
         spelled = whisper.convert_tokens_to_string([token])
-        piece = next((form for form in (token, spelled.replace(" ", "\u2581")) if form in known), None)
-        if piece is not None:
+        piece = spelled.replace(" ", SPACE) if sentencepiece else token
+        if piece in known:
             found[id] = [known[piece]]
         elif spelled and "\ufffd" not in spelled:  # else a part of a character
             other[id] = spelled

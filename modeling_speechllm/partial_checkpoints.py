@@ -5,19 +5,24 @@ resized embeddings are all saved. Every weight of a parent has a digest from the
 """
 
 import copy
+import json
 import os
 from typing import Any
 
 import torch
 from huggingface_hub import create_repo
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import _add_variant
 from transformers.utils.hub import cached_file
 
+from .audio_encoders import new_encoder
+from .packed_weights import pack, unpack
 from .parents import (
+    ADAPTER,
     HUB_ARGUMENTS,
     SOURCE_ARGUMENTS,
     check_keys,
@@ -38,6 +43,8 @@ _PARENT_ARGUMENTS = (
 # What Auto classes and pipelines hand on beside the caller's own arguments.
 _INTERNAL_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "code_revision", "tqdm_class")
 _ROW = 256  # words of 8 bytes
+
+COPIED = "copied"  # of the file's metadata: keys that are left out, see `Connector.copied`
 
 Digests = dict[str, dict[torch.dtype, tuple]]  # of every weight, in its own and in each coarser precision
 
@@ -108,7 +115,10 @@ def changed_groups(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> li
     changed = []
     for group in modules:
         keys, known = model.group_keys([group]), model.parent_digests.get(group)
-        if known is not None and (strange := sorted(keys ^ known.keys())):
+        if known is None:  # loaded from a checkpoint that holds it whole
+            changed.append(group)
+            continue
+        if strange := sorted(keys ^ known.keys()):
             raise ValueError(
                 f"trained_only: the {group}'s weights are not named as its parent's ({', '.join(strange[:2])}), so "
                 "they could not be put back. Merge adapters first (merge_and_unload), save them with PEFT's own "
@@ -136,6 +146,7 @@ def parent_arguments(parents: dict[str, dict]) -> dict[str, Any]:
         "audio_revision": audio["revision"],
         "text_revision": text["revision"],
         **chosen(text, SOURCE_ARGUMENTS),
+        **({"text_adapter": text[ADAPTER]} if text.get(ADAPTER) else {}),
     }
 
 
@@ -144,6 +155,7 @@ def save_trained(
     folder: str | os.PathLike,
     state_dict: dict[str, Any] | None = None,
     *,
+    storage: str | None = None,
     is_main_process: bool = True,
     push_to_hub: bool = False,
     variant: str | None = None,
@@ -155,6 +167,7 @@ def save_trained(
 
     Args:
         state_dict: the model's where it had to be gathered.
+        storage: fewer bits, see `save_pretrained`.
         is_main_process: False writes nothing.
         push_to_hub: upload the folder too, with `**hub` (`repo_id`, `private`, `commit_message`, `create_pr`).
         variant: part of the weights' name, as in transformers.
@@ -184,6 +197,11 @@ def save_trained(
     for key in sorted(keys):
         tensor = load_offloaded_parameter(model, key) if state[key].device.type == "meta" else state[key]
         weights[key] = tensor.contiguous().cpu()
+    metadata = {"format": "pt"}
+    if storage is not None:
+        left_out = copied_keys(model, weights)
+        weights = pack({key: value for key, value in weights.items() if key not in left_out}, storage)
+        metadata[COPIED] = json.dumps(left_out)
     folder = os.fspath(folder)
     os.makedirs(folder, exist_ok=True)
     if push_to_hub:
@@ -194,11 +212,25 @@ def save_trained(
     elif hub:
         raise TypeError(f"save_pretrained with trained_only takes no {', '.join(sorted(hub))} without push_to_hub.")
     file = os.path.join(folder, _add_variant(TRAINED_FILE, variant))
-    save_file(weights, file + ".partial", metadata={"format": "pt"})
+    save_file(weights, file + ".partial", metadata=metadata)
     os.replace(file + ".partial", file)
     _write_config(model, folder, groups)
     if push_to_hub:
         model._upload_modified_files(folder, repo, timestamps, token=token, **hub_names)
+
+
+def connector_copies(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What the connector copied out of the LLM's embeddings, or would, by key of the model's state."""
+    connector = model.base_model.multi_modal_projector
+    name = next(name for name, module in model.named_modules() if module is connector)
+    embeddings = model.base_model._embedding_weight()
+    return {f"{name}.{key}": value for key, value in connector.copied(embeddings).items()}
+
+
+def copied_keys(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Keys of `weights` that still are what the connector copied."""
+    copies = connector_copies(model)
+    return sorted(key for key, value in copies.items() if key in weights and torch.equal(weights[key], value.cpu()))
 
 
 def _write_config(model: PreTrainedModel, folder: str, groups: list[str]) -> None:
@@ -267,19 +299,32 @@ def load_trained(model_class: type, source: str, kwargs: dict[str, Any]) -> PreT
             "checkpoint without, save it whole, and load that with it."
         )
     path = cached_file(source, _add_variant(TRAINED_FILE, kwargs.get("variant")), **hub)
-    with naming("SpeechLLM", source):  # a damaged one
-        loaded = load_file(path)
+    with naming("SpeechLLM", source), safe_open(path, "pt") as file:  # a damaged one
+        copied = json.loads((file.metadata() or {}).get(COPIED, "[]"))
+        loaded = unpack({key: file.get_tensor(key) for key in file.keys()})
     groups, config.trained_groups = config.trained_groups, None
-    config.parents = located_parents(config.parents, source)
+    parents = config.parents = located_parents(config.parents, source)
     for_parents.setdefault("dtype", for_parents.pop("torch_dtype", None) or config.dtype)
-    model = model_class.from_parts(**parent_arguments(config.parents), config=config, **for_parents)
+    arguments = parent_arguments(parents)
+    if "encoder" in groups:  # its parent's weights are not needed
+        attention = for_parents.get("attn_implementation")
+        attention = attention.get("audio_config") if isinstance(attention, dict) else attention
+        arguments |= {"audio": new_encoder(config.audio_config, attention), "audio_revision": None}
+    model = model_class.from_parts(**arguments, config=config, **for_parents)
+    model.config.parents = parents
+    if "encoder" in groups:
+        model.parent_digests["encoder"] = None
     if "llm" in groups:
         _fit_embeddings(model, loaded)
-    state, expected = model.state_dict(), model.group_keys(groups)
+    state, expected = model.state_dict(), model.group_keys(groups) - set(copied)
     mismatched = [key for key in loaded.keys() & expected if loaded[key].shape != state[key].shape]
     check_keys(source, expected - loaded.keys(), loaded.keys() - expected, mismatched)
     model.load_state_dict(loaded, strict=False)
     model.tie_weights()
+    if copied:
+        copies = connector_copies(model)
+        check_keys(source, set(copied) - copies.keys(), [], [])
+        model.load_state_dict({key: copies[key] for key in copied}, strict=False)
     model.config.name_or_path = model.name_or_path = str(source)  # the latter is what PEFT records
     model.generation_config = generation_config or _generation_config(source, hub) or model.generation_config
     return model

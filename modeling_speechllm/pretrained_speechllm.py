@@ -86,7 +86,13 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
         tied = getattr(self, "all_tied_weights_keys", {})
         return {key for key in self.state_dict() if key.startswith(prefixes) and key not in tied}
 
-    def save_pretrained(self, save_directory: str | os.PathLike, trained_only: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        trained_only: bool = False,
+        storage: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Saves the whole model, or with `trained_only` what is not its parents' alone.
 
         Args:
@@ -94,14 +100,24 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
             trained_only: write `trained.safetensors` with the connector and every group that is trained or whose
                 weights differ from those of the parent it was loaded from (an adapter merged, resized embeddings),
                 and into `config.json` the ids and revisions of the parents (known after `from_parts`).
+            storage: with `trained_only`, hold the weights in fewer bits than they are computed in: `"float16"`,
+                `"bfloat16"`, or `"int8"`, `"int6"`, `"int5"`, `"int4"` (a scale per 32 values). They are loaded in the
+                precision of the model again. What a connector copied out of the LLM's embeddings, and did not train,
+                is left out then.
             **kwargs: `PreTrainedModel.save_pretrained` arguments: `state_dict`, `is_main_process`, `push_to_hub`, ...
 
         Raises:
-            ValueError: `trained_only` without known parents, or with adapters that are not merged.
+            ValueError: `trained_only` without known parents, or with adapters that are not merged; `storage` of a
+                whole model, or one that is not known.
         """
         if trained_only:
-            save_trained(self, save_directory, **kwargs)
+            save_trained(self, save_directory, storage=storage, **kwargs)
             return
+        if storage is not None:
+            raise ValueError(
+                f"storage={storage!r} is for the trained part. Add trained_only=True, or save a model in fewer bits: "
+                "model.to(torch.bfloat16).save_pretrained(folder)."
+            )
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):  # what an earlier call left would be loaded in its place by some
             Path(save_directory, TRAINED_FILE).unlink(missing_ok=True)

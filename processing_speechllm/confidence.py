@@ -9,7 +9,12 @@ From which score on an audio counts as made out depends on the checkpoint, and i
 knows. Connectors that never come near the token embeddings have no such number.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import torch
+
+from .pipeline_prompts import LoadedAudio, Prompt
 
 CHUNK = 128  # audio tokens compared with the whole vocabulary at once
 
@@ -32,4 +37,27 @@ def audio_confidences(embeds: torch.Tensor, counts: list[int], table: torch.Tens
     return [part.mean().item() if len(part) else 0.0 for part in torch.cat(nearest).split(counts)]
 
 
-__all__ = ["audio_confidences"]
+def read_embeddings(model: Any, processor: Any, features: Any, mask: Any) -> tuple[torch.Tensor, list[int]]:
+    """Embeddings (tokens, dim) that the LLM is given of the model's inputs `features` and `mask`, those of all audios
+    in order, and how many are each one's."""
+    audio = model.get_audio_features(input_features=features, input_features_mask=mask, return_dict=True)
+    counts = processor.audio_token_counts(mask)
+    embeds, used = audio.pooler_output, audio.connector.used
+    if used is not None:  # a reading connector's places without a token are zeros that the LLM does not see
+        used = [row[:count] for row, count in zip(used, counts, strict=True)]
+        embeds, counts = embeds[torch.cat(used)], [int(row.sum()) for row in used]
+    return embeds, counts
+
+
+def with_confidences(prompts: list[Prompt], scores: list[float], least: float | None) -> list[Prompt]:
+    """The prompts with the confidence of each of their audios, whose scores are given in order, and whether it is at
+    least the least one."""
+    rest, heard = iter(scores), []
+    for prompt in prompts:
+        row = [next(rest) for audio in prompt.audio if isinstance(audio, LoadedAudio)]
+        confidences = [{"score": score, "understood": None if least is None else score >= least} for score in row]
+        heard.append(replace(prompt, confidences=confidences))
+    return heard
+
+
+__all__ = ["audio_confidences", "read_embeddings", "with_confidences"]

@@ -31,6 +31,7 @@ class Prompt:
     is_chat: bool  # given as a chat, so answered by the chat continued; else by the answer alone
     languages: list[dict] | None = None  # what was heard in each audio, if asked for
     confidences: list[dict] | None = None  # how surely each audio was made out, if asked for
+    no_speech: bool | None = None  # whether nothing was read in its audios, where that is looked for
 
     @property
     def continues(self) -> bool:

@@ -20,8 +20,9 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import ModelOutput, logging
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from .confidence import audio_confidences
-from .pipeline_prompts import LoadedAudio, Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
+from .confidence import audio_confidences, read_embeddings, with_confidences
+from .no_speech import answer_ids, chosen_answer, put_answer, stream_answer, with_no_speech
+from .pipeline_prompts import Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
 from .positions import check_positions, default_new_tokens, positions
 
 LENGTHS = ("max_new_tokens", "max_length")
@@ -79,6 +80,7 @@ class SpeechInstructPipeline(Pipeline):
         language: str | None = None,
         return_language: bool | None = None,
         return_confidence: bool | None = None,
+        no_speech_answer: str | bool | None = None,
         processor_kwargs: dict | None = None,
         tools: list | None = None,
         documents: list[dict] | None = None,
@@ -108,6 +110,7 @@ class SpeechInstructPipeline(Pipeline):
             "language": language,
             "return_language": return_language,
             "return_confidence": return_confidence,
+            "no_speech_answer": no_speech_answer,
             "processor_kwargs": processor_kwargs,
             "template_kwargs": template or None,
         }
@@ -126,6 +129,7 @@ class SpeechInstructPipeline(Pipeline):
             check_instruction(instruction)
         if language is not None or return_language:
             self._check_language(language)
+        chosen_answer(no_speech_answer, None)
         return tuple(given)
 
     def _template_variables(self, chat_template: str | None) -> set[str]:
@@ -167,6 +171,12 @@ class SpeechInstructPipeline(Pipeline):
                 this checkpoint, `"understood"`: True, False, or None where its processor has no
                 `min_audio_confidence`. The answer to audio that was not understood is a guess. Costs one more pass of
                 the encoder.
+            no_speech_answer (`str` or `False`, *optional*): what is answered where a connector that reads
+                (`ctc_compress`) read nothing in any audio of the prompt, instead of asking the LLM, which would make
+                something up. Defaults to the processor's `no_speech_answer`; `False` asks the LLM in any case. Where
+                it is looked for, each answer has `"no_speech"`: True if it is this one. With
+                `return_dict_in_generate` the LLM is asked too, and `"no_speech"` tells. Costs one more pass of the
+                encoder.
             return_full_text (`bool`, *optional*): chat with the answer, or the answer alone.
             return_tensors (`bool`, *optional*): return `generated_token_ids` instead of text.
             skip_special_tokens (`bool`, *optional*, defaults to `True`): leave special tokens out of the text.
@@ -212,6 +222,7 @@ class SpeechInstructPipeline(Pipeline):
         language: str | None = None,
         return_language: bool | None = None,
         return_confidence: bool | None = None,
+        no_speech_answer: str | bool | None = None,
         processor_kwargs: dict | None = None,
         template_kwargs: dict | None = None,
         generate_kwargs: dict | None = None,
@@ -234,23 +245,24 @@ class SpeechInstructPipeline(Pipeline):
             processor_kwargs=processor_kwargs,
             **(template_kwargs or {}),
         ).to(self.device, dtype=self.model.dtype)
-        length = encoded["input_ids"].shape[1]
         posteriors = None
         features, mask = encoded.get("input_features"), encoded.get("input_features_mask")
         if (language is not None or return_language) and "input_features" in encoded:
             encoded, posteriors = self._hear(encoded, language)
-        output = self.model.generate(**encoded, **self._fitted(generate_kwargs or {}, encoded["input_ids"]))
-        sequences = output.sequences if isinstance(output, ModelOutput) else output
-        new_tokens = sequences[:, length:]
+        options = self._fitted(generate_kwargs or {}, encoded["input_ids"])
+        answer = chosen_answer(no_speech_answer, self.processor.no_speech_answer)
+        read = None
+        if features is not None and (return_confidence or answer is not None):
+            read = read_embeddings(self.model, self.processor, features, mask)
+        if answer is not None:
+            prompts = with_no_speech(prompts, [] if read is None else read[1])
+        new_tokens, beside = self._generate(encoded, options, [bool(prompt.no_speech) for prompt in prompts], answer)
         if return_language:
             prompts = self._with_languages(prompts, posteriors)
         if return_confidence:
-            prompts = self._with_confidences(prompts, features, mask)
-        return {
-            "new_tokens": new_tokens.reshape(len(prompts), -1, new_tokens.shape[-1]),
-            "prompt": prompts,
-            "details": details(output, len(prompts)) if isinstance(output, ModelOutput) else [{}] * len(prompts),
-        }
+            scores = [] if read is None else audio_confidences(*read, self.model.get_input_embeddings().weight)
+            prompts = with_confidences(prompts, scores, self.processor.min_audio_confidence)
+        return {"new_tokens": new_tokens, "prompt": prompts, "details": beside}
 
     def _hear(self, encoded: Any, language: str | None) -> tuple[dict, Any]:
         """Encode the audio once, for the answer and for the posterior (audios, languages) of its language."""
@@ -277,24 +289,24 @@ class SpeechInstructPipeline(Pipeline):
             heard.append(replace(prompt, languages=languages))
         return heard
 
-    def _with_confidences(self, prompts: list[Prompt], features: Any, mask: Any) -> list[Prompt]:
-        """The prompts with the confidence of each of their audios; `features` and `mask` are the model's inputs."""
-        scores = []
-        if features is not None:
-            audio = self.model.get_audio_features(input_features=features, input_features_mask=mask, return_dict=True)
-            counts = self.processor.audio_token_counts(mask)
-            embeds, used = audio.pooler_output, audio.connector.used
-            if used is not None:  # a reading connector's places without a token are zeros that the LLM does not see
-                used = [row[:count] for row, count in zip(used, counts, strict=True)]
-                embeds, counts = embeds[torch.cat(used)], [int(row.sum()) for row in used]
-            scores = audio_confidences(embeds, counts, self.model.get_input_embeddings().weight)
-        rest, least = iter(scores), self.processor.min_audio_confidence
-        heard = []
-        for prompt in prompts:
-            row = [next(rest) for audio in prompt.audio if isinstance(audio, LoadedAudio)]
-            confidences = [{"score": score, "understood": None if least is None else score >= least} for score in row]
-            heard.append(replace(prompt, confidences=confidences))
-        return heard
+    def _generate(
+        self, encoded: Any, options: dict, silent: list[bool], answer: str | None
+    ) -> tuple[torch.Tensor, list[dict]]:
+        """New tokens (prompts, sequences, tokens) and what `generate` tells beside them, for each prompt. `answer`
+        stands in place of what it says of silent prompts, unless it is asked to tell more."""
+        prompts, length = len(silent), encoded["input_ids"].shape[1]
+        replaced = any(silent) and not options.get("return_dict_in_generate")
+        ids = answer_ids(self.tokenizer, answer) if replaced else []
+        if replaced and prompts == 1:  # not asked at all
+            if options.get("streamer") is not None:
+                stream_answer(options["streamer"], encoded["input_ids"], ids)
+            return torch.tensor([[ids] * (options.get("num_return_sequences") or 1)]), [{}]
+        output = self.model.generate(**encoded, **options)
+        sequences = output.sequences if isinstance(output, ModelOutput) else output
+        new_tokens = sequences[:, length:].reshape(prompts, -1, sequences.shape[1] - length)
+        if replaced:
+            new_tokens = put_answer(new_tokens, silent, ids, self.tokenizer.pad_token_id)
+        return new_tokens, details(output, prompts) if isinstance(output, ModelOutput) else [{}] * prompts
 
     def _fitted(self, generate_kwargs: dict, input_ids: torch.Tensor) -> dict:
         """Generation options for prompts `input_ids` (prompts, tokens), checked against the LLM's positions."""
@@ -355,7 +367,7 @@ class SpeechInstructPipeline(Pipeline):
             return [{"generated_token_ids": sequence, **each} for sequence, each in pairs]
         full = prompt.is_chat if return_full_text is None else return_full_text
         answers = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
-        heard = {"language": prompt.languages, "confidence": prompt.confidences}
+        heard = {"language": prompt.languages, "confidence": prompt.confidences, "no_speech": prompt.no_speech}
         heard = {key: value for key, value in heard.items() if value is not None}
         return [
             {"generated_text": with_answer(prompt, answer) if full else answer, **heard, **each}

@@ -62,12 +62,15 @@ class SpeechLLMProcessor(ProcessorMixin):
             windows, as Whisper was pretrained, instead of letting the cost follow the audio's length.
         audio_window (`int`, *optional*, defaults to 3000): feature positions per encoder window, for `pad_to_window`.
         trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put after every audio, for a
-            connector that finds the end of speech by it (`whisper_reader`).
+            connector that finds the end of speech by it (`whisper_reader`). They are audio as any other: placeholders
+            stand for them too.
         max_audio_seconds (`float`, *optional*, defaults to 3600): longer audio is an error.
         max_position_embeddings (`int`, *optional*): positions of the LLM, if it has a fixed number. Audio whose tokens
             leave less of them than `TEXT_ROOM` for text is an error too; see `audio_limit`.
         min_audio_confidence (`float`, *optional*): from which score on this checkpoint has made an audio out, see
             `audio_confidences`. None where that is not known.
+        no_speech_answer (`str`, *optional*): what the pipeline answers about audio in which a reading connector read
+            nothing, in place of asking the LLM. None asks it.
 
     Attributes:
         allow_local_files (`bool`): whether audio may be read from paths, defaults to `True`. A server that takes chats
@@ -90,6 +93,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         max_audio_seconds: float = 3600.0,
         max_position_embeddings: int | None = None,
         min_audio_confidence: float | None = None,
+        no_speech_answer: str | None = None,
     ):
         check_stages("audio_stages", audio_stages)
         check_stages("connector_stages", connector_stages)
@@ -112,6 +116,7 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.max_audio_seconds = max_audio_seconds
         self.max_position_embeddings = max_position_embeddings
         self.min_audio_confidence = min_audio_confidence
+        self.no_speech_answer = no_speech_answer
         self.allow_local_files = True
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.feature_stages = self._kind.stages(feature_extractor)
@@ -120,6 +125,12 @@ class SpeechLLMProcessor(ProcessorMixin):
                 f"pad_to_window is for Whisper's extractor; the encoders of {type(feature_extractor).__name__} have "
                 "no window to pad to. Leave it False."
             )
+        self.min_samples = self._find_min_samples()
+
+    def follow(self, config: Any) -> None:
+        """Counts and pads audio as a model wants it whose connector was replaced; `config` is the model's."""
+        self.connector_stages = [dict(stage) for stage in config.connector_stages]
+        self.trailing_silence = config.connector.get("trailing_silence", 0.0)
         self.min_samples = self._find_min_samples()
 
     @classmethod

@@ -1,7 +1,7 @@
 """Gives any text LLM ears. Importing this package registers everything with transformers.
 
 After `import speechllm`, the Auto classes load SpeechLLM checkpoints without remote code, and
-`pipeline("speech-instruct")` without a model takes the embedded one (`NANO`).
+`pipeline("speech-instruct")` without a model takes the embedded one (`MODELS[DEFAULT]`).
 """
 
 from pathlib import Path
@@ -13,12 +13,17 @@ from processing_speechllm import SpeechInstructPipeline, SpeechLLMProcessor, reg
 
 __version__ = "0.2.0"
 
-NANO = str(Path(__file__).parent / "nano")  # folder of the embedded checkpoint
+# Folders of the embedded checkpoints, by the names that commands and benchmarks know them by.
+MODELS = {path.parent.name: str(path.parent) for path in sorted(Path(__file__).parent.glob("*/config.json"))}
+DEFAULT = "nano"  # what the pipeline, `ask` and `demo` take
+NANO = MODELS["nano"]
 
 AutoProcessor.register(SpeechLLMConfig, SpeechLLMProcessor, exist_ok=True)
-register_pipeline(NANO)
+register_pipeline(MODELS[DEFAULT])
 
 __all__ = [
+    "DEFAULT",
+    "MODELS",
     "NANO",
     "SpeechInstructPipeline",
     "SpeechLLMConfig",

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .loading import EMBEDDED, CommandError, load_pipeline, report
+from .loading import CommandError, embedded, load_pipeline, report
 
 # File names that end so are meant as audio also where no such file exists: a typing error, not an instruction.
 AUDIO_SUFFIXES = set(".aac .aif .aiff .amr .au .caf .flac .m4a .mka .mp3 .mp4 .oga .ogg .opus .wav .webm .wma".split())
@@ -35,7 +35,8 @@ EXAMPLE = """\
 A recording that cannot be used is reported in one line on standard error; the others are still answered and the
 exit status is 2. So is a recording that the model could not make out, whose answer is a guess, where the checkpoint
 says how sure it must be (the embedded one does); the status stays 0. --json prints one object per answer: audio,
-instruction, answer, model, and then understood: true or false.
+instruction, answer, model, and then understood: true or false. A model whose connector reads tells where it read
+nothing at all: the answer says so, and --json has no_speech: true or false.
 """
 
 
@@ -55,7 +56,9 @@ def add_parser(commands: Any) -> None:
         metavar="AUDIO ... INSTRUCTION",
         help='audio files, http(s) addresses or "-" (an audio file on standard input), then the instruction in quotes',
     )
-    parser.add_argument("--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint (default: the embedded one)")
+    parser.add_argument(
+        "--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint, or nano (default: the embedded one)"
+    )
     parser.add_argument("--together", action="store_true", help="put all recordings into one prompt")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens")
     parser.add_argument(
@@ -127,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 
-    model = arguments.model or EMBEDDED
+    model = arguments.model or embedded()
     instruction = DEFAULT_INSTRUCTION if instruction is None else instruction
     options = {} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens}
     if arguments.language is not None:
@@ -148,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
                     print(label, flush=True)
                 answer(pipe, group, instruction, streamer=_streamer(pipe), **options)
                 continue
-            text, understood = answer(pipe, group, instruction, **options)
+            text, understood, no_speech = answer(pipe, group, instruction, **options)
         except ValueError as error:  # the processor's and the pipeline's, AudioError among them, name the remedy
             report(error)
             status = 2
@@ -158,6 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
             row = {"audio": audio, "instruction": instruction, "answer": text, "model": model}
             if understood is not None:
                 row["understood"] = understood
+            if no_speech is not None:
+                row["no_speech"] = no_speech
             print(json.dumps(row, ensure_ascii=False), flush=True)
         else:
             print(label, text, sep=" " if label else "", flush=True)
@@ -170,10 +175,11 @@ def _streamer(pipe: Any) -> Any:
     return TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tuple[str, bool | None]:
+def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tuple[str, bool | None, bool | None]:
     """
-    The answer about the recordings `names` in one prompt, and whether all were made out (None if the checkpoint does
-    not tell). Warnings about them, and which could not be made out, go to standard error.
+    The answer about the recordings `names` in one prompt, whether all were made out, and whether there was no speech
+    in any (None each if the checkpoint does not tell). Warnings about them, and which could not be made out, go to
+    standard error.
     """
     least = pipe.processor.min_audio_confidence
     row = {"audio": [_source(name) for name in names], "instruction": instruction}
@@ -184,11 +190,12 @@ def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tup
         if warning.category is UserWarning:
             report(f"warning: {warning.message}")
     if least is None:
-        return found["generated_text"], None
+        return found["generated_text"], None, found.get("no_speech")
     for name, heard in zip(names, found["confidence"], strict=True):
         if not heard["understood"]:
             report(
                 f"{name}: I could not make that out (confidence {heard['score']:.3f}, {least:.3f} is needed), so the "
                 "answer is a guess. It may be silence, noise, or speech unlike what this model was trained on."
             )
-    return found["generated_text"], all(heard["understood"] for heard in found["confidence"])
+    understood = all(heard["understood"] for heard in found["confidence"])
+    return found["generated_text"], understood, found.get("no_speech")

@@ -16,7 +16,8 @@ EXAMPLE = """\
 60 seconds with it:
   speechllm demo
 
-A tick marks an answer that is the expected one, letter by letter. The exit status is 0 if all are, else 1.
+A tick marks an answer that is the expected one, letter by letter, where one is expected. The exit status is 0 if all
+are, else 1.
 
 With --web a page opens instead, to talk to the embedded model, another one, or one that is served already:
   speechllm demo --web
@@ -24,7 +25,7 @@ With --web a page opens instead, to talk to the embedded model, another one, or 
   speechllm demo --web --base-url http://localhost:8000/v1
 """
 
-WEB = ("model", "base_url", "key_variable", "host", "port", "max_new_tokens")  # options of the page
+WEB = ("base_url", "key_variable", "host", "port", "max_new_tokens")  # options of the page
 WIDTHS = [6, 35, 24, 9]  # with two spaces between them 80 columns
 
 
@@ -33,15 +34,18 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="ask the packaged recordings several things, or open a page to talk to",
-        description="Asks the embedded model about the packaged recordings and prints a table; --web opens a page.",
+        description="Asks an embedded model about its packaged recordings and prints a table; --web opens a page.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="an embedded model, or a folder with examples/; with --web any model, or its name on the server "
+        "(default: as for ask)",
+    )
     parser.add_argument("--web", action="store_true", help="open a page: microphone, recordings, chat")
     page = parser.add_argument_group("with --web")
-    page.add_argument(
-        "--model", metavar="ID_OR_FOLDER", help="what is served (default: the embedded model); or its name there"
-    )
     page.add_argument("--base-url", metavar="URL", help="of a server that runs already: http://localhost:8000/v1")
     page.add_argument("--key-variable", metavar="NAME", help="environment variable that holds that server's key")
     page.add_argument("--host", metavar="ADDRESS", help="where the page listens (127.0.0.1: this machine alone)")
@@ -51,7 +55,8 @@ def add_parser(commands: Any) -> None:
 
 
 def load_examples(folder: str | Path) -> list[dict]:
-    """Rows of `examples.json` in `folder`, `{"file", "language", "text", "questions": [...]}`, files as full paths.
+    """Rows of `examples.json` in `folder`, `{"file", "language", "text", "questions": [...]}`, files as full paths. A
+    question is an `instruction`, with the answer that is `expected` or without.
 
     Raises:
         CommandError: the list or a recording is missing.
@@ -59,7 +64,10 @@ def load_examples(folder: str | Path) -> list[dict]:
     folder = Path(folder)
     listing = folder / "examples.json"
     if not listing.is_file():
-        raise CommandError(f"{listing} is missing. Reinstall speechllm: pip install --force-reinstall .")
+        raise CommandError(
+            f"{listing} is missing. Reinstall speechllm (pip install --force-reinstall .), or ask a model without it "
+            "about recordings of your own: speechllm ask."
+        )
     rows = json.loads(listing.read_text(encoding="utf-8"))
     for row in rows:
         row["file"] = str(folder / row["file"])
@@ -111,12 +119,15 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def run_examples(pipe: Any, examples: list[dict]) -> tuple[list[list[str]], int, int]:
-    """Asks everything; returns the table's rows, how many answers were as expected, and how many there are."""
+    """Asks everything; returns the table's rows, how many answers were as expected, and of how many that is known."""
     rows, right, total = [], 0, 0
     for example in examples:
         rows.append([Path(example["file"]).name, f"“{example['text']}”", "", ""])
         for question in example["questions"]:
             answer = ask_pipeline(pipe, [example["file"]], question["instruction"])
+            if "expected" not in question:
+                rows.append(["", question["instruction"], answer, ""])
+                continue
             as_expected = answer == question["expected"]
             remark = "" if as_expected else f" expected: {question['expected']}"
             rows.append(["", question["instruction"], answer, "✓" if as_expected else f"✗{remark}"])
@@ -133,10 +144,11 @@ def run(arguments: argparse.Namespace) -> int:
             return run_web(arguments)
         if given:
             raise CommandError(f"--{given[0].replace('_', '-')} is for the page. Add --web.")
-        pipe = load_pipeline(None)
+        pipe = load_pipeline(arguments.model)
         import speechllm
 
-        examples = load_examples(Path(speechllm.NANO) / "examples")
+        name = arguments.model or speechllm.DEFAULT
+        examples = load_examples(Path(speechllm.MODELS.get(name, name)).expanduser() / "examples")
     except CommandError as error:
         report(error)
         return 2
@@ -145,7 +157,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(line)
     languages = len({example["language"] for example in examples})
     seconds = time.perf_counter() - started
-    print(f"\n{right} of {total} answers as expected, {languages} languages, {seconds:.1f} s with loading.")
+    expected = f"{right} of {total} answers as expected, " if total else ""
+    plural = "s" if languages > 1 else ""
+    print(f"\n{expected}{languages} language{plural}, {seconds:.1f} s with loading.")
     return 0 if right == total else 1
 
 

@@ -189,7 +189,7 @@ def check_decoders() -> Iterator[Finding]:
 def check_embedded_model() -> Iterator[Finding]:
     """The embedded model answers one packaged recording as expected."""
     started = time.perf_counter()
-    pipe = load_pipeline(None)
+    pipe = load_pipeline("nano")
     import speechllm
 
     example = demo.load_examples(Path(speechllm.NANO) / "examples")[0]

@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
             return start_through_accelerate(launch.accelerate_config, NAME, arguments)
         logging.set_verbosity_error()  # its remarks on pipelines and caches are about our code, not the user's
         place = f"the same command goes on with what {config.output_dir} holds by now"
-        evaluate(with_known_models(config, {"nano": speechllm.NANO}))
+        evaluate(with_known_models(config, speechllm.MODELS))
         return 0
     except KeyboardInterrupt:
         report(f"stopped; {place}.")

@@ -4,8 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EMBEDDED = "speechllm/nano"  # the embedded model's name in output
-
 
 class CommandError(Exception):
     """Ends a command with one line on standard error: the finding and the remedy."""
@@ -17,7 +15,8 @@ def report(message: object) -> None:
 
 
 def load_pipeline(model: str | None, **options: Any) -> Any:
-    """The `speech-instruct` pipeline of a Hub id or folder, of the embedded model if None; `options` are its own.
+    """The `speech-instruct` pipeline of a Hub id, a folder or an embedded model's name, of the default one if None;
+    `options` are its own.
 
     Raises:
         CommandError: the model, or a package that it needs, cannot be loaded.
@@ -26,20 +25,21 @@ def load_pipeline(model: str | None, **options: Any) -> Any:
         from transformers import pipeline
         from transformers.utils import logging
 
-        from speechllm import SpeechInstructPipeline  # importing it registers the model classes and the task
+        import speechllm  # registers the model classes and the task
     except (ImportError, OSError, RuntimeError) as error:
         raise CommandError(f"a package is missing or broken ({error}). Run: speechllm doctor") from error
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    model = speechllm.MODELS.get(model, model)
     if model is not None and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise CommandError(f"{model}: no such folder. Give a model's folder or a Hub id such as name/model.")
     try:
-        pipe = pipeline("speech-instruct", model=model, pipeline_class=SpeechInstructPipeline, **options)
+        pipe = pipeline("speech-instruct", model=model, pipeline_class=speechllm.SpeechInstructPipeline, **options)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise CommandError(
-            f"cannot load {model or EMBEDDED}: {reason}. Give a folder or Hub id of a SpeechLLM checkpoint."
+            f"cannot load {model or embedded()}: {reason}. Give a folder or Hub id of a SpeechLLM checkpoint."
         ) from error
     if pipe.model.config.model_type != "speechllm":
         raise CommandError(
@@ -47,6 +47,13 @@ def load_pipeline(model: str | None, **options: Any) -> Any:
             "compose one with SpeechLLMForConditionalGeneration.from_parts."
         )
     return pipe
+
+
+def embedded() -> str:
+    """The default model's name in output."""
+    import speechllm
+
+    return f"speechllm/{speechllm.DEFAULT}"
 
 
 def ask_pipeline(pipe: Any, audio: list, instruction: str, **options: Any) -> str:

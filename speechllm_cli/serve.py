@@ -4,7 +4,7 @@ import argparse
 from importlib import util
 from typing import Any
 
-from .loading import EMBEDDED, CommandError, load_pipeline, report
+from .loading import CommandError, embedded, load_pipeline, report
 from .pages import page
 
 PACKAGES = ("fastapi", "uvicorn", "openai", "opentelemetry", "python_multipart")
@@ -117,10 +117,10 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
     except ImportError as error:
         raise CommandError(str(error)) from error
     options = {key: getattr(arguments, key) for key in ("device", "dtype") if getattr(arguments, key) is not None}
-    name = arguments.served_model_name or arguments.model or EMBEDDED
+    name = arguments.served_model_name or arguments.model or embedded()
     if arguments.device is not None:
         _check_device(arguments.device)
-    print(f"Loading {arguments.model or EMBEDDED}", flush=True)
+    print(f"Loading {arguments.model or embedded()}", flush=True)
     pipe = load_pipeline(arguments.model, **options)
     try:
         app = build_app(pipe, name, arguments.max_body * 2**20, arguments.allow_local_files, not arguments.refuse_urls)

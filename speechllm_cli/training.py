@@ -73,4 +73,4 @@ def run(command: str, arguments: Sequence[str]) -> int:
         from trainers.commands.arguments import DataArguments, LaunchArguments
 
         elsewhere = {"classes": (TranscribeConfig, DataArguments, LaunchArguments), "work": transcribe}
-    return commands.main(command, arguments, description, example, {"nano": speechllm.NANO}, **elsewhere)
+    return commands.main(command, arguments, description, example, speechllm.MODELS, **elsewhere)

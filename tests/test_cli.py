@@ -311,7 +311,7 @@ def test_doctor_finds_a_package_that_hides_ours(tmp_path, monkeypatch):
 
 
 def test_demo_without_its_recordings_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(speechllm, "NANO", str(tmp_path))
+    monkeypatch.setitem(speechllm.MODELS, speechllm.DEFAULT, str(tmp_path))
     monkeypatch.setattr(demo, "load_pipeline", lambda model: EchoPipe())
     assert main(["demo"]) == 2
     assert "examples.json is missing" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_the_blocks_of_the_pipeline_s_page_run_one_after_the_other(run_script):
 
 
 def test_the_demo_is_all_as_expected(capsys):
-    assert main(["demo"]) == 0
+    assert main(["demo", "--model", "nano"]) == 0
     output = capsys.readouterr().out
     assert "✗" not in output
     rows = load_examples(Path(speechllm.NANO) / "examples")
@@ -89,9 +89,21 @@ def test_the_demo_notices_a_wrong_answer(tmp_path, monkeypatch, capsys):
     (tmp_path / "examples" / "examples.json").write_text(json.dumps([row]), encoding="utf-8")
     pipe = load_pipeline(None)
     monkeypatch.setattr("speechllm_cli.demo.load_pipeline", lambda model: pipe)
-    monkeypatch.setattr(speechllm, "NANO", str(tmp_path))
-    assert main(["demo"]) == 1
+    monkeypatch.setitem(speechllm.MODELS, "nano", str(tmp_path))
+    assert main(["demo", "--model", "nano"]) == 1
     assert "0 of 1 answers" in capsys.readouterr().out
+
+
+def test_the_demo_asks_where_nothing_is_expected(tmp_path, monkeypatch, capsys):
+    (row, *_) = load_examples(Path(speechllm.NANO) / "examples")
+    row["questions"] = [{"instruction": row["questions"][0]["instruction"]}]
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "examples.json").write_text(json.dumps([row]), encoding="utf-8")
+    pipe = load_pipeline("nano")
+    monkeypatch.setattr("speechllm_cli.demo.load_pipeline", lambda model: pipe)
+    assert main(["demo", "--model", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "en.wav" in output and not any(word in output for word in ("✓", "✗", "as expected"))
 
 
 def test_doctor_finds_the_embedded_model_well():

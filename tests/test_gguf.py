@@ -2,16 +2,20 @@
 
 import json
 
+import gguf
 import pytest
 import torch
 from conftest import random_audio, scatter_weights, whisper_config
 from factories_gguf import gguf_config, write_gguf
 from factories_processing import CHATML, make_tokenizer
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_modeling import prompt
 from tokenizers import pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    LlamaConfig,
     LlamaForCausalLM,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
@@ -20,6 +24,8 @@ from transformers import (
 
 import speechllm
 from modeling_speechllm import SpeechLLMForConditionalGeneration
+from modeling_speechllm.gguf_files import quick_reader
+from modeling_speechllm.parents import load_causal_lm
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.gguf_tokenizer import gguf_tokenizer, pre_tokenizer
 from trainers.cache.config import EncodeConfig
@@ -139,3 +145,68 @@ def test_a_file_that_is_not_there_is_named(parents):
     audio, text, _, _ = parents
     with pytest.raises(OSError, match=f"LLM '{text}'.*other.gguf"):
         SpeechLLMForConditionalGeneration.from_parts(audio, text, gguf_file="other.gguf")
+
+
+def test_a_file_is_read_quicker_and_gives_what_transformers_gives(parents, monkeypatch):
+    _, text, _, _ = parents
+    own = AutoModelForCausalLM.from_pretrained(text, gguf_file="tiny.gguf", dtype=torch.float32)
+    names, reads = [], []
+    get_names, fields = gguf.get_tensor_name_map, gguf.GGUFReader._build_fields
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *of: names.append(of) or get_names(*of))
+    monkeypatch.setattr(gguf.GGUFReader, "_build_fields", lambda *of: reads.append(of) or fields(*of))
+    quick = load_causal_lm(text, own.config, gguf_file="tiny.gguf", dtype=torch.float32)
+    assert len(names) == len(reads) == 1  # of 2 + 20 modules, of config and weights
+    assert quick.config.to_dict() | {"quantization_config": own.config.to_dict()["quantization_config"]} == (
+        own.config.to_dict()
+    )
+    assert quick.state_dict().keys() == own.state_dict().keys()
+    assert all(torch.equal(value, own.state_dict()[key]) for key, value in quick.state_dict().items())
+
+
+def test_the_quick_reader_takes_a_file_apart_as_gguf_s_own(parents):
+    path = f"{parents[1]}/tiny.gguf"
+    own, quick = gguf.GGUFReader(path), quick_reader()(path)
+    assert list(quick.fields) == list(own.fields) and quick.data_offset == own.data_offset
+    for name, field in own.fields.items():
+        found = quick.fields[name]
+        assert (found.offset, found.types, found.data) == (field.offset, field.types, field.data)
+        assert [(part.dtype, part.tobytes()) for part in found.parts] == [
+            (part.dtype, part.tobytes()) for part in field.parts
+        ]
+
+
+def test_an_adapter_of_the_llm_is_merged_recorded_and_found_again(parents, tmp_path):
+    audio, text, _, _ = parents
+    folder = tmp_path / "trained"
+    adapted = get_peft_model(
+        load_causal_lm(text, gguf_file="tiny.gguf", dtype=torch.float32),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(folder / "adapter")
+    model = SpeechLLMForConditionalGeneration.from_parts(
+        audio, text, gguf_file="tiny.gguf", text_adapter=folder / "adapter", dtype=torch.float32
+    )
+    expected = adapted.merge_and_unload().state_dict()
+    query = model.model.language_model.layers[1].self_attn.q_proj.weight
+    assert torch.equal(query, expected["model.layers.1.self_attn.q_proj.weight"])
+    assert not torch.allclose(query, joined(audio, text).model.language_model.layers[1].self_attn.q_proj.weight)
+    model.save_pretrained(folder, trained_only=True)  # the LLM with its adapter is the parent, and is not saved
+    assert {key.split(".")[1] for key in load_file(folder / "trained.safetensors")} == {"multi_modal_projector"}
+    assert json.loads((folder / "config.json").read_text())["parents"]["text"]["adapter"] == "./adapter"
+    moved = folder.rename(tmp_path / "moved")
+    assert torch.equal(answer(SpeechLLMForConditionalGeneration.from_pretrained(moved)), answer(model))
+
+
+def test_an_adapter_that_does_not_fit_is_named(parents, tmp_path):
+    audio, text, _, _ = parents
+    with pytest.raises(OSError, match="Adapter .*nowhere"):
+        SpeechLLMForConditionalGeneration.from_parts(audio, text, gguf_file="tiny.gguf", text_adapter="./nowhere")
+    wide = LlamaForCausalLM(LlamaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=9))
+    get_peft_model(wide, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "wide")
+    with pytest.raises(ValueError, match="Adapter .*wide.* does not fit"):
+        SpeechLLMForConditionalGeneration.from_parts(
+            audio, text, gguf_file="tiny.gguf", text_adapter=tmp_path / "wide"
+        )
+    llm = load_causal_lm(text, gguf_file="tiny.gguf")
+    with pytest.raises(TypeError, match="text_adapter: arguments of loading"):
+        SpeechLLMForConditionalGeneration.from_parts(audio, llm, text_adapter=tmp_path / "wide")

@@ -133,7 +133,7 @@ print(type(config).__name__, PROCESSOR_MAPPING[type(config)].__name__)
 models = [AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM]
 print(*(auto._model_mapping[type(config)].__name__ for auto in models))
 _, task, _ = PIPELINE_REGISTRY.check_task("speech-instruct")
-print(task["impl"].__name__, task["default"]["model"][0] == speechllm.NANO)
+print(task["impl"].__name__, task["default"]["model"][0] == speechllm.MODELS[speechllm.DEFAULT])
 """,
         cwd=tmp_path,
     )

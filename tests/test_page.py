@@ -333,7 +333,7 @@ def test_the_server_is_the_one_that_people_can_start_themselves():
 @pytest.mark.parametrize(
     "options, finding",
     [
-        (["--model", "folder"], "--model is for the page. Add --web."),
+        (["--port", "7861"], "--port is for the page. Add --web."),
         (["--web", "--key-variable", "KEY"], "Add --base-url"),
         (["--web", "--base-url", "http://127.0.0.1:1/v1", "--key-variable", "NO_SUCH"], "NO_SUCH is empty"),
         (["--web", "--base-url", "http://127.0.0.1:1/v1"], "cannot be reached"),

@@ -83,6 +83,27 @@ def measure(arguments: argparse.Namespace) -> None:
     measure(arguments.out, arguments.parents, arguments.run_name, arguments.count, arguments.device)
 
 
+def ship(arguments: argparse.Namespace) -> None:
+    """A trained run as a folder that the pipeline loads."""
+    from benchmarks.small.shipping import ship_trained, ship_whole
+
+    place = (arguments.run_folder, arguments.parents, arguments.out)
+    if arguments.gguf is None:
+        ship_trained(*place, arguments.reading, arguments.storage or "float16", arguments.tokens)
+    else:
+        more = (arguments.reading, arguments.data, arguments.storage or "int8", arguments.tokens)
+        sizes = ship_whole(*place, arguments.gguf, *more)
+        print(f"{sum(sizes.values()) / 1e6:.1f} MB in {arguments.out}")
+
+
+def accept(arguments: argparse.Namespace) -> None:
+    """Whether a shipped model is good enough, as a table."""
+    from benchmarks.small.accepting import PARTS, accept
+
+    parts = tuple(arguments.parts or PARTS)
+    accept(arguments.model, arguments.parents, arguments.data, arguments.out, arguments.count, parts, arguments.dtype)
+
+
 def pack(arguments: argparse.Namespace) -> None:
     """Files for a machine without network, in pieces."""
     from benchmarks.small.whole import pack
@@ -149,6 +170,28 @@ def main() -> None:
     made["measure"].add_argument("--count", type=int, default=100, help="recordings of each source")
     add_settings(made["read"], ReadingSettings)
     add_settings(made["imitate"], ImitationSettings)
+    stage = stages.add_parser("ship", help=ship.__doc__)
+    stage.set_defaults(run=ship)
+    stage.add_argument("--run", dest="run_folder", type=Path, required=True, help="folder of the run")
+    stage.add_argument("--reading", type=Path, help="folder of the run that trained the encoder, if another")
+    stage.add_argument("--gguf", type=Path, help="the LLM's file: everything in one folder, with it")
+    stage.add_argument("--tokens", type=int, default=50_000, help="that Whisper's decoder may write, at most")
+    stage.add_argument("--storage", help="precision of what was trained: float16, int8, int6, int5, int4")
+    stage.add_argument("--data", type=Path, help="for six example recordings in that folder")
+    stage.add_argument("--parents", type=Path, required=True, help="folder of whisper-base and the LLM")
+    stage.add_argument("--out", type=Path, required=True)
+    stage = stages.add_parser("accept", help=accept.__doc__)
+    stage.set_defaults(run=accept)
+    for name, text in (
+        ("model", "folder that ship made"),
+        ("parents", "folder of whisper-base and the LLM"),
+        ("data", "see hear"),
+        ("out", "of tables, answers and made recordings"),
+    ):
+        stage.add_argument(f"--{name}", type=Path, required=True, help=text)
+    stage.add_argument("--count", type=int, default=150, help="rows of each part at most")
+    stage.add_argument("--parts", nargs="+", help="by default all")
+    stage.add_argument("--dtype", default="auto", help="precision in which models answer")
     stage = stages.add_parser("pack", help=pack.__doc__)
     stage.set_defaults(run=pack)
     stage.add_argument("--out", type=Path, required=True)

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from modeling_speechllm.left_out import leave_out
 from processing_speechllm import SpeechLLMProcessor
+from processing_speechllm.no_speech import answer_ids, ends_in_audio
 
 from .constrained import allowed_tokens, beam_options, build_trie, label_tokens
 
@@ -79,7 +80,7 @@ class Answerer:
     def encode(self, chats: Sequence[list[dict]], audio: Sequence[Any] = ()) -> dict[str, torch.Tensor]:
         """
         Prompts padded to the left, on the model's device: `input_ids`, `attention_mask` and, where there is audio,
-        `inputs_embeds` with it.
+        `inputs_embeds` with it, and `no_speech` (prompts,), where the connector read nothing, if that has an answer.
 
         Args:
             chats: messages with a bare audio block per audio.
@@ -103,7 +104,11 @@ class Answerer:
                 f"the prompt has {longest} tokens and up to {self.max_new_tokens} are to follow, but the LLM has "
                 f"{self.positions} positions; lower max_new_tokens, or leave the row out"
             )
-        return self._heard(dict(encoded.to(self.model.device, dtype=self.model.dtype)))
+        heard = self._heard(dict(encoded.to(self.model.device, dtype=self.model.dtype)))
+        if "no_speech" in heard:
+            last = torch.tensor([ends_in_audio(chat) for chat in chats], device=self.model.device)
+            heard["no_speech"] = heard["no_speech"] & last
+        return heard
 
     @torch.inference_mode()
     def _heard(self, encoded: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -114,6 +119,10 @@ class Answerer:
         embeds, audio = self.model.model.get_inputs_embeds(encoded["input_ids"], None, features, mask)
         if audio.left_out is not None:
             encoded["attention_mask"], _ = leave_out(audio.left_out, encoded["attention_mask"])
+            if self.processor.no_speech_answer is not None:
+                encoded["no_speech"] = (audio.left_out == (encoded["input_ids"] == self.processor.audio_token_id)).all(
+                    1
+                )
         return encoded | {"inputs_embeds": embeds}
 
     @torch.inference_mode()
@@ -128,6 +137,8 @@ class Answerer:
         Raises:
             ValueError: labels that the tokenizer cannot spell, or a model without an end token to close them with.
         """
+        encoded = dict(encoded)
+        silent = encoded.pop("no_speech", None)
         length = encoded["input_ids"].shape[1]
         options: dict[str, Any] = {"num_beams": self.num_beams}
         if labels is not None:
@@ -141,7 +152,15 @@ class Answerer:
                 "max_new_tokens": 1 + max(len(tokens) for each in spelled for tokens in each),
             }
         sequences = self.model.generate(**encoded, **options)
-        return [self._read(row) for row in sequences[:, length:].tolist()]
+        replies = [self._read(row) for row in sequences[:, length:].tolist()]
+        if silent is None or labels is not None:  # of labels one is asked for in any case
+            return replies
+        return [self._no_speech() if none else reply for reply, none in zip(replies, silent.tolist(), strict=True)]
+
+    def _no_speech(self) -> Reply:
+        """What the pipeline answers where the connector read nothing."""
+        answer = self.processor.no_speech_answer
+        return Reply(answer, len(answer_ids(self.tokenizer, answer)), "stop")
 
     def _read(self, tokens: list[int]) -> Reply:
         end = next((place for place, token in enumerate(tokens) if token in self.ends), None)

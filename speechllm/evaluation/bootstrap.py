@@ -103,16 +103,20 @@ def estimate(
     return Estimate(found, low, high, int(counted.sum()))
 
 
-def difference(statistics: np.ndarray, others: np.ndarray, value: Value, resamples: Resamples) -> Difference:
+def difference(
+    statistics: np.ndarray, others: np.ndarray, value: Value, resamples: Resamples, others_value: Value | None = None
+) -> Difference:
     """
-    A system's metric less another's on the same rows.
+    A system's metric less another's on the same rows; `others_value` where the other's statistics are not of the same
+    things, as of other labels.
 
     p is twice the smaller share of resamples in which the difference is not above, or not below, zero; with n
     resamples it is at least 2 / (n + 1). Of a single recording interval and p of a difference are not known (NaN).
     """
-    values = resamples.values(statistics, value) - resamples.values(others, value)
+    others_value = others_value or value
+    values = resamples.values(statistics, value) - resamples.values(others, others_value)
     values = values[~np.isnan(values)]
-    observed = float(value(statistics.sum(0)) - value(others.sum(0)))
+    observed = float(value(statistics.sum(0)) - others_value(others.sum(0)))
     if resamples.count < 2 and observed != 0:
         return Difference(observed, float("nan"), float("nan"), float("nan"))
     low, high = interval(values)

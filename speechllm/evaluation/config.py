@@ -45,7 +45,8 @@ class EvaluationConfig:
     text_bound: bool = described("Beside it: its own LLM reads the true transcript.", False)
     cascade: str | None = described(
         "Beside it: a recogniser (Hub id or folder of any ASR model of transformers), then the same LLM. ctc_head: "
-        "the model's own encoder with the CTC head that lies beside it."
+        "the model's own encoder with the CTC head that lies beside it. connector: the words that the model's own "
+        "connector reads (ctc_compress)."
     )
     tell_language: bool = described(
         "Tell a Whisper cascade the row's language; by default it finds out itself.", False

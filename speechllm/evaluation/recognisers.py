@@ -1,4 +1,5 @@
-"""What a cascade hears with: any ASR model of transformers, or the model's own encoder with the CTC head beside it."""
+"""What a cascade hears with: any ASR model of transformers, the model's own connector where it reads, or its own
+encoder with the CTC head beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from processing_speechllm import SpeechLLMProcessor
 from .normalise import base_code
 
 WHISPER_SECONDS = 30
-CTC_HEAD = "ctc_head"
+CTC_HEAD, CONNECTOR = "ctc_head", "connector"  # of the model itself
 CTC_HEAD_FILE = "helpers/ctc_head.safetensors"  # not at the top: serving engines load all that lie there
 
 
@@ -138,4 +139,51 @@ class CTCHeadRecogniser:
         return texts
 
 
-__all__ = ["CTC_HEAD", "CTC_HEAD_FILE", "CTCHeadRecogniser", "PipelineRecogniser", "Recogniser"]
+class ConnectorRecogniser:
+    """
+    The words that a reading connector of a SpeechLLM reads: with `ctc_compress` by greedy CTC, with `whisper_reader`
+    whose vectors are the LLM's own the token nearest to each.
+
+    Args:
+        model, processor: the SpeechLLM.
+
+    Raises:
+        ValueError: a connector that does not read.
+    """
+
+    def __init__(self, model: SpeechLLMForConditionalGeneration, processor: SpeechLLMProcessor):
+        table = getattr(model.model.multi_modal_projector, "table", None)
+        self.token_ids = getattr(table, "copied_ids", getattr(table, "token_ids", None))
+        if self.token_ids is None or (self.token_ids < 0).any():
+            raise ValueError(
+                f"The connector {model.config.connector['type']} reads no words of its own in the LLM's tokens. Give "
+                "a recogniser: --cascade HUB_ID_OR_FOLDER."
+            )
+        self.model, self.processor = model, processor
+        self.sampling_rate = processor.feature_extractor.sampling_rate
+
+    @torch.inference_mode()
+    def transcribe(self, audio: Sequence[np.ndarray], languages: Sequence[str | None]) -> list[str]:
+        """See [`Recogniser`]; languages play no part."""
+        inputs = self.processor.audio_inputs(list(audio))
+        features = torch.from_numpy(inputs["input_features"]).to(self.model.device, self.model.dtype)
+        mask = torch.from_numpy(inputs["input_features_mask"]).to(self.model.device)
+        output = self.model.get_audio_features(features, mask).connector
+        if output.ctc_logits is None:
+            table = F.normalize(self.model.model.multi_modal_projector.table.weight, dim=-1)
+            rows = [(row[used] @ table.T).argmax(-1) for row, used in zip(output.embeddings, output.used, strict=True)]
+        else:
+            rows = [row[used] for row, used in zip(output.ctc_logits.argmax(-1), output.used, strict=True)]
+        tokens = [self.token_ids[row].tolist() for row in rows]
+        return [self.processor.tokenizer.decode(row).strip() for row in tokens]
+
+
+__all__ = [
+    "CONNECTOR",
+    "CTC_HEAD",
+    "CTC_HEAD_FILE",
+    "ConnectorRecogniser",
+    "CTCHeadRecogniser",
+    "PipelineRecogniser",
+    "Recogniser",
+]

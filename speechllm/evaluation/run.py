@@ -30,7 +30,7 @@ from trainers.targets.backends import identify
 from .config import EvaluationConfig
 from .judge import Judge, judge_answers, judge_fingerprint, judge_key, load_judge
 from .packages import need
-from .recognisers import CTC_HEAD
+from .recognisers import CONNECTOR, CTC_HEAD
 from .report import in_terminal, write_report
 from .rows import Item, Rows, check_bad_share, load_evaluation_rows
 from .scoring import Answers, score
@@ -151,7 +151,7 @@ def identify_models(config: EvaluationConfig) -> dict[str, tuple[str, str | None
     for name in ("second", "text_before", "cascade"):
         value = getattr(config, name)
         if value is not None:
-            found[name] = (CTC_HEAD, None) if value == CTC_HEAD else identify(value)
+            found[name] = (value, None) if value in (CTC_HEAD, CONNECTOR) else identify(value)
     return found
 
 

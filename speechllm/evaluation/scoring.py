@@ -209,7 +209,9 @@ def score(items: Sequence[Item], answers: Mapping[str, Answers], config: Evaluat
     groups, means = group_estimates(items, metrics, headline, resamples)
     differences = {
         f"{left} - {right}": {
-            name: difference(metric.statistics, metrics[right][name].statistics, metric.value, resamples)
+            name: difference(
+                metric.statistics, metrics[right][name].statistics, metric.value, resamples, metrics[right][name].value
+            )
             for name, metric in metrics[left].items()
             if kinds[name] in ("task", "form") and name in metrics[right] and metric.higher_is_better is not None
         }

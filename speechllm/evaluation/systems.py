@@ -21,7 +21,15 @@ from trainers.targets.backends import load_llm
 
 from .answering import Answerer, TooLong, agreement
 from .config import EvaluationConfig
-from .recognisers import CTC_HEAD, CTC_HEAD_FILE, CTCHeadRecogniser, PipelineRecogniser, Recogniser
+from .recognisers import (
+    CONNECTOR,
+    CTC_HEAD,
+    CTC_HEAD_FILE,
+    ConnectorRecogniser,
+    CTCHeadRecogniser,
+    PipelineRecogniser,
+    Recogniser,
+)
 from .rows import Item, Rows
 from .store import Lines
 
@@ -141,6 +149,8 @@ class Runner:
 
     def _load_recogniser(self, answerer: Answerer) -> Recogniser:
         config = self.config
+        if config.cascade == CONNECTOR:
+            return ConnectorRecogniser(answerer.model, answerer.processor)
         if config.cascade != CTC_HEAD:
             return PipelineRecogniser(config.cascade, self.device, config.dtype, config.tell_language)
         try:
@@ -264,13 +274,12 @@ def _load(processor: Any, source: Any, rate: int | None) -> np.ndarray:
 def transcribe(
     recogniser: Recogniser, items: Sequence[Item], audio: dict[str, list[np.ndarray]]
 ) -> dict[str, list[str]]:
-    """What the recogniser hears in each item's audios."""
-    sources = [(item.id, part, item.language) for item in items for part in audio[item.id]]
-    texts = recogniser.transcribe([part for _, part, _ in sources], [language for _, _, language in sources])
-    heard: dict[str, list[str]] = {item.id: [] for item in items}
-    for (name, _, _), text in zip(sources, texts, strict=True):
-        heard[name].append(text)
-    return heard
+    """What the recogniser hears in each item's audios; a recording that several ask about is heard once."""
+    keys = {item.id: [(part.tobytes(), item.language) for part in audio[item.id]] for item in items}
+    sources = {key: part for item in items for key, part in zip(keys[item.id], audio[item.id], strict=True)}
+    texts = recogniser.transcribe(list(sources.values()), [language for _, language in sources])
+    known = dict(zip(sources, texts, strict=True))
+    return {item.id: [known[key] for key in keys[item.id]] for item in items}
 
 
 def all_bad(store: Lines) -> Iterator[dict[str, str]]:

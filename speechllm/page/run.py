@@ -61,10 +61,11 @@ def run_page(settings: PageSettings) -> int:
             print(f"Starting the server: speechllm serve {settings.model or ''}".rstrip(), flush=True)
             base_url, process = stack.enter_context(serving(settings.model))
             client = Client(base_url, max_tokens=settings.max_new_tokens)
-            hearing = Hearing(settings.model or speechllm.NANO)
+            name = settings.model or speechllm.DEFAULT
+            hearing = Hearing(speechllm.MODELS.get(name, name))
         else:
             client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
-        embedded = settings.base_url is None and settings.model is None
+        embedded = settings.base_url is None and (settings.model or speechllm.DEFAULT) == "nano"
         stack.enter_context(shown(client, hearing, settings.host, settings.port, embedded))
         print(f"The page is at http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
         wait(process)
@@ -115,6 +116,9 @@ def shown(client: Client, hearing: Hearing | None, host: str, port: int, embedde
         yield
     finally:
         page.close(verbose=False)
+        microphones.close()
+        if hearing is not None:
+            hearing.close()
 
 
 def wait(process: Any) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from processing_speechllm import SpeechInstructPipeline
 from processing_speechllm.chat_messages import instruction_chat
 
-NANO = str(Path(__file__).parents[2] / "nano")  # the embedded checkpoint
+EMBEDDED = Path(__file__).parents[2]  # of the embedded checkpoints
 GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "repetition_penalty")
 
 
@@ -70,7 +70,7 @@ class SpeechLLM(lmms):
         self.batch_size, self.max_new_tokens = int(batch_size), int(max_new_tokens)
         self.pipe = pipeline(
             "speech-instruct",
-            model=NANO if pretrained == "nano" else pretrained,
+            model=str(EMBEDDED / pretrained) if (EMBEDDED / pretrained / "config.json").is_file() else pretrained,
             pipeline_class=SpeechInstructPipeline,
             device=device if device is not None and state.num_processes == 1 else state.device,
             dtype=dtype,
