@@ -148,6 +148,8 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
                 "get_audio_features has no attentions: the encoder runs on windows of several audios at once. For "
                 "those of one window call model.audio_tower.encoder itself with attn_implementation='eager'."
             )
+        if isinstance(input_features_mask, list):  # vLLM's, of one of several audios of unequal lengths
+            input_features_mask = torch.stack(input_features_mask)
         layers = self.audio_layers
         if output_hidden_states:
             states = self.audio_tower(

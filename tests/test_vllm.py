@@ -79,6 +79,16 @@ def test_a_clip_alone_gives_its_slice_of_the_flat_features(audio, connector):
         torch.testing.assert_close(features, own, **CLOSE)
 
 
+def test_a_mask_may_be_a_list_of_masks():
+    """So vLLM hands over one of several audios of unequal lengths."""
+    model, processor = parts("whisper")
+    inputs = processor(text=processor.audio_token, audio=noise(0.9), sampling_rate=16000)
+    features, mask = inputs["input_features"], inputs["input_features_mask"]
+    expected = model.model.get_audio_features(features, mask).pooler_output
+    given = model.model.get_audio_features(features, return_dict=True, input_features_mask=[mask[0]]).pooler_output
+    assert torch.equal(given, expected)
+
+
 def test_stacked_frames_are_a_tensor_of_their_own():
     """oneDNN under vLLM crashes on the view whose rows overlap."""
     model, processor = parts("whisper", CONNECTORS[0])
