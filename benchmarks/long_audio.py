@@ -1,6 +1,7 @@
-"""Seconds and peak memory of encoder and connector for long audio, each length in a process of its own.
+"""CPU seconds and peak memory of encoder and connector for long audio, each length in a process of its own.
 
     python -m benchmarks.long_audio --encoder FOLDER_OR_ID
+    python -m benchmarks.long_audio --encoder FOLDER_OR_ID --no_encoder                     # noise for its frames
     python -m benchmarks.long_audio --encoder FOLDER_OR_ID --passes 1 2 4 8 16 --minutes 8  # windows per pass
 
 Prints a table: megabytes above an empty process with the encoder loaded, seconds of the encoder and of the connector,
@@ -47,7 +48,7 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(encoder: str, connector: str, minutes: float) -> dict[str, float]:
+def measure(encoder: str, connector: str, minutes: float, no_encoder: bool) -> dict[str, float]:
     """Megabytes and seconds of one forward pass; runs in a process of its own."""
     import torch
 
@@ -60,11 +61,16 @@ def measure(encoder: str, connector: str, minutes: float) -> dict[str, float]:
         projector(warm.last_hidden_state, warm.lengths)
         before = peak_megabytes()
         features = torch.randn(1, config.num_mel_bins, round(minutes * 60 * 100))
-        began = time.perf_counter()
-        encoded = tower(features)
-        heard = time.perf_counter()
-        tokens = int(projector(encoded.last_hidden_state, encoded.lengths).lengths)
-    ended = time.perf_counter()
+        began = time.process_time()
+        frames = features.shape[2] // 2
+        if no_encoder:
+            hidden, lengths = torch.randn(1, frames, config.hidden_size), torch.tensor([frames])
+        else:
+            encoded = tower(features)
+            hidden, lengths = encoded.last_hidden_state, encoded.lengths
+        heard = time.process_time()
+        tokens = int(projector(hidden, lengths).lengths)
+    ended = time.process_time()
     return {
         "megabytes": peak_megabytes() - before,
         "encoder": heard - began,
@@ -110,13 +116,16 @@ def main() -> None:
     parser.add_argument("--connectors", nargs="+", choices=CONNECTORS, default=list(CONNECTORS))
     parser.add_argument("--passes", type=int, nargs="+", help="the encoder alone, with so many windows at a time")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="with --passes")
+    parser.add_argument("--no_encoder", action="store_true", help="connectors alone, on noise in place of frames")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.passes:
         measure_passes(arguments.encoder, arguments.passes, arguments.minutes[0], arguments.dtype)
         return
     if arguments.one:
-        print(json.dumps(measure(arguments.encoder, arguments.connectors[0], arguments.minutes[0])))
+        print(
+            json.dumps(measure(arguments.encoder, arguments.connectors[0], arguments.minutes[0], arguments.no_encoder))
+        )
         return
     heads = " | ".join(f"{minutes:g} min: MB | encoder s | connector s | tokens" for minutes in arguments.minutes)
     print(f"| connector | {heads} |")
@@ -126,6 +135,7 @@ def main() -> None:
         for minutes in arguments.minutes:
             command = [sys.executable, "-m", "benchmarks.long_audio", "--encoder", arguments.encoder, "--one"]
             command += ["--connectors", connector, "--minutes", str(minutes)]
+            command += ["--no_encoder"] * arguments.no_encoder
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found = json.loads(output.strip().splitlines()[-1])
             cells += [f"{found['megabytes']:,.0f}", f"{found['encoder']:.1f}", f"{found['connector']:.1f}"]

@@ -16,6 +16,9 @@ WORKS = {  # key: what it is cited for, title line
     "ultravox": "Fixie AI. Ultravox. https://github.com/fixie-ai/ultravox",
     "e-branchformer": "Kim et al. E-Branchformer: Branchformer with Enhanced Merging for Speech Recognition. 2022. "
     "arXiv:2210.00077",
+    "whisper": "Radford et al. Robust Speech Recognition via Large-Scale Weak Supervision. ICML 2023. "
+    "arXiv:2212.04356",
+    "legoslm": "Ma et al. LegoSLM: Connecting LLM with Speech Encoder using CTC Posteriors. 2025. arXiv:2505.11352",
     "gkd": "Agarwal et al. On-Policy Distillation of Language Models. ICLR 2024. arXiv:2306.13649",
     "lora": "Hu et al. LoRA: Low-Rank Adaptation of Large Language Models. ICLR 2022. arXiv:2106.09685",
 }
@@ -24,6 +27,8 @@ CONNECTORS = {  # type of connector: works behind it
     "whisper_qformer": ["diva"],
     "conv": ["blsp"],
     "window_qformer": ["salmonn"],
+    "ctc_compress": ["legoslm"],
+    "whisper_reader": ["whisper", "legoslm"],
 }
 
 

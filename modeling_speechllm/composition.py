@@ -123,20 +123,27 @@ def put_connector(model: PreTrainedModel) -> None:
 
 
 def read_vocabulary(
-    connector: dict | str | None, text: str | None, **hub: Any
+    connector: dict | str | None, text: dict[str, str | None], **hub: Any
 ) -> tuple[dict | str | None, dict[int, list[int]] | None]:
     """The tokens that a `whisper_reader` connector may write, and the settings with their number; others have none.
+
+    Args:
+        connector: settings that [`read_decoder`] has completed.
+        text: of the LLM what [`parent_of`] tells.
+        **hub: how the Hub is reached.
 
     Raises:
         ValueError: an LLM without a name, whose tokenizer is unknown.
     """
     if not isinstance(connector, dict) or connector.get("type") != "whisper_reader" or not connector.get("decoder"):
         return connector, None
-    if text is None:
+    if not text.get("id"):
         raise ValueError(
-            "whisper_reader needs the LLM's tokenizer, and the LLM was given without its id or folder. Name it."
+            "whisper_reader needs the LLM's tokenizer, and the LLM was given without its id or folder. Name it: "
+            'from_parts(..., text="its id or folder").'
         )
-    vocabulary = reading_vocabulary(connector["decoder"], text, connector["end"], **hub)
+    source = {key: value for key, value in text.items() if value and key in ("revision", "gguf_file", "subfolder")}
+    vocabulary = reading_vocabulary(connector["decoder"], text["id"], connector["end"], hub, **source)
     return connector | {"vocabulary": len(vocabulary)}, vocabulary
 
 
@@ -147,12 +154,14 @@ def give_decoder(model: PreTrainedModel, decoder: nn.Module | None, vocabulary: 
     if decoder is not None:
         connector.load_decoder(decoder)
     if vocabulary is not None:
-        table = model.get_input_embeddings().weight.detach()
-        ids = torch.tensor(list(vocabulary), device=table.device)
-        rows = torch.stack(
-            [table[torch.tensor(tokens, device=table.device)].float().mean(0) for tokens in vocabulary.values()]
-        )
-        connector.load_vocabulary(ids, rows)
+        device = execution_device(model)
+        counts = torch.tensor([len(tokens) for tokens in vocabulary.values()], device=device)
+        tokens = torch.tensor([token for tokens in vocabulary.values() for token in tokens], device=device)
+        with torch.no_grad():  # by the module: some LLMs scale what they look up (Gemma)
+            rows = model.model.embed_text(tokens).float().to(device)
+        means = rows.new_zeros(len(counts), rows.shape[1])
+        means.index_add_(0, torch.arange(len(counts), device=device).repeat_interleave(counts), rows)
+        connector.load_vocabulary(torch.tensor(list(vocabulary), device=device), means / counts[:, None])
 
 
 def decoder_of(causal_lm: PreTrainedModel) -> PreTrainedModel:
@@ -326,7 +335,7 @@ class Composable:
         decoder = vocabulary = None
         if config is None:
             connector, decoder = read_decoder(connector, **hub)
-            connector, vocabulary = read_vocabulary(connector, parents["text"]["id"], **hub)
+            connector, vocabulary = read_vocabulary(connector, parents["text"], **hub)
             if audio_token_id is None:
                 source = {key: value for key, value in parents["text"].items() if key in ("gguf_file", "subfolder")}
                 audio_token_id = placeholder_id(parents["text"]["id"], revision=text_revision, **source, **hub)
@@ -353,7 +362,7 @@ class Composable:
     def replace_connector(self, connector: dict | str | None = None) -> None:
         """Puts a new, untrained connector in place of the one there, as `from_parts` would; encoder and LLM stay.
 
-        The processor follows by `processor.connector_stages = model.config.connector_stages`.
+        The processor follows by `processor.follow(model.config)`.
 
         Args:
             connector: as in `from_parts`.
@@ -362,8 +371,7 @@ class Composable:
             ValueError: unknown connector settings.
         """
         connector, decoder = read_decoder(connector)
-        text = (self.config.parents or {}).get("text", {}).get("id")
-        connector, vocabulary = read_vocabulary(connector, text)
+        connector, vocabulary = read_vocabulary(connector, (self.config.parents or {}).get("text", {}))
         self.config.connector = asdict(connector_config(connector))
         put_connector(self)
         give_decoder(self, decoder, vocabulary)

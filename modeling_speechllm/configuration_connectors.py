@@ -379,6 +379,8 @@ class WhisperReaderConfig(ConnectorConfig):
                 f"whisper_reader: prompt={self.prompt} must be tokens below {self.tokens}, fewer than the "
                 f"{self.positions} positions."
             )
+        if self.trailing_silence < 0:
+            raise ValueError(f"whisper_reader: trailing_silence={self.trailing_silence} must be 0 seconds or more.")
 
     def stages(self, window: int) -> list[dict]:
         """One place per `frames_per_token` frames.
@@ -470,6 +472,7 @@ __all__ = [
     "QueryBankConfig",
     "StackMLPConfig",
     "WhisperQFormerConfig",
+    "WhisperReaderConfig",
     "WindowQFormerConfig",
     "connector_config",
 ]

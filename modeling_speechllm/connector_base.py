@@ -122,10 +122,12 @@ class Connector(nn.Module):
         audio_layers: how many encoder layers arrive, 0 for the output alone.
         attention: transformers' name of the attention, where the connector's comes from there.
 
-    `leaves_out` says of a class whether its outputs have `used`.
+    `leaves_out` says of a class whether its outputs have `used`; `autoregressive` whether it writes its audio tokens
+    one after another, so that none of them has a time or a CTC.
     """
 
     leaves_out = False
+    autoregressive = False
 
     def __init__(
         self,

@@ -93,6 +93,10 @@ class TokenTable(Initialized):
         init.normal_(self.weight, std=std)
         init.copy_(self.token_ids, torch.arange(len(self.token_ids)))
 
+    def forward(self, posterior: torch.Tensor) -> torch.Tensor:
+        """(..., vocabulary) -> the mean of the rows that it weights, (..., size)."""
+        return posterior.to(self.weight.dtype) @ self.weight
+
 
 def runs(classes: torch.Tensor, lengths: torch.Tensor, blank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs of the same class, the blank's left out: what greedy CTC reads.
@@ -192,7 +196,7 @@ class CTCCompress(Connector):
         posterior = logits.float().softmax(-1)
         run, begins = runs(logits.argmax(-1), lengths, self.blank)
         spoken = posterior[..., : self.blank] / posterior[..., : self.blank].sum(-1, keepdim=True).clamp(min=1e-6)
-        embedded = spoken.to(self.table.weight.dtype) @ self.table.weight
+        embedded = self.table(spoken)
         embeddings = mean_at_begin(embedded, run, begins)
         return ConnectorOutput(
             embeddings=embeddings, lengths=lengths, used=begins, ctc_logits=logits, ctc_lengths=lengths

@@ -188,8 +188,14 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         """Token id of CTC's blank, which no transcript holds: the connector's `ctc_blank`, else the LLM's padding.
 
         Raises:
-            ValueError: it has no embedding, or there is none.
+            ValueError: it has no embedding, or there is none; a connector whose tokens cannot have a CTC.
         """
+        if self.multi_modal_projector.autoregressive:
+            raise ValueError(
+                f"The connector {self.config.connector['type']!r} writes its tokens one after another, not in time "
+                "with the audio, so there is no CTC over them, no alignment and no word times. Train it by imitation "
+                "or distillation, or take another connector."
+            )
         chosen = self.multi_modal_projector.config.ctc_blank
         blank = self.config.text_config.pad_token_id if chosen is None else chosen
         rows = self.config.text_config.vocab_size
@@ -216,7 +222,12 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
 
         Works with any connector; one that has a CTC of its own gives that, -inf for tokens that it cannot read. CTC
         needs as many audio tokens as the transcript has, and one more wherever a token repeats.
+
+        Raises:
+            ValueError: see `ctc_blank`.
         """
+        if self.multi_modal_projector.autoregressive:
+            self.ctc_blank  # noqa: B018  says why there is none
         connected = self.get_audio_features(input_features, input_features_mask, language).connector
         if connected.ctc_logits is not None:
             tokens = self.get_input_embeddings().num_embeddings

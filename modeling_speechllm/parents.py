@@ -25,6 +25,7 @@ from .gguf_files import quick_gguf
 # Arguments of `from_pretrained` that say how the Hub is reached, and those that choose among a repository's weights.
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
 SOURCE_ARGUMENTS = ("gguf_file", "subfolder", "variant")
+SPACE = "\u2581"  # in SentencePiece's vocabularies
 ADAPTER = "adapter"  # what a parent's adapter is recorded under
 
 
@@ -253,10 +254,15 @@ def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, langu
     """Whisper's own tokens, as settings of `whisper_reader`.
 
     Raises:
-        ValueError: a language that this Whisper does not know, with those that it knows.
+        ValueError: a language that this Whisper does not know, with those that it knows; no timestamps.
     """
-    times, start = generation.no_timestamps_token_id + 1, config.decoder_start_token_id
-    prompt = [start]
+    if getattr(generation, "no_timestamps_token_id", None) is None:
+        raise ValueError(
+            "whisper_reader: the Whisper decoder's generation_config.json has no no_timestamps_token_id, so its "
+            "timestamps are unknown. Take that file from the checkpoint that it was made from."
+        )
+    times = generation.no_timestamps_token_id + 1
+    prompt = [config.decoder_start_token_id]
     if getattr(generation, "is_multilingual", False):
         code, languages = f"<|{language or 'en'}|>", generation.lang_to_id
         if code not in languages:
@@ -266,24 +272,38 @@ def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, langu
     return {"tokens": config.vocab_size, "end": config.eos_token_id, "times": times, "prompt": [*prompt, times]}
 
 
-def reading_vocabulary(decoder: str, text: str, end: int, **hub: Any) -> dict[int, list[int]]:
+def reading_vocabulary(
+    decoder: str, text: str, end: int, hub: dict[str, Any] | None = None, gguf_file: str | None = None, **source: str
+) -> dict[int, list[int]]:
     """Whisper's tokens before `end` that the LLM can spell, each with the LLM's tokens of the same text: mostly one,
-    as byte-level vocabularies share most of their entries.
+    as byte-level vocabularies share most of their entries. Parts of characters that the LLM has no token for are left
+    out.
 
     Args:
         decoder, text: Hub ids or folders of the two tokenizers.
+        end: Whisper's end token.
+        hub: how the Hub is reached, for both.
+        gguf_file: file in `text` that has the tokenizer where there are no files of one.
+        **source: `revision` and `subfolder` of the LLM.
     """
+    hub = hub or {}
     with naming("Whisper tokenizer", decoder):
         whisper = AutoTokenizer.from_pretrained(decoder, **hub)
     with naming("LLM tokenizer", text):
-        llm = AutoTokenizer.from_pretrained(text, **hub)
+        try:
+            llm = AutoTokenizer.from_pretrained(text, **hub, **source)
+        except (OSError, ValueError):
+            if gguf_file is None:
+                raise
+            llm = AutoTokenizer.from_pretrained(text, gguf_file=gguf_file, **hub, **source)
     known, found, other = llm.get_vocab(), {}, {}
+    sentencepiece = any(piece.startswith(SPACE) for piece in known)
     for token, id in whisper.get_vocab().items():
         if id >= end:
             continue
         spelled = whisper.convert_tokens_to_string([token])
-        piece = next((form for form in (token, spelled.replace(" ", "\u2581")) if form in known), None)
-        if piece is not None:
+        piece = spelled.replace(" ", SPACE) if sentencepiece else token
+        if piece in known:
             found[id] = [known[piece]]
         elif spelled and "\ufffd" not in spelled:  # else a part of a character
             other[id] = spelled

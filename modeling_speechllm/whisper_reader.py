@@ -4,7 +4,7 @@ Whisper's decoder writes down greedily what it hears in the encoder's frames. Ea
 vector: the LLM's own embeddings of Whisper's tokens, weighted by the decoder's posterior (as LegoSLM does with CTC
 posteriors, arXiv 2505.11352). So an LLM has ears before any training, as good as the recogniser's; and as the vectors
 follow the posterior, encoder, decoder and table can be trained through the LLM like any other connector. It is the
-slowest to prefill: the decoder goes token by token.
+slowest to prefill: the decoder goes token by token, and each window of longer audio is read for itself.
 
 Unusual here:
 - How many placeholders an audio takes depends on its length alone, as with every connector. `used` marks those that
@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
@@ -29,11 +30,19 @@ from .configuration_connectors import WhisperReaderConfig
 from .connector_base import Connector, ConnectorOutput, fold_windows, length_mask, unfold_tokens
 from .ctc_compress import TokenTable
 from .generation import CACHE
-from .lengths import stage_length
+from .lengths import output_length, stage_length
 from .whisper_qformer import decoder_config
 
 END = 100  # frames (2 s): a segment that ends so near the end of its window is the last
 TEXT, ENDED, BEGUN = 0, 1, 2  # what was written last: text, a segment's end, the beginning of the next
+
+
+class SharedEmbedding(nn.Embedding):
+    """Token embeddings that are the output layer too; either way by a call, for which offloaded weights come back."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) -> vectors (..., size); states (..., size) -> logits (..., tokens)."""
+        return F.linear(input, self.weight) if input.is_floating_point() else super().forward(input)
 
 
 class ReaderTable(TokenTable):
@@ -53,6 +62,7 @@ class WhisperReader(Connector):
     """See the module."""
 
     leaves_out = True
+    autoregressive = True
 
     def __init__(self, config: WhisperReaderConfig, audio_size: int, text_size: int, window: int, **kwargs: Any):
         super().__init__(config, audio_size, text_size, window, **kwargs)
@@ -60,7 +70,7 @@ class WhisperReader(Connector):
         size = config.hidden_size or audio_size
         self.audio_projection = nn.Identity() if size == audio_size else nn.Linear(audio_size, size)
         self.decoder_config = decoder_config(config, size, kwargs.get("attention", "sdpa"))
-        self.embed_tokens = nn.Embedding(config.tokens, size)
+        self.embed_tokens = SharedEmbedding(config.tokens, size)
         self.embed_positions = nn.Embedding(config.positions, size)
         self.layers = nn.ModuleList(
             WhisperDecoderLayer(self.decoder_config, number) for number in range(config.decoder_layers)
@@ -111,30 +121,36 @@ class WhisperReader(Connector):
         return {"table.weight": embeddings[self.table.copied_ids]}
 
     def project(self, frames: torch.Tensor, lengths: torch.Tensor, language: torch.Tensor | None) -> ConnectorOutput:
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "whisper_reader reads as many steps as there are words, other numbers on other processes, and under "
+                "DeepSpeed ZeRO-3 they would wait for each other's layers for ever. Use FSDP2, DDP or ZeRO-2."
+            )
         windows, window_lengths, used_windows = fold_windows(self.audio_projection(frames), lengths, self.window)
         limits = stage_length(window_lengths, **self.stages[0])
         size = int(stage_length(windows.shape[1], **self.stages[0]))
+        training = self.layers.training
+        self.layers.eval()  # an adapter's dropout misreads; a checkpointed layer may keep no cache in training
         tokens, hidden = self.read(windows, window_lengths, limits)
+        self.layers.train(training)
         if torch.is_grad_enabled() and (windows.requires_grad or any(p.requires_grad for p in self.parameters())):
             hidden = self.hear_again(tokens, windows, window_lengths)
         spoken = tokens < self.config.end
-        place = spoken.cumsum(1) - 1
-        embedded = self.embed(hidden)
-        embeddings = embedded.new_zeros(len(windows), size, embedded.shape[-1])
-        used = torch.zeros(len(windows), size, dtype=torch.bool, device=frames.device)
-        rows, columns = spoken.nonzero(as_tuple=True)
-        embeddings = embeddings.index_put((rows, place[rows, columns]), embedded[rows, columns])
-        used[rows, place[rows, columns]] = True
+        used = length_mask(spoken.sum(1), size)
+        embedded = self.embed(hidden[spoken])
+        embeddings = embedded.new_zeros(*used.shape, embedded.shape[-1]).masked_scatter(used[..., None], embedded)
+        places = output_length(frames.shape[1], self.stages)  # the last window may have fewer than the others
         return ConnectorOutput(
-            embeddings=unfold_tokens(embeddings, used_windows),
-            used=unfold_tokens(used[..., None], used_windows)[..., 0],
+            embeddings=unfold_tokens(embeddings, used_windows)[:, :places],
+            used=unfold_tokens(used[..., None], used_windows)[:, :places, 0],
         )
 
     def embed(self, hidden: torch.Tensor) -> torch.Tensor:
         """The decoder's states (..., size) -> the LLM's vectors, weighted by the posterior (..., text_size)."""
-        logits = F.linear(hidden, self.embed_tokens.weight[self.table.token_ids])
-        return logits.float().softmax(-1).to(self.table.weight.dtype) @ self.table.weight
+        logits = self.embed_tokens(hidden)[..., self.table.token_ids.to(hidden.device)]
+        return self.table(logits.float().softmax(-1))
 
+    @torch.compiler.disable
     @torch.no_grad()
     def read(
         self, windows: torch.Tensor, lengths: torch.Tensor, limits: torch.Tensor
@@ -144,13 +160,12 @@ class WhisperReader(Connector):
         tokens of text in a row."""
         config, device = self.config, windows.device
         known = torch.zeros(config.tokens, dtype=torch.bool, device=device)
-        known[self.table.token_ids] = True
+        known[self.table.token_ids.to(device)] = True
         known[config.end :] = False
         known[config.end] = True
-        times = torch.arange(config.tokens - config.times, device=device)
         known[config.times :] = True
+        times = torch.arange(config.tokens - config.times, device=device)
         rows = len(windows)
-        mask = length_mask(lengths, windows.shape[1])
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         current = torch.tensor(config.prompt, device=device).expand(rows, -1)
         state = torch.full((rows,), BEGUN, device=device)
@@ -159,18 +174,17 @@ class WhisperReader(Connector):
         done = limits < 1
         tokens, states = [], []
         for _ in range(config.positions - len(config.prompt)):
-            hidden = self.decode(current, windows, mask, cache)[:, -1]
-            logits = F.linear(hidden, self.embed_tokens.weight).float()
+            hidden = self.decode(current, windows, lengths, cache)[:, -1]
+            logits = self.embed_tokens(hidden).float()
             logits = logits.masked_fill(~known, -torch.inf)
+            # Whisper's rules: times come in pairs and do not go back; and where they are likelier, all together, than
+            # anything else is, it is one of them.
             early = times < latest[:, None] + (state == TEXT)[:, None]
-            logits[:, config.times :] = logits[:, config.times :].masked_fill(early, -torch.inf)
-            score = logits.log_softmax(-1)
-            timed = score[:, config.times :].logsumexp(-1) > score[:, : config.end].amax(-1)
-            no_time = state == BEGUN
-            no_text = (state == ENDED) | (state == TEXT) & timed
-            score[:, config.times :] = score[:, config.times :].masked_fill(no_time[:, None], -torch.inf)
-            score[:, : config.end] = score[:, : config.end].masked_fill(no_text[:, None], -torch.inf)
-            token = score.argmax(-1).masked_fill(done, config.end)
+            logits[:, config.times :].masked_fill_(early | (state == BEGUN)[:, None], -torch.inf)
+            logits[:, : config.end].masked_fill_((state == ENDED)[:, None], -torch.inf)
+            timed = logits[:, config.times :].logsumexp(-1) > logits[:, : config.times].amax(-1)
+            logits[:, : config.times].masked_fill_(timed[:, None], -torch.inf)
+            token = logits.argmax(-1).masked_fill(done, config.end)
             time, ended = token - config.times, token >= config.times
             closed = ended & (state == TEXT)
             done = done | (token == config.end) | closed & (time > lengths - END)
@@ -189,11 +203,11 @@ class WhisperReader(Connector):
         """The decoder's states before each of the tokens read, (rows, steps, size), with gradients."""
         prompt = torch.tensor(self.config.prompt, device=tokens.device).expand(len(tokens), -1)
         before = torch.cat([prompt, tokens[:, :-1]], dim=1)
-        hidden = self.decode(before, windows, length_mask(lengths, windows.shape[1]), None)
+        hidden = self.decode(before, windows, lengths, None)
         return hidden[:, prompt.shape[1] - 1 :]
 
     def decode(
-        self, tokens: torch.Tensor, windows: torch.Tensor, mask: torch.Tensor, cache: EncoderDecoderCache | None
+        self, tokens: torch.Tensor, windows: torch.Tensor, lengths: torch.Tensor, cache: EncoderDecoderCache | None
     ) -> torch.Tensor:
         """States (rows, steps, size) of Whisper's decoder on tokens (rows, steps) after those in the cache."""
         past = 0 if cache is None else cache.get_seq_length()
@@ -202,7 +216,10 @@ class WhisperReader(Connector):
         no_cache = None  # by position: its keyword is another from transformers 5.24 on
         causal = create_causal_mask(self.decoder_config, hidden, None, no_cache) if tokens.shape[1] > 1 else None
         cross = create_bidirectional_mask(
-            config=self.decoder_config, inputs_embeds=hidden, attention_mask=mask, encoder_hidden_states=windows
+            config=self.decoder_config,
+            inputs_embeds=hidden,
+            attention_mask=length_mask(lengths.clamp(min=1), windows.shape[1]),  # of no frame there is no mean
+            encoder_hidden_states=windows,
         )
         kept = {CACHE: cache, "use_cache": cache is not None}
         for layer in self.layers:

@@ -62,7 +62,8 @@ class SpeechLLMProcessor(ProcessorMixin):
             windows, as Whisper was pretrained, instead of letting the cost follow the audio's length.
         audio_window (`int`, *optional*, defaults to 3000): feature positions per encoder window, for `pad_to_window`.
         trailing_silence (`float`, *optional*, defaults to 0): seconds of silence put after every audio, for a
-            connector that finds the end of speech by it (`whisper_reader`).
+            connector that finds the end of speech by it (`whisper_reader`). They are audio as any other: placeholders
+            stand for them too.
         max_audio_seconds (`float`, *optional*, defaults to 3600): longer audio is an error.
         max_position_embeddings (`int`, *optional*): positions of the LLM, if it has a fixed number. Audio whose tokens
             leave less of them than `TEXT_ROOM` for text is an error too; see `audio_limit`.
@@ -124,6 +125,12 @@ class SpeechLLMProcessor(ProcessorMixin):
                 f"pad_to_window is for Whisper's extractor; the encoders of {type(feature_extractor).__name__} have "
                 "no window to pad to. Leave it False."
             )
+        self.min_samples = self._find_min_samples()
+
+    def follow(self, config: Any) -> None:
+        """Counts and pads audio as a model wants it whose connector was replaced; `config` is the model's."""
+        self.connector_stages = [dict(stage) for stage in config.connector_stages]
+        self.trailing_silence = config.connector.get("trailing_silence", 0.0)
         self.min_samples = self._find_min_samples()
 
     @classmethod

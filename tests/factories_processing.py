@@ -76,6 +76,7 @@ def make_config(tokenizer, kind: str = "whisper", positions: int | None = None, 
     ids = tokenizer.get_vocab()
     fields = {
         "audio_stages": WHISPER_STAGES if kind == "whisper" else WAVEFORM_STAGES,
+        "connector": {},
         "connector_stages": STACK_STAGES,
         "pad_to_window": False,
         "audio_window_inputs": 3000,

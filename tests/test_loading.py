@@ -93,6 +93,10 @@ def test_a_fresh_process_gives_the_same_logits(exported, way):
 
 CONNECTORS = {
     "ctc_compress": {"type": "ctc_compress", "vocabulary": 5, "hidden_size": 8, "heads": 2, "blocks": 1},
+    "whisper_reader": {
+        **{"type": "whisper_reader", "decoder_layers": 1, "heads": 2, "positions": 12, "frames_per_token": 5},
+        **{"tokens": 40, "vocabulary": 7, "end": 9, "times": 14, "prompt": [10, 11, 14]},
+    },
     "stack_mlp": {"type": "stack_mlp", "layers": [0, 2]},
     "conv": {"type": "conv", "bottleneck_size": 8},
     "window_qformer": {

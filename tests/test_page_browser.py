@@ -191,7 +191,7 @@ def test_the_microphone_records(spoken):
         page.ask()
         page.wait_for_answers(1)
         samples = load_audio(server.requests[0]["messages"][0]["content"][0]["input_audio"])
-        assert 3 < len(samples) / 16000 < 8 and np.abs(samples).max() > 0.05
+        assert len(samples) > 3 * 16000 and np.abs(samples).max() > 0.05
 
 
 def test_live_speech_is_sent_whenever_the_speaker_pauses(spoken):

@@ -202,6 +202,14 @@ def test_microphones_that_went_away_are_forgotten(web, microphones, monkeypatch)
     assert list(microphones._open) == ["here"]
 
 
+def test_what_is_closed_hears_nothing_more(web, microphones):
+    microphones.close()
+    assert post(web, sine(0.5)).status_code == 400
+    hearing = Hearing(speechllm.NANO)
+    hearing.close()
+    assert hearing.hear(sine(0.5)).transcript is None and hearing._loaded is None
+
+
 def test_live_turns_are_asked_about_in_order(web, microphones):
     with openai_server() as server:
         handlers = Handlers(Client(server.base_url), None, [], microphones)

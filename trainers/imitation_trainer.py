@@ -143,6 +143,12 @@ class SpeechImitationTrainer(SpeechTrainer):
 
     def __init__(self, model: PreTrainedModel, args: SpeechImitationConfig | None = None, *rest: Any, **kwargs: Any):
         super().__init__(model, args, *rest, **kwargs)
+        if self.args.span_probability > 0 and model.model.multi_modal_projector.autoregressive:
+            raise ValueError(
+                f"span_probability={self.args.span_probability}: the connector {model.config.connector['type']!r} "
+                "writes its tokens one after another, not in time with the audio, so words cannot be cut out. Set it "
+                "to 0; text_probability, for whole utterances, works."
+            )
         if self.args.divergence_weight:
             self.check_teacher()
         self.check_cached_teacher("top_k", self.args.transcription_instruction)

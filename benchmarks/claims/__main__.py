@@ -1,8 +1,10 @@
-"""The claims of the papers, measured. See README.md here.
+"""The claims of the papers, measured.
 
     python -m benchmarks.claims --world nano --out build/claims
     python -m benchmarks.claims --world nano --out build/claims --papers lad --seeds 0 --workers 2
     python -m benchmarks.claims --world real --out build/claims --parents PARENTS --data DATA
+
+See README.md here.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from trainers.cache.encode import encode_dataset
 from trainers.commands.teacher_prompts import make_teacher_inputs
 
 from .audio_llms import FAMILIES, build
-from .parts import CONNECTOR, Parts, clock
+from .parts import CONNECTOR, INSTRUCTION, Parts, clock
 from .ultravox_form import UltravoxCollator, UltravoxForm
 
 DIVERGENCE = {"cross_entropy_weight": 0.0, "divergence_weight": 1.0, "end_token_weight": 1.0, "temperature": 2.0}
@@ -83,7 +83,11 @@ def make_cache(work: Work, folder: Path) -> str:
     """Encoder outputs and the teacher's likeliest tokens of all rows; returns the folder."""
     model, processor = work.parts.speechllm(work.dtype, work.device)
     config = EncodeConfig(
-        output_dir=str(folder), teacher="top_k", temperature=DIVERGENCE["temperature"], device=work.device
+        output_dir=str(folder),
+        teacher="top_k",
+        temperature=DIVERGENCE["temperature"],
+        instruction=INSTRUCTION,
+        device=work.device,
     )
     encode_dataset(model, processor, work.rows, config, make_teacher_inputs(processor, config))
     return str(folder)

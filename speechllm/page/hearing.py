@@ -62,7 +62,8 @@ class Hearing:
     def __init__(self, model: str):
         self.name = model
         self._loaded: tuple[Any, Any] | None = None
-        self._loading = threading.Lock()
+        self._listening = threading.Lock()  # one recording at a time
+        self._closed = False
         self.config = SpeechLLMConfig.from_pretrained(model)
         self.processor = SpeechLLMProcessor.from_pretrained(model)
         connector = self.config.connector
@@ -75,11 +76,18 @@ class Hearing:
     def tells_anything(self) -> bool:
         return self.tells_language or self.tells_transcript or self.tells_understood
 
-    @torch.inference_mode()
     def hear(self, samples: np.ndarray) -> Heard:
-        """What is told of samples (samples,) at `RATE`."""
-        if not self.tells_anything:
-            return Heard()
+        """What is told of samples (samples,) at `RATE`; nothing once it is closed."""
+        with self._listening:
+            return self._hear(samples) if self.tells_anything and not self._closed else Heard()
+
+    def close(self) -> None:
+        """Returns once nothing is heard any more: a process that ends while another thread is in torch is aborted."""
+        with self._listening:
+            self._closed = True
+
+    @torch.inference_mode()
+    def _hear(self, samples: np.ndarray) -> Heard:
         model, recogniser = self._load()
         samples = load_audio((samples, RATE), self.processor.feature_extractor.sampling_rate)
         inputs = self.processor.audio_inputs([samples])
@@ -113,10 +121,9 @@ class Hearing:
         return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def _load(self) -> tuple[Any, Any]:
-        with self._loading:
-            if self._loaded is None:
-                self._loaded = self._load_ears()
-            return self._loaded
+        if self._loaded is None:
+            self._loaded = self._load_ears()
+        return self._loaded
 
     def _load_ears(self) -> tuple[Any, Any]:
         model = SpeechLLMForConditionalGeneration.from_pretrained(self.name, dtype=torch.float32).eval()

@@ -7,6 +7,7 @@ What is unusual here:
 """
 
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +41,13 @@ class Microphones:
         self._listener = listener
         self._open: dict[str, _Microphone] = {}
         self._turns: dict[str, Recording] = {}
+        self._listening = threading.Lock()  # one piece at a time
+        self._closed = False
+
+    def close(self) -> None:
+        """Returns once nothing is heard any more; see [`Hearing.close`]."""
+        with self._listening:
+            self._closed = True
 
     def hear(self, stream: str, rate: float, pause: float, piece: bytes, end: bool = False) -> dict[str, Any]:
         """
@@ -68,12 +76,18 @@ class Microphones:
         samples = np.frombuffer(piece, dtype="<f4")
         if not np.isfinite(samples).all():
             raise ValueError("a piece has samples that are no numbers")
+        with self._listening:
+            if self._closed:
+                raise ValueError("the page is closed")
+            return self._hear(stream, int(rate), pause, samples, end)
+
+    def _hear(self, stream: str, rate: int, pause: float, samples: np.ndarray, end: bool) -> dict[str, Any]:
         microphone = self._open.get(stream)
         if microphone is None:
             self._forget_idle()
             microphone = self._open[stream] = _Microphone(self._listener(pause))
         listener = microphone.listener
-        turns = listener.hear(int(rate), samples)
+        turns = listener.hear(rate, samples)
         if end:
             turns += listener.finish()
             del self._open[stream]

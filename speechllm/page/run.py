@@ -116,6 +116,9 @@ def shown(client: Client, hearing: Hearing | None, host: str, port: int, embedde
         yield
     finally:
         page.close(verbose=False)
+        microphones.close()
+        if hearing is not None:
+            hearing.close()
 
 
 def wait(process: Any) -> None:

@@ -53,6 +53,8 @@ def encoder_fingerprint(model: Any, processor: Any) -> dict[str, str]:
     extractor = processor.feature_extractor.to_dict()
     extractor.pop("_processor_class", None)
     padded = f"to audio_window {processor.audio_window}" if processor.pad_to_window else "none"
+    if processor.trailing_silence:
+        padded += f", {processor.trailing_silence} s of silence after it"
     return {
         "cache format": FORMAT,
         "encoder weights": weights_digest(tower.encoder),

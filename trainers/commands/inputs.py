@@ -64,7 +64,7 @@ def load_speech_model(
         model.config.parents = None
     if arguments.connector is not None:
         model.replace_connector(arguments.connector)
-        processor.connector_stages = model.config.connector_stages
+        processor.follow(model.config)
     return model, processor
 
 
