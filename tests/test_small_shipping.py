@@ -61,7 +61,8 @@ def add_adapters(run, parents):
     lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(llm, lora).save_pretrained(run / "adapter")
     encoder = scatter_weights(load_encoder(str(parents / shipping.ENCODER), dtype=torch.float32), 7)
-    encoder.half().save_pretrained(run / "encoder")
+    encoder.config.save_pretrained(run / "encoder")
+    save_file(encoder.half().state_dict(), run / "encoder/model.safetensors")
 
 
 def logits(model):

@@ -73,7 +73,8 @@ def adapt(arguments: argparse.Namespace) -> None:
     """LoRA on the LLM, from Whisper's readings, for a connector that reads with its decoder."""
     from benchmarks.small.adapting import adapt
 
-    adapt(arguments.data, arguments.parents, arguments.out, arguments.run_name, arguments.minutes)
+    settings = {name: getattr(arguments, name) for name in ("lr", "share", "gold_share", "seed")}
+    adapt(arguments.data, arguments.parents, arguments.out, arguments.run_name, arguments.minutes, **settings)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -167,6 +168,8 @@ def main() -> None:
     made["imitate"].add_argument("--start", required=True, help="run whose connector it begins with")
     made["answers"].add_argument("--sources", nargs="+", default=["cv_en", "cv_unlabelled"])
     made["answers"].add_argument("--count", type=int, default=8000, help="recordings, drawn from the sources")
+    for name, value in {"lr": 4e-4, "share": 0.5, "gold_share": 0.5, "seed": 0}.items():
+        made["adapt"].add_argument(f"--{name}", type=type(value), default=value)
     made["measure"].add_argument("--count", type=int, default=100, help="recordings of each source")
     add_settings(made["read"], ReadingSettings)
     add_settings(made["imitate"], ImitationSettings)

@@ -6,7 +6,7 @@ What such a connector gives the LLM is nearly one embedding of its own per token
 from Whisper's readings (`hear`) without the audio, as TASU does with simulated CTC posteriors (arXiv 2511.03310). Half
 of the turns ask for the words themselves: the answer is the transcript, where there is one, else what Whisper wrote.
 The others are the LLM's own answers to instructions about the transcript, by the divergence from its distribution
-without the adapter. Resumable as `adapter/`; `log.txt` has losses and agreement.
+without the adapter. A second call goes on from `adapter/`; `log.txt` has losses and agreement.
 """
 
 import random
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
@@ -53,10 +53,10 @@ def heard(answerer: Answerer, whisper: AutoTokenizer, vocabulary: dict[int, list
 
 def adapt(
     data: Path, parents: Path, out: Path, name: str, minutes: float, batch: int = 8, rank: int = 16, lr: float = 4e-4,
-    answered: int = 600, share: float = 0.5, seed: int = 0,
+    answered: int = 600, share: float = 0.5, gold_share: float = 0.5, seed: int = 0,
 ) -> None:  # fmt: skip
     """Trains LoRA for so many minutes; `answered` recordings have an answer of the LLM, `share` of the turns ask for
-    the words themselves."""
+    the words themselves, `gold_share` of those about recordings with a transcript."""
     folder = out / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     answerer = Answerer(parents / "smollm2-135m-instruct")
@@ -82,7 +82,10 @@ def adapt(
     )
     torch.manual_seed(seed)
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS)
-    adapted = get_peft_model(answerer.model, lora)
+    if (folder / "adapter").exists():
+        adapted = PeftModel.from_pretrained(answerer.model, folder / "adapter", is_trainable=True)
+    else:
+        adapted = get_peft_model(answerer.model, lora)
     trained = [parameter for parameter in answerer.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.01)
     repeat = [*prompts()["repeat"], *[TRANSCRIBE] * 6]
@@ -93,7 +96,7 @@ def adapt(
         for _ in range(batch):
             words = rng.random() < share
             if words:
-                _, read, written = rng.choice(gold if rng.random() < 0.5 else rows)
+                _, read, written = rng.choice(gold if rng.random() < gold_share else rows)
                 instruction = rng.choice(repeat)
                 answer = answerer.tokenizer(written, add_special_tokens=False).input_ids
                 answer = [*answer, answerer.tokenizer.eos_token_id]

@@ -24,7 +24,6 @@ from benchmarks.small.reader import put_reader
 from benchmarks.small.reading import ReadingSettings, new_connector
 from benchmarks.small.vocabulary import Vocabulary
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
-from modeling_speechllm.audio_encoders import load_encoder
 from modeling_speechllm.parents import check_keys
 from processing_speechllm import SpeechLLMProcessor
 
@@ -86,8 +85,7 @@ def assemble(
         put_reader(model, Path(audio), parents / LLM, tokens)
     encoder = trained_encoder(run, reading)
     if encoder is not None:
-        state = load_encoder(str(encoder), dtype=torch.float32).state_dict()
-        model.model.audio_tower.encoder.load_state_dict(state)
+        model.model.audio_tower.encoder.load_state_dict(load_file(encoder / "model.safetensors"))
     tokenizer = parents / LLM  # the LLM's own files, where only the weights are another's
     processor = SpeechLLMProcessor.from_parts(
         audio, tokenizer, model.config, gguf_file=gguf_in(tokenizer), no_speech_answer=NO_SPEECH
@@ -146,7 +144,14 @@ def write_json(path: Path, content: dict | list) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def ship_trained(run: Path, parents: Path, out: Path, reading: Path | None = None, storage: str = "float16") -> None:
+def ship_trained(
+    run: Path,
+    parents: Path,
+    out: Path,
+    reading: Path | None = None,
+    storage: str = "float16",
+    tokens: int = TOKENS,
+) -> None:
     """What was trained alone, with the parents' Hub ids."""
     out.mkdir(parents=True, exist_ok=True)
     adapter = copy_adapter(run, out)
