@@ -5,12 +5,14 @@ import random
 import pytest
 import torch
 
+from benchmarks.small.answering import prompts
+from benchmarks.small.augmentation import SPAN, Augmentation, inside
 from benchmarks.small.corpora import normalized, split_of
 from benchmarks.small.frame_store import FrameStore
 from benchmarks.small.hearing import trustworthy
-from benchmarks.small.reading import Example, ReadingSettings, batch_at, mask
+from benchmarks.small.reading import Example, ReadingSettings, batch_at
 from benchmarks.small.vocabulary import Vocabulary
-from benchmarks.small.whole import pack, unpack
+from benchmarks.small.whole import arrived, last_error_rate, pack, unpack
 
 PIECES = ["a", "b", "c", " a", " b", " ab", "bc"]
 
@@ -97,14 +99,48 @@ def test_an_epoch_holds_every_recording_once(tmp_path):
     assert all(abs(batch[0].length - batch[1].length) <= 3 for batch in batches)
 
 
-@pytest.mark.parametrize("size", [512, 80])
-def test_masks_are_a_function_of_their_generator_and_leave_the_rest(size):
-    values = torch.ones(200, size)
-    settings = ReadingSettings()
-    masked = mask(values, random.Random(1), settings)
-    assert torch.equal(masked, mask(values, random.Random(1), settings))
-    assert values.all()
-    assert 0.3 < masked.mean() < 1
+def batch_of_mels(bins=80):
+    lengths = torch.tensor([200, 150, 60])
+    mels = torch.rand(3, 200, bins, generator=torch.Generator().manual_seed(0)) * 2 - 0.5
+    return mels.masked_fill(~inside(lengths, 200)[..., None], 0.0), lengths
+
+
+def test_without_changes_the_features_stay_what_they_are():
+    mels, lengths = batch_of_mels()
+    still = Augmentation(speed=0, voice=0, noise=0, telephone=0, masks=0, bands=0)
+    found, new = still(mels, lengths, torch.Generator().manual_seed(0))
+    assert torch.equal(new, lengths)
+    loudest = mels.amax((1, 2), keepdim=True)
+    wanted = torch.maximum(mels, loudest - SPAN).masked_fill(~inside(lengths, 200)[..., None], 0.0)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_augmentation_is_a_function_of_its_generator_and_zero_past_the_lengths():
+    mels, lengths = batch_of_mels()
+    found, new = Augmentation()(mels, lengths, torch.Generator().manual_seed(1))
+    again, _ = Augmentation()(mels, lengths, torch.Generator().manual_seed(1))
+    other, _ = Augmentation()(mels, lengths, torch.Generator().manual_seed(2))
+    assert torch.equal(found, again)
+    assert other.shape != found.shape or not torch.equal(found, other)
+    assert (new % 2 == 0).all() and ((new - lengths).abs() <= 0.15 * lengths + 2).all()
+    assert not found[~inside(new, found.shape[1])].any()
+
+
+def test_noise_only_adds_and_a_telephone_has_no_high_bins():
+    mels, lengths = batch_of_mels()
+    valid = inside(lengths, 200)[..., None]
+    noisy = Augmentation(noise=1, telephone=0).spoil(mels, lengths, torch.Generator().manual_seed(0))
+    assert ((noisy >= mels - 1e-4) | ~valid).all() and (noisy > mels + 0.01).any()
+    narrow = Augmentation(noise=0, telephone=1).spoil(mels, lengths, torch.Generator().manual_seed(0))
+    floor = mels.amax((1, 2), keepdim=True) - SPAN
+    assert torch.equal(narrow[..., 60:], floor.expand_as(mels)[..., 60:].masked_fill(~valid, 0.0))
+    torch.testing.assert_close(narrow[..., :50], mels[..., :50].clamp(min=floor).masked_fill(~valid, 0.0))
+
+
+def test_prompts_of_trainings_and_those_kept_from_them_are_apart():
+    seen, unseen = prompts(), prompts(held_out=True)
+    assert "repeat" in seen and "title" in unseen and "title" not in seen
+    assert not {text for texts in seen.values() for text in texts} & {t for texts in unseen.values() for t in texts}
 
 
 def test_pieces_give_what_was_packed(tmp_path):
@@ -112,7 +148,23 @@ def test_pieces_give_what_was_packed(tmp_path):
     source.mkdir()
     (source / "file").write_bytes(bytes(range(256)) * 100)
     number = pack(tmp_path / "pieces", [f"data/here={source}"], piece=10_000)
-    assert number > 2
+    assert number > 2 and arrived(tmp_path / "pieces")
     assert max(path.stat().st_size for path in (tmp_path / "pieces").iterdir()) <= 10_000
     unpack(tmp_path / "pieces", tmp_path / "work")
     assert (tmp_path / "work/data/here/file").read_bytes() == (source / "file").read_bytes()
+
+
+def test_an_archive_on_its_way_has_not_arrived(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(30_000))
+    pieces = tmp_path / "pieces"
+    assert not arrived(pieces)
+    pack(pieces, [f"file={tmp_path / 'file'}"], piece=10_000)
+    (pieces / "001").unlink()
+    assert not arrived(pieces)
+
+
+def test_runs_are_chosen_by_their_last_error_rates(tmp_path):
+    lines = ["1 unseen speakers, cv_en step=500 wer=0.9", "1 unseen speakers, cv_other step=500 wer=0.8"]
+    lines += ["2 unseen speakers, cv_en step=900 wer=0.5", "2 unseen speakers, cv_other step=900 wer=0.3"]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    assert last_error_rate(tmp_path) == pytest.approx(0.4)
