@@ -6,7 +6,7 @@ Three passes over the data with frozen encoder and LLM; operations as in `traini
 40 % of an H100's peak. Nothing here is measured.
 """
 
-from benchmarks.training_scale import PEAK_TFLOPS, training_flops
+from benchmarks.training_scale.parts import PEAK_TFLOPS, training_flops
 
 HOURS = (1, 10, 100, 1000)
 EPOCHS = 3
