@@ -379,7 +379,7 @@ class WhisperReaderConfig(ConnectorConfig):
                 f"whisper_reader: prompt={self.prompt} must be tokens below {self.tokens}, fewer than the "
                 f"{self.positions} positions."
             )
-        if self.trailing_silence < 0:
+        if not (isinstance(self.trailing_silence, (int, float)) and 0 <= self.trailing_silence < float("inf")):
             raise ValueError(f"whisper_reader: trailing_silence={self.trailing_silence} must be 0 seconds or more.")
 
     def stages(self, window: int) -> list[dict]:

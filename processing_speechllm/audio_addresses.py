@@ -47,7 +47,12 @@ def read_address(address: str | os.PathLike, allow_local_files: bool = True, fet
             raise AudioError(f'{text}: a web address is not fetched unasked. Pass {{"url": "{text}"}} to download it.')
         return text, _fetch(text)
     if start.startswith("file://"):
-        text = unquote(urlsplit(text).path)
+        try:
+            text = unquote(urlsplit(text).path)
+        except ValueError as error:  # half of an IPv6 host
+            raise AudioError(
+                f"{shortened(text)}: is no address ({error}). Write file:///path/to/audio.wav."
+            ) from error
     elif isinstance(address, str) and BASE64.fullmatch(text) and not (allow_local_files and _exists(text)):
         missing = ", as there is no such file" * allow_local_files
         name = f"{text[:24]}... ({len(text)} characters, read as Base64{missing})"
@@ -89,7 +94,12 @@ def _read_data_address(text: str) -> tuple[str, bytes]:
         raise AudioError(f"{name}: has no comma before its content. Write data:audio/wav;base64,UklGR...")
     if kind.endswith(";base64"):
         return name, from_base64(name, unquote(body))
-    return name, unquote_to_bytes(body)
+    try:
+        return name, unquote_to_bytes(body)
+    except UnicodeEncodeError as error:
+        raise AudioError(
+            f"{name}: holds half a character ({error.reason}). Write data:audio/wav;base64,..."
+        ) from error
 
 
 def _fetch(url: str) -> bytes:

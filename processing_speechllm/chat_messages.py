@@ -96,6 +96,9 @@ def _normalize_message(message: Any, place: str) -> dict:
     if not isinstance(role, str) or not role:
         found = "has no role" if role is None else f"has the role {role!r}"
         raise ValueError(f'The chat\'s {place} {found}. Give it one: "system", "user" or "assistant".')
+    check_text(role)
+    if isinstance(content, str):
+        check_text(content)
     if content is None:
         if message.keys() - {"role", "content"}:  # calls of tools, thoughts, and whatever else a template reads
             return message

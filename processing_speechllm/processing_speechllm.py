@@ -97,6 +97,10 @@ class SpeechLLMProcessor(ProcessorMixin):
     ):
         check_stages("audio_stages", audio_stages)
         check_stages("connector_stages", connector_stages)
+        if not (isinstance(trailing_silence, (int, float)) and 0 <= trailing_silence < float("inf")):
+            raise ValueError(
+                f"trailing_silence={trailing_silence!r} must be 0 seconds or more. Leave it out for none."
+            )
         if audio_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(audio_token, special=True, normalized=False)], special_tokens=True)
         if tokenizer.pad_token is None:

@@ -456,6 +456,9 @@ def test_a_preset_is_a_name_and_can_be_changed():
         ({"type": "whisper_reader", "vocabulary": 50258}, "vocabulary=50258, end=50257"),
         ({"type": "whisper_reader", "prompt": []}, r"prompt=\[\] must be tokens below 51865"),
         ({"type": "whisper_reader", "trailing_silence": -1.0}, "trailing_silence=-1.0 must be 0"),
+        ({"type": "whisper_reader", "trailing_silence": float("nan")}, "trailing_silence=nan must be 0"),
+        ({"type": "whisper_reader", "trailing_silence": "0.5"}, "trailing_silence=0.5 must be 0"),
+        ({"type": "whisper_reader", "trailing_silence": float("inf")}, "trailing_silence=inf must be 0"),
     ],
 )
 def test_settings_that_cannot_work_say_so(settings, message):

@@ -273,6 +273,7 @@ def test_of_several_audios_the_bad_one_is_named(http):
         ({"seed": 1.5}, "whole number"),
         ({"stream": "yes"}, "true or false"),
         ({"stream_options": {"include_obfuscation": True}}, "include_usage"),
+        ({"stream_options": {"include_usage": "no"}}, "include_usage"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "does not read enable_thinking"),
         ({"messages": "Hello"}, "a list of messages"),
         ({"messages": []}, "The conversation is empty"),
@@ -329,11 +330,44 @@ def test_bodies_that_are_no_request_are_refused(http, pipe):
     for content in (b"", b"not json", b"[1]", b"\xff\xfe"):
         answer = http.post("/v1/chat/completions", content=content)
         assert answer.status_code == 400 and "no JSON object" in answer.json()["error"]["message"]
+    for content in (b'{"a": "\xff"}', b"[" * 100000, b'{"seed": ' + b"9" * 5000 + b"}"):
+        answer = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and "parsing the body" in answer.json()["error"]["message"]
     assert http.get("/v1/chat/completions").status_code == 405
     assert http.post("/v1/chat/completions", content=iter([b"{}"])).status_code == 411
     small = TestClient(build_app(pipe, NAME, max_body=1000))
     status, message = refusal(small, {"messages": [user("x" * 1000)]})
     assert status == 413 and "--max-body" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ({"messages": [user("half \ud800")]}, "half of one"),
+        ({"messages": [{"role": "\ud800", "content": "a"}]}, "half of one"),
+        ({"messages": [user("a")], "\ud800": 1}, "is not carried out here"),
+        ({"messages": [{**user("a"), "\ud800": 1}]}, "is not carried out here"),
+        ({"messages": [user("a")], "chat_template_kwargs": {"\ud800": 1}}, "does not read"),
+        ({"messages": [user(url("\ud800"))]}, "local files are refused"),
+        ({"messages": [user(url("file://[a.wav"))]}, "is no address"),
+    ],
+)
+def test_half_characters_and_broken_addresses_are_the_client_s_error(http, body, found):
+    content = json.dumps(body)  # in ASCII; httpx would refuse to write half a character
+    answer = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and found in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-300, 5e-324])
+def test_next_to_no_temperature_is_none(client, temperature):
+    message = user(heard(ENGLISH), said("Name the device."))
+    assert ask(client, message, temperature=temperature) == ask(client, message, temperature=0)
+
+
+def test_a_form_with_a_file_in_place_of_a_number(http):
+    files = {"file": ("a.wav", Path(ENGLISH).read_bytes()), "temperature": ("b", b"1")}
+    answer = http.post("/v1/audio/transcriptions", files=files)
+    assert answer.status_code == 400 and "Give a number" in answer.json()["error"]["message"]
 
 
 def test_a_fault_of_the_server_says_so(http, client, monkeypatch):

@@ -496,6 +496,18 @@ def test_silence_behind_the_audio_is_heard_and_counted(parents, tmp_path):
         assert (inputs["input_features"] == padded["input_features"]).all()
 
 
+@pytest.mark.parametrize("silence", [-0.1, float("nan"), float("inf"), "0.5", None])
+def test_a_silence_that_is_no_time_is_refused_by_the_processor(silence):
+    with pytest.raises(ValueError, match="trailing_silence=.* must be 0 seconds or more"):
+        SpeechLLMProcessor(
+            WhisperFeatureExtractor(feature_size=8),
+            TOKENIZER,
+            audio_stages=[{"kernel": 3, "stride": 2, "padding": 1}],
+            connector_stages=[{"kernel": 4, "stride": 4, "ceil": True}],
+            trailing_silence=silence,
+        )
+
+
 @torch.no_grad()
 def test_two_audios_in_a_batch_are_answered_as_alone(parents):
     model, processor = with_processor(parents)

@@ -33,6 +33,7 @@ except ImportError as error:
         f"({error}). Install what fits: {FITTING}"
     ) from error
 
+COLDEST = 1e-5  # a temperature below it takes the most probable token; logits divided by less overflow
 HOOKS = {  # what is overridden or called here, beside public names that the imports above find
     ChatCompletionHandler: ("_validate_request", "_resolve_model", "_build_generation_config"),
     ResponseHandler: ("_validate_request", "_resolve_model", "_build_generation_config", "_normalize_input"),
@@ -217,7 +218,7 @@ class _SpeechRequests:
         if not any(body.get(key) for key in ("max_tokens", "max_completion_tokens", "max_output_tokens")):
             config.max_new_tokens = model_generation_config.max_new_tokens
         if body.get("temperature") is not None or body.get("top_p") is not None:
-            config.do_sample = body.get("temperature") != 0
+            config.do_sample = body.get("temperature") is None or body["temperature"] >= COLDEST
         if not config.do_sample:
             config.temperature = config.top_p = config.top_k = None
         if seed is not None:

@@ -66,7 +66,9 @@ CHAT_OPTIONS = OPTIONS | {
     "max_tokens": ANSWER_LENGTH,
     "max_completion_tokens": ANSWER_LENGTH,
     "stream_options": (
-        lambda value: isinstance(value, dict) and set(value) <= {"include_usage"},
+        lambda value: (
+            isinstance(value, dict) and set(value) <= {"include_usage"} and all(map(_is(bool), value.values()))
+        ),
         '{"include_usage": true}; the counts come with the last piece',
     ),
 }

@@ -13,9 +13,10 @@ from typing import Any
 
 import transformers
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException  # FastAPI's own is one of these, and what it raises of bodies is not
 from transformers.cli.serving.server import build_server
 
 from .handlers import (
@@ -121,6 +122,7 @@ class Gate:
 def error_response(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
     """An error in the form of OpenAI's API."""
     kind = "invalid_request_error" if status < 500 else "server_error"
+    message, param = (text and text.encode("utf-8", "backslashreplace").decode() for text in (message, param))
     return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
 
 

@@ -84,7 +84,7 @@ class SpeechTranscriptionHandler:
         if "temperature" in form:
             try:
                 body["temperature"] = float(form["temperature"])
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # a file, in the latter case
                 raise RequestError(
                     f"temperature is {form['temperature']!r}. Give a number.", param="temperature"
                 ) from error
