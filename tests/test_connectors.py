@@ -383,7 +383,9 @@ def test_every_connector_on_every_tower(audio, name, tmp_path):
     reloaded = type(model).from_pretrained(tmp_path)
     reloaded.freeze("encoder", "llm")  # other kernels run where gradients are needed
     assert reloaded.config.connector == asdict(connector_config(connector))
-    assert torch.equal(reloaded(**inputs).logits, expected)
+    # One vector times a table: its sum runs in another order where the table lies elsewhere in memory.
+    tolerance = 1e-5 if name == "whisper_reader" else 0
+    torch.testing.assert_close(reloaded(**inputs).logits, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", [name for name in CONNECTORS if name != "whisper_reader"])  # which has its own

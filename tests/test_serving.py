@@ -2,6 +2,7 @@
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -425,6 +426,7 @@ def test_places_and_models_that_are_none(capsys, tmp_path):
 @pytest.mark.slow
 def test_the_command_answers_the_page_s_example_and_several_at_once_after_one_has_left(capsys):
     command = [sys.executable, "-m", "speechllm_cli", "serve", "--port", "0"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what runs in the background hands down deafness
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout.readline() == f"Loading {NAME}\n"
