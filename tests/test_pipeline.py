@@ -506,6 +506,7 @@ def test_a_pickled_pipeline_answers_alike():
 # --- Saving, loading, registration ---
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_reloads_with_its_processor(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = pipeline("speech-instruct", model=str(tmp_path), device="cpu", max_new_tokens=6)

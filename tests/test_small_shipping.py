@@ -160,6 +160,7 @@ def test_behaviour_asks_seen_and_unseen_prompts_about_each_recording(data):
     assert set(acceptance_rows.FORMS) <= prompts  # else a wording has changed and is not checked any more
 
 
+@pytest.mark.slow
 def test_sounds_without_speech_are_made_once_and_alike(tmp_path):
     rows = acceptance_rows.no_speech(tmp_path / "a", 2)
     assert {row["task"] for row in rows} == set(acceptance_rows.SOUNDS) and len(rows) == 10

@@ -135,6 +135,7 @@ def one_name_of_each() -> list[str]:
     return list(names.values())[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", one_name_of_each())
 def test_a_family_is_the_same_after_saving_or_refused(family, tmp_path):
     assert outcome(family, tmp_path) == EXPECTED.get(family, "same")
