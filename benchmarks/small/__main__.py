@@ -3,15 +3,18 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from benchmarks.small.adapting import AdaptSettings
 from benchmarks.small.imitating import ImitationSettings
 from benchmarks.small.reading import BINS, ReadingSettings
 
 WHOLE = {
     "device": "cuda", "sentences": 20000, "answered": 12000, "steps": 20000, "share": 0.6, "workers": 14, "batch": 128,
 }  # fmt: skip
+Settings = TypeVar("Settings", ReadingSettings, ImitationSettings, AdaptSettings)
 
 
 def speak(arguments: argparse.Namespace) -> None:
@@ -73,8 +76,8 @@ def adapt(arguments: argparse.Namespace) -> None:
     """LoRA on the LLM, from Whisper's readings, for a connector that reads with its decoder."""
     from benchmarks.small.adapting import adapt
 
-    settings = {name: getattr(arguments, name) for name in ("lr", "share", "gold_share", "seed")}
-    adapt(arguments.data, arguments.parents, arguments.out, arguments.run_name, arguments.minutes, **settings)
+    settings, place = settings_of(AdaptSettings, arguments), (arguments.data, arguments.parents, arguments.out)
+    adapt(*place, arguments.run_name, arguments.minutes, settings, arguments.start)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -128,10 +131,10 @@ def whole(arguments: argparse.Namespace) -> None:
     whole(**values)
 
 
-def settings_of(kind: type, arguments: argparse.Namespace) -> ReadingSettings | ImitationSettings:
+def settings_of(kind: type[Settings], arguments: argparse.Namespace) -> Settings:
     """A dataclass of settings from the options of its names."""
     values = {field.name: getattr(arguments, field.name) for field in fields(kind)}
-    return kind(**values | {"sources": tuple(values["sources"])})
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def add_settings(stage: argparse.ArgumentParser, kind: type) -> None:
@@ -165,14 +168,14 @@ def main() -> None:
     made["speak"].add_argument("--count", type=int, default=4000, help="sentences for training")
     made["hear"].add_argument("--source", nargs="+", required=True)
     made["hear"].add_argument("--batch_seconds", type=float, default=240, help="of audio at a time")
+    made["adapt"].add_argument("--start", help="run whose adapter it begins with, brought to this rank")
     made["imitate"].add_argument("--start", required=True, help="run whose connector it begins with")
     made["answers"].add_argument("--sources", nargs="+", default=["cv_en", "cv_unlabelled"])
     made["answers"].add_argument("--count", type=int, default=8000, help="recordings, drawn from the sources")
-    for name, value in {"lr": 4e-4, "share": 0.5, "gold_share": 0.5, "seed": 0}.items():
-        made["adapt"].add_argument(f"--{name}", type=type(value), default=value)
     made["measure"].add_argument("--count", type=int, default=100, help="recordings of each source")
     add_settings(made["read"], ReadingSettings)
     add_settings(made["imitate"], ImitationSettings)
+    add_settings(made["adapt"], AdaptSettings)
     stage = stages.add_parser("ship", help=ship.__doc__)
     stage.set_defaults(run=ship)
     stage.add_argument("--run", dest="run_folder", type=Path, required=True, help="folder of the run")
