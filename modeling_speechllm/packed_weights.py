@@ -85,11 +85,16 @@ def to_bits(integers: torch.Tensor, bits: int) -> torch.Tensor:
 
 def from_bits(packed: torch.Tensor, bits: int, shape: list[int]) -> torch.Tensor:
     """uint8 (bytes,) of `to_bits` -> int8 of its shape."""
-    count = int(np.prod(shape))
-    found = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
-    sign = np.repeat(found[:, -1:], 8 - bits, axis=1)
-    integers = np.packbits(np.concatenate([found, sign], axis=1), axis=1, bitorder="little").view(np.int8)
-    return torch.from_numpy(integers.reshape(shape))
+    count, whole = int(np.prod(shape)), -len(packed) % bits
+    words = np.zeros((len(packed) + whole) // bits, np.uint64)  # eight values in each, of `bits` bytes
+    for place, byte in enumerate(np.pad(packed.numpy(), (0, whole)).reshape(-1, bits).T):
+        words |= byte.astype(np.uint64) << np.uint64(8 * place)
+    values = np.empty((len(words), 8), np.int8)
+    sign = 1 << (bits - 1)
+    for place in range(8):
+        value = (words >> np.uint64(bits * place)).astype(np.uint8) & (2 * sign - 1)
+        values[:, place] = (value ^ sign).astype(np.int8) - sign
+    return torch.from_numpy(values.reshape(-1)[:count].reshape(shape))
 
 
 __all__ = ["STORAGES", "pack", "unpack"]

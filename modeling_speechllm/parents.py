@@ -21,6 +21,7 @@ from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_speechllm import AUDIO_TOKEN
 from .gguf_files import quick_gguf
+from .lora_files import add_plain_lora
 
 # Arguments of `from_pretrained` that say how the Hub is reached, and those that choose among a repository's weights.
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -168,11 +169,14 @@ def merged(model: PreTrainedModel, adapter: str, **hub: Any) -> PreTrainedModel:
         OSError: no such adapter, by name.
         ValueError: one that cannot be added to weights, as prompt tuning, or that is of another model.
     """
-    from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTuner
-
+    with naming("Adapter", adapter):
+        if add_plain_lora(model, adapter, **hub):
+            return model
     with naming("Adapter", adapter), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT's own use of transformers
+        from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTuner
+
         try:
             adapted = PeftModel.from_pretrained(model, adapter, **hub)
         except ValueError as error:
