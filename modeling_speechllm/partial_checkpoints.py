@@ -7,6 +7,7 @@ resized embeddings are all saved. Every weight of a parent has a digest from the
 import copy
 import json
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.initialization import no_init_weights
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import _add_variant
 from transformers.utils.hub import cached_file
@@ -309,8 +311,11 @@ def load_trained(model_class: type, source: str, kwargs: dict[str, Any]) -> PreT
     if "encoder" in groups:  # its parent's weights are not needed
         attention = for_parents.get("attn_implementation")
         attention = attention.get("audio_config") if isinstance(attention, dict) else attention
-        arguments |= {"audio": new_encoder(config.audio_config, attention), "audio_revision": None}
-    model = model_class.from_parts(**arguments, config=config, **for_parents)
+        with no_init_weights():
+            arguments |= {"audio": new_encoder(config.audio_config, attention), "audio_revision": None}
+    # What is new gets its weights from the checkpoint: drawing them first would only take time.
+    with no_init_weights() if "connector" in groups else nullcontext():
+        model = model_class.from_parts(**arguments, config=config, **for_parents)
     model.config.parents = parents
     if "encoder" in groups:
         model.parent_digests["encoder"] = None

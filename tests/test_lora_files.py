@@ -14,7 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from modeling_speechllm.lora_files import add_plain_lora
 from modeling_speechllm.parents import merged
 
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 40,
+}
 SOME = ["q_proj", "down_proj"]
 
 
