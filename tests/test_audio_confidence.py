@@ -94,7 +94,7 @@ def foreign(kind: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def embedded():
-    return load_pipeline(None)
+    return load_pipeline("nano")
 
 
 def test_the_embedded_model_makes_its_own_examples_out(embedded):

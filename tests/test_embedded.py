@@ -87,7 +87,7 @@ def test_the_demo_notices_a_wrong_answer(tmp_path, monkeypatch, capsys):
     row["questions"] = [{**row["questions"][0], "expected": "something else"}]
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "examples.json").write_text(json.dumps([row]), encoding="utf-8")
-    pipe = load_pipeline(None)
+    pipe = load_pipeline("nano")
     monkeypatch.setattr("speechllm_cli.demo.load_pipeline", lambda model: pipe)
     monkeypatch.setitem(speechllm.MODELS, "nano", str(tmp_path))
     assert main(["demo", "--model", "nano"]) == 1

@@ -110,7 +110,7 @@ import speechllm
 heavy = {NOT_FOR_AN_ANSWER}
 print(sorted(heavy & set(sys.modules)))
 from speechllm_cli.main import main
-main(["ask", {clip!r}, "what was said"])
+main(["ask", {clip!r}, "what was said", "--model", "nano"])
 print(sorted(heavy & set(sys.modules)))
 """,
         cwd=tmp_path,

@@ -240,7 +240,7 @@ def test_nothing_is_fetched_from_elsewhere():
 def test_the_command_serves_the_embedded_model_and_shows_the_page():
     port = free_port()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "speechllm_cli", "demo", "--web", "--port", str(port)]
+    command = [sys.executable, "-m", "speechllm_cli", "demo", "--web", "--model", "nano", "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         for line in process.stdout:

@@ -31,14 +31,14 @@ ENGLISH = EXAMPLES[0]["file"]
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline(None)
+    return load_pipeline("nano")
 
 
 @pytest.fixture(scope="module")
 def http(pipe):
     """The server's app without a port."""
     pipe.processor.allow_local_files = True
-    return TestClient(build_app(load_pipeline(None), NAME), raise_server_exceptions=False)
+    return TestClient(build_app(load_pipeline("nano"), NAME), raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_a_fault_of_the_server_says_so(http, client, monkeypatch):
 
 
 def test_local_files_can_be_allowed(pipe):
-    app = TestClient(build_app(load_pipeline(None), NAME, allow_local_files=True))
+    app = TestClient(build_app(load_pipeline("nano"), NAME, allow_local_files=True))
     body = {"messages": [user(url(ENGLISH), said("Name the device."))]}
     assert app.post("/v1/chat/completions", json=body).status_code == 200
 
