@@ -15,8 +15,8 @@ __version__ = "0.3.0"
 
 # Folders of the embedded checkpoints, by the names that commands and benchmarks know them by.
 MODELS = {path.parent.name: str(path.parent) for path in sorted(Path(__file__).parent.glob("*/config.json"))}
-DEFAULT = "nano"  # what the pipeline, `ask` and `demo` take
-NANO = MODELS["nano"]
+DEFAULT = "small"  # of human speech: what the pipeline, `ask`, `demo` and `serve` take
+NANO, SMALL = MODELS["nano"], MODELS["small"]
 
 AutoProcessor.register(SpeechLLMConfig, SpeechLLMProcessor, exist_ok=True)
 register_pipeline(MODELS[DEFAULT])
@@ -25,6 +25,7 @@ __all__ = [
     "DEFAULT",
     "MODELS",
     "NANO",
+    "SMALL",
     "SpeechInstructPipeline",
     "SpeechLLMConfig",
     "SpeechLLMForConditionalGeneration",

@@ -28,13 +28,14 @@ Each recording is asked on its own; with --together all go into one prompt, in t
 """
 EXAMPLE = """\
 60 seconds with it, in a clone of the repository:
-  speechllm ask speechllm/nano/examples/en.wav "Transcribe the speech."
-  speechllm ask speechllm/nano/examples/*.wav "Which language is spoken?"
+  speechllm ask speechllm/small/examples/guitars.ogg "What does the company make?"
+  speechllm ask speechllm/small/examples/*.ogg "Transcribe the speech."
+  speechllm ask speechllm/nano/examples/*.wav "Which language is spoken?" --model nano
   cat question.mp3 | speechllm ask - "What is being asked?" --json
 
 A recording that cannot be used is reported in one line on standard error; the others are still answered and the
 exit status is 2. So is a recording that the model could not make out, whose answer is a guess, where the checkpoint
-says how sure it must be (the embedded one does); the status stays 0. --json prints one object per answer: audio,
+says how sure it must be (nano does); the status stays 0. --json prints one object per answer: audio,
 instruction, answer, model, and then understood: true or false. A model whose connector reads tells where it read
 nothing at all: the answer says so, and --json has no_speech: true or false.
 """
@@ -57,7 +58,7 @@ def add_parser(commands: Any) -> None:
         help='audio files, http(s) addresses or "-" (an audio file on standard input), then the instruction in quotes',
     )
     parser.add_argument(
-        "--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint, or nano (default: the embedded one)"
+        "--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint, or a model of the package: small (default) or nano"
     )
     parser.add_argument("--together", action="store_true", help="put all recordings into one prompt")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens")

@@ -19,7 +19,10 @@ EXAMPLE = """\
 A tick marks an answer that is the expected one, letter by letter, where one is expected. The exit status is 0 if all
 are, else 1.
 
-With --web a page opens instead, to talk to the embedded model, another one, or one that is served already:
+The tiny model of six languages, and of a closed world of requests:
+  speechllm demo --model nano
+
+With --web a page opens instead, to talk to the default model, another one, or one that is served already:
   speechllm demo --web
   speechllm demo --web --model my-model
   speechllm demo --web --base-url http://localhost:8000/v1
@@ -34,14 +37,14 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="ask the packaged recordings several things, or open a page to talk to",
-        description="Asks an embedded model about its packaged recordings and prints a table; --web opens a page.",
+        description="Asks a model of the package about its recordings and prints a table; --web opens a page.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="an embedded model, or a folder with examples/; with --web any model, or its name on the server "
+        help="a model of the package, or a folder with examples/; with --web any model, or its name on the server "
         "(default: as for ask)",
     )
     parser.add_argument("--web", action="store_true", help="open a page: microphone, recordings, chat")

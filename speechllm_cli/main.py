@@ -1,6 +1,6 @@
 """Entry point of the `speechllm` command: parser and dispatch.
 
-speechllm ask speechllm/nano/examples/en.wav "What does the speaker want?"
+speechllm ask speechllm/small/examples/guitars.ogg "What does the company make?"
 speechllm demo
 speechllm doctor
 """

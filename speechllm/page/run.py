@@ -16,18 +16,21 @@ from .recordings import PageError
 from .samples import load_samples
 from .server import serving
 
-EMBEDDED = (
-    "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in six "
+ABOUT = {  # of the models in the package, what people should know before they ask
+    "nano": "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in six "
     "languages: begin with one of the recordings below. Of anything else it understands nothing. It learned single "
-    "questions, so that it forgets earlier turns unless you tick the box."
-)
+    "questions, so that it forgets earlier turns unless you tick the box.",
+    "small": "This model hears spoken English, and writes it down well. Its language model is small (135 million "
+    "parameters): it titles, rephrases and replies, but do not rely on what it says. It learned single questions, so that "
+    "it forgets earlier turns unless you tick the box.",
+}
 
 
 @dataclass(frozen=True)
 class PageSettings:
     """
     Args:
-        model: folder or Hub id of what is served, the embedded one if None; with `base_url` the model's name there.
+        model: folder, Hub id or an embedded model's name of what is served, the default if None; with `base_url` the model's name there.
         base_url: of a server that runs already; None to start one.
         key: for that server.
         host, port: where the page is.
@@ -65,15 +68,17 @@ def run_page(settings: PageSettings) -> int:
             hearing = Hearing(speechllm.MODELS.get(name, name))
         else:
             client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
-        embedded = settings.base_url is None and (settings.model or speechllm.DEFAULT) == "nano"
-        stack.enter_context(shown(client, hearing, settings.host, settings.port, embedded))
+        own = (settings.model or speechllm.DEFAULT) if settings.base_url is None else None
+        stack.enter_context(shown(client, hearing, settings.host, settings.port, own if own in ABOUT else None))
         print(f"The page is at http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
         wait(process)
     return 0
 
 
 @contextmanager
-def shown(client: Client, hearing: Hearing | None, host: str, port: int, embedded: bool = False) -> Iterator[None]:
+def shown(
+    client: Client, hearing: Hearing | None, host: str, port: int, embedded: str | None = None
+) -> Iterator[None]:
     """
     The page, for as long as the block runs.
 
@@ -81,7 +86,7 @@ def shown(client: Client, hearing: Hearing | None, host: str, port: int, embedde
         client: who answers.
         hearing: tells what was heard; None where that is not known.
         host, port: where the page is.
-        embedded: whether it is the embedded model that answers.
+        embedded: which of the models in the package answers, None for another.
 
     Raises:
         PageError: the port is taken.
@@ -91,11 +96,11 @@ def shown(client: Client, hearing: Hearing | None, host: str, port: int, embedde
     from .handlers import Handlers
     from .layout import CSS, build, head, theme
 
-    folder = Path(speechllm.NANO) / "examples"
+    folder = Path(speechllm.MODELS[embedded or speechllm.DEFAULT]) / "examples"
     microphones = Microphones()
     handlers = Handlers(client, hearing, load_samples(folder), microphones)
-    title = "the embedded model" if embedded else Path(client.model).name
-    page = build(handlers, title, EMBEDDED if embedded else "", remembers=not embedded)
+    title = f"the model {embedded}" if embedded else Path(client.model).name
+    page = build(handlers, title, ABOUT.get(embedded, ""), remembers=embedded is None)
     try:
         app, _, _ = page.queue(default_concurrency_limit=None).launch(
             server_name=host,
