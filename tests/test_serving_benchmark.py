@@ -15,6 +15,7 @@ from benchmarks.serving.__main__ import compare, measure, write
 from benchmarks.serving.cases import Case, comparison_cases, load_cases, load_examples
 from benchmarks.serving.engines import Answer, PipelineEngine, ServerEngine, serving
 from benchmarks.serving.progress import Overtime, Phase
+from benchmarks.serving.tables import replicas
 
 EXAMPLES = load_examples(Path(speechllm.NANO))[:2]
 
@@ -110,9 +111,16 @@ def test_a_comparison_counts_what_is_the_same_and_keeps_what_is_not(address, tmp
     assert json.loads((tmp_path / "results.json").read_text())["compared"] == {"server": found}
     text = (tmp_path / "results.md").read_text()
     assert "| server | 1/1, 5e-02 | 0/1 |" in text and f"| server | {speed['per_second']:.1f} | - |" in text
-    assert "other failed: It did not start\n" in text
+    assert "other failed: It did not start\n" in text and "| engine | one gives | 20 a second | 100 a second |" in text
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", "results.png"}
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_replicas_carry_the_peak_and_one_less_would_not():
+    for peak, one in ((20, 5.8), (20, 12.4), (100, 12.4), (7, 10.0), (3, 5.8)):
+        count = replicas(peak, one)
+        assert count * 0.7 * one >= peak > (count - 1) * 0.7 * one
+    assert [replicas(20, 5.8), replicas(20, 12.4)] == [5, 3]  # as docs/serving.md works out
 
 
 def test_a_phase_says_how_far_it_is_and_ends_when_its_time_is_over(address, monkeypatch, capsys):

@@ -1,8 +1,11 @@
 """Results as Markdown and as a picture."""
 
 import io
+import math
 from typing import Any
 
+PEAKS = (20, 100)  # requests a second that replicas are counted for
+BUSY = 0.7  # share of the time that a replica works at the peak
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
 
 
@@ -41,7 +44,26 @@ def markdown(results: dict[str, Any]) -> str:
         f"Requests a second ({results['requests']} requests each), by how many are under way:",
         table(["engine", *counts], speed),
     ]
+    fastest = {name: most(found) for name, found in results["speed"].items() if found}
+    if fastest:
+        parts += [
+            f"Replicas for so many requests a second at the peak, each busy for {BUSY:g} of the time:",
+            table(
+                ["engine", "one gives", *(f"{peak} a second" for peak in PEAKS)],
+                [[name, f"{r:.1f}", *(str(replicas(peak, r)) for peak in PEAKS)] for name, r in fastest.items()],
+            ),
+        ]
     return "\n\n".join(parts) + "\n"
+
+
+def most(speed: dict[str, dict[str, float]]) -> float:
+    """Requests a second of an engine, with as many under way as suit it best."""
+    return max(found["per_second"] for found in speed.values())
+
+
+def replicas(peak: float, one: float) -> int:
+    """How many replicas carry `peak` requests a second, if one carries `one`, with time to spare (`BUSY`)."""
+    return math.ceil(peak / (BUSY * one))
 
 
 def compared_cell(found: dict[str, Any]) -> str:
@@ -78,4 +100,4 @@ def draw(results: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["draw", "markdown"]
+__all__ = ["draw", "markdown", "replicas"]
