@@ -335,6 +335,18 @@ def test_an_answer_of_the_responses_is_sent_back_as_it_came(client):
     assert told.output_text == first.output_text
 
 
+def test_a_response_that_is_cut_says_so(client):
+    chat = [user(heard(ENGLISH), said("Repeat the request word for word."))]
+    whole = client.responses.create(model=NAME, input=chat)
+    answer = client.responses.create(model=NAME, input=chat, max_output_tokens=2)
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.output[0].status == "incomplete" and whole.output_text.startswith(answer.output_text)
+    last = list(client.responses.create(model=NAME, input=chat, max_output_tokens=2, stream=True))[-1]
+    assert (last.type, last.response.status) == ("response.incomplete", "incomplete")
+    assert last.response.output_text == answer.output_text
+    assert (whole.status, whole.incomplete_details) == ("completed", None)
+
+
 def test_instructions_stand_before_a_system_message_and_do_not_replace_it(client):
     system = {"role": "system", "content": "Be brief."}
     told = client.responses.create(model=NAME, input=[system, user("Say hello.")], instructions="Be kind.")

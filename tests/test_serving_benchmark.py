@@ -97,7 +97,7 @@ def test_a_comparison_counts_what_is_the_same_and_keeps_what_is_not(address, tmp
     speed = measure(server, EXAMPLES, requests=3, at_once=2)
     assert speed["requests"] == 3 and speed["per_second"] > 0
     results = {
-        "machine": {"processor": "x", "cores": 2, "load_before": 0.5},
+        "machine": {"processor": "x", "cores": 2, "threads": 1, "load_before": 0.5},
         "model": "tiny",
         "versions": {"server": {"torch": "1"}},
         "long_audio_seconds": 3.0,
@@ -111,7 +111,7 @@ def test_a_comparison_counts_what_is_the_same_and_keeps_what_is_not(address, tmp
     assert json.loads((tmp_path / "results.json").read_text())["compared"] == {"server": found}
     text = (tmp_path / "results.md").read_text()
     assert "| server | 1/1, 5e-02 | 0/1 |" in text and f"| server | {speed['per_second']:.1f} | - |" in text
-    assert "other failed: It did not start\n" in text and "| engine | one gives | 20 a second | 100 a second |" in text
+    assert "other failed: It did not start\n" in text and "| server | one gives | 20 a second | 100 a second |" in text
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", "results.png"}
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 

@@ -106,6 +106,8 @@ def export(model: str, out: Path) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures all engines; 1 if one of them failed, which does not keep the others from it."""
+    import torch
+
     examples = load_examples(Path(options.model))
     limit = options.phase_seconds
     print(f"{PIPELINE}, {time.strftime('%H:%M:%S')}", flush=True)
@@ -116,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),  # of the pipeline and `speechllm serve`; vLLM chooses its own
             "load_before": os.getloadavg()[0],
         },
         "model": Path(options.model).name,

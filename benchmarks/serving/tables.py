@@ -30,8 +30,8 @@ def markdown(results: dict[str, Any]) -> str:
     )
     machine = results["machine"]
     parts = [
-        f"{results['model']}, {machine['cores']} cores ({machine['processor']}), load average before "
-        f"{machine['load_before']:.1f}. {versions}.",
+        f"{results['model']}, {machine['cores']} cores ({machine['processor']}), {machine['threads']} threads for "
+        f"torch, load average before {machine['load_before']:.1f}. {versions}.",
         *(f"{name} failed: {error.splitlines()[0]}" for name, error in results["failed"].items()),
     ]
     if compared:
@@ -44,12 +44,13 @@ def markdown(results: dict[str, Any]) -> str:
         f"Requests a second ({results['requests']} requests each), by how many are under way:",
         table(["engine", *counts], speed),
     ]
-    fastest = {name: most(found) for name, found in results["speed"].items() if found}
+    servers = {name: results["speed"].get(name) for name in results["compared"]}
+    fastest = {name: most(found) for name, found in servers.items() if found}
     if fastest:
         parts += [
             f"Replicas for so many requests a second at the peak, each busy for {BUSY:g} of the time:",
             table(
-                ["engine", "one gives", *(f"{peak} a second" for peak in PEAKS)],
+                ["server", "one gives", *(f"{peak} a second" for peak in PEAKS)],
                 [[name, f"{r:.1f}", *(str(replicas(peak, r)) for peak in PEAKS)] for name, r in fastest.items()],
             ),
         ]
