@@ -455,7 +455,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_a_generation_ends_when_its_client_has_left_and_does_not_begin_for_one_who_left_before(monkeypatch, kind):
-    pipe = load_pipeline(None)
+    pipe = load_pipeline("nano")
     steps, told, leaves, generate = [], [], threading.Event(), pipe.model.generate
 
     class Watched(HasLeft):
