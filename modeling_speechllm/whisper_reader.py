@@ -12,6 +12,8 @@ Unusual here:
 - Frames are those of the audio's own length and of half a second of silence after it (the processor's
   `trailing_silence`), not of a whole window. Without any silence Whisper does not find the end, and repeats. It reads
   with timestamps, under Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
+- A window is not read at all where Whisper tells that nothing is said: by its token for no speech, and by what it would
+  begin with if it might, a note such as "[Music]" (`speechless`). What it writes there otherwise is invented.
 - Where gradients are wanted, the tokens are read first, without; then one pass over all of them gives the posteriors.
 """
 
@@ -157,7 +159,7 @@ class WhisperReader(Connector):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Greedy reading of windows (rows, frames, size): what was written, (rows, steps), timestamps and, past the
         end, `end` included; and the decoder's state that each came from, (rows, steps, size). At most `limits` (rows,)
-        tokens of text in a row."""
+        tokens of text in a row, none where there is no speech."""
         config, device = self.config, windows.device
         known = torch.zeros(config.tokens, dtype=torch.bool, device=device)
         known[self.table.token_ids.to(device)] = True
@@ -167,14 +169,15 @@ class WhisperReader(Connector):
         times = torch.arange(config.tokens - config.times, device=device)
         rows = len(windows)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        current = torch.tensor(config.prompt, device=device).expand(rows, -1)
+        prompt = torch.tensor(config.prompt, device=device).expand(rows, -1)
         state = torch.full((rows,), BEGUN, device=device)
         latest = torch.zeros(rows, dtype=torch.long, device=device)  # time reached, in frames
         count = torch.zeros(rows, dtype=torch.long, device=device)
-        done = limits < 1
+        told = self.decode(prompt, windows, lengths, cache)
+        hidden = told[:, -1]
+        done = (limits < 1) | self.speechless(told)
         tokens, states = [], []
         for _ in range(config.positions - len(config.prompt)):
-            hidden = self.decode(current, windows, lengths, cache)[:, -1]
             logits = self.embed_tokens(hidden).float()
             logits = logits.masked_fill(~known, -torch.inf)
             # Whisper's rules: times come in pairs and do not go back; and where they are likelier, all together, than
@@ -196,8 +199,21 @@ class WhisperReader(Connector):
             done = done | (count >= limits)
             if done.all():
                 break
-            current = token[:, None]
+            hidden = self.decode(token[:, None], windows, lengths, cache)[:, -1]
         return torch.stack(tokens, 1), torch.stack(states, 1)
+
+    def speechless(self, told: torch.Tensor) -> torch.Tensor:
+        """In which windows nothing is said (rows,), by the states on the prompt (rows, prompt, size).
+
+        Whisper's own sign is the probability of its token for no speech after `<|startoftranscript|>`
+        (`no_speech_threshold` of transformers' and OpenAI's Whisper). Its decoders tell noise and music better by what
+        they would write first if they might: a bracket, a note. Speech has little of both, so they are added.
+        """
+        config = self.config
+        if config.no_speech is None or not config.no_speech_threshold:
+            return torch.zeros(len(told), dtype=torch.bool, device=told.device)
+        start, first = self.embed_tokens(told[:, [0, -1]]).float().softmax(-1).unbind(1)
+        return start[:, config.no_speech] + first[:, config.suppress_tokens].sum(-1) > config.no_speech_threshold
 
     def hear_again(self, tokens: torch.Tensor, windows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The decoder's states before each of the tokens read, (rows, steps, size), with gradients."""
