@@ -351,9 +351,9 @@ class WhisperReaderConfig(ConnectorConfig):
         no_speech (`int`, *optional*): Whisper's token for no speech; None in checkpoints from before the threshold,
             for which it is off. suppress_tokens (`list[int]`): tokens of text that Whisper never writes, brackets and
             notes of what is not speech ("[Music]").
-        no_speech_threshold (`float`, *optional*, defaults to 0.75): above which nothing is read of a window: the
-            probability of `no_speech` where Whisper is told nothing yet, and that of `suppress_tokens` in place of the
-            first word, together (at most 2). None or 0 is off.
+        no_speech_threshold (`float`, *optional*, defaults to 0.35): above which probability of no speech nothing is
+            read of a window, see `WhisperReader.speechless`; not the probability of `no_speech` alone, for which
+            Whisper has 0.6. None or 0 is off.
     """
 
     type: str = "whisper_reader"
@@ -373,7 +373,7 @@ class WhisperReaderConfig(ConnectorConfig):
     times: int = 50364
     no_speech: int | None = None
     suppress_tokens: list[int] = field(default_factory=list)
-    no_speech_threshold: float | None = 0.75
+    no_speech_threshold: float | None = 0.35
 
     def __post_init__(self):
         super().__post_init__()
@@ -397,10 +397,10 @@ class WhisperReaderConfig(ConnectorConfig):
                 f"below {self.tokens}. Leave them out: they are read from the decoder."
             )
         threshold = self.no_speech_threshold
-        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 2):
+        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
             raise ValueError(
-                f"whisper_reader: no_speech_threshold={threshold!r} is compared with a sum of two probabilities. Use a "
-                "number from 0 to 2; 0 or None reads whatever is heard."
+                f"whisper_reader: no_speech_threshold={threshold!r} must be a probability from 0 to 1; 0 or None "
+                "reads whatever is heard."
             )
 
     def stages(self, window: int) -> list[dict]:

@@ -12,8 +12,9 @@ Unusual here:
 - Frames are those of the audio's own length and of half a second of silence after it (the processor's
   `trailing_silence`), not of a whole window. Without any silence Whisper does not find the end, and repeats. It reads
   with timestamps, under Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
-- A window is not read at all where Whisper tells that nothing is said: by its token for no speech, and by what it would
-  begin with if it might, a note such as "[Music]" (`speechless`). What it writes there otherwise is invented.
+- A window is not read at all where Whisper tells that nothing is said: by its token for no speech, and by what it
+  would begin with if it might, a note such as "[Music]" (`speechless`). What it writes there otherwise is invented.
+- What greedy decoding repeats is read once (`said`). Whisper's way out, sampling, would give another text each time.
 - Where gradients are wanted, the tokens are read first, without; then one pass over all of them gives the posteriors.
 """
 
@@ -37,6 +38,35 @@ from .whisper_qformer import decoder_config
 
 END = 100  # frames (2 s): a segment that ends so near the end of its window is the last
 TEXT, ENDED, BEGUN = 0, 1, 2  # what was written last: text, a segment's end, the beginning of the next
+
+
+def said(written: list[int], end: int, times: int, frames: int, full: bool) -> int:
+    """How many of the tokens that were written about a window of so many frames were said; the rest repeats them.
+
+    - A segment with the words of the one before it, and less time left than that one took, was not said again.
+    - Where the room for tokens is full, as it is when decoding does not find out of a loop: what was written three
+      times or more in a row at the end counts once.
+    """
+    before, segment, begin, time = [], [], 0, 0  # words of the last segment and of this one; where, when this began
+    took = frames
+    for place, token in enumerate([*written, end]):
+        if token < end:
+            segment.append(token)
+        elif segment:
+            if segment == before and frames - time < took:
+                return begin
+            before, segment, took = segment, [], token - times - time
+        if token >= times:
+            begin, time = place + 1, token - times
+    words = [place for place, token in enumerate(written) if token < end]
+    for length in range(1, len(words) // 3 + 1 if full else 1):
+        last = [written[place] for place in words[-3 * length :]]
+        if last[: 2 * length] == last[length:]:
+            first = len(words) - 3 * length
+            while first and written[words[first - 1]] == written[words[first - 1 + length]]:
+                first -= 1
+            return words[first + length]
+    return len(written)
 
 
 class SharedEmbedding(nn.Embedding):
@@ -200,20 +230,28 @@ class WhisperReader(Connector):
             if done.all():
                 break
             hidden = self.decode(token[:, None], windows, lengths, cache)[:, -1]
-        return torch.stack(tokens, 1), torch.stack(states, 1)
+        tokens = torch.stack(tokens, 1)
+        facts = zip(tokens.tolist(), lengths.tolist(), (count >= limits).tolist(), strict=True)
+        for row, (written, frames, full) in enumerate(facts):
+            tokens[row, said(written, config.end, config.times, frames, full) :] = config.end
+        return tokens, torch.stack(states, 1)
 
     def speechless(self, told: torch.Tensor) -> torch.Tensor:
         """In which windows nothing is said (rows,), by the states on the prompt (rows, prompt, size).
 
-        Whisper's own sign is the probability of its token for no speech after `<|startoftranscript|>`
-        (`no_speech_threshold` of transformers' and OpenAI's Whisper). Its decoders tell noise and music better by what
-        they would write first if they might: a bracket, a note. Speech has little of both, so they are added.
+        Whisper's own sign is the probability of its token for no speech after `<|startoftranscript|>`, above 0.6
+        together with improbable words (`no_speech_threshold`, `logprob_threshold` of OpenAI's and transformers'). For
+        that all is written first, and short answers of people have both; so the other sign is what it would begin with
+        if it might, a bracket or a note. The two are put together as if they were independent:
+        `a b / (a b + (1 - a) (1 - b))`.
         """
         config = self.config
         if config.no_speech is None or not config.no_speech_threshold:
             return torch.zeros(len(told), dtype=torch.bool, device=told.device)
         start, first = self.embed_tokens(told[:, [0, -1]]).float().softmax(-1).unbind(1)
-        return start[:, config.no_speech] + first[:, config.suppress_tokens].sum(-1) > config.no_speech_threshold
+        nothing, note = start[:, config.no_speech], first[:, config.suppress_tokens].sum(-1)
+        both, neither = nothing * note, (1 - nothing) * (1 - note)
+        return both / (both + neither) > config.no_speech_threshold
 
     def hear_again(self, tokens: torch.Tensor, windows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The decoder's states before each of the tokens read, (rows, steps, size), with gradients."""
