@@ -43,19 +43,19 @@ TEXT, ENDED, BEGUN = 0, 1, 2  # what was written last: text, a segment's end, th
 def said(written: list[int], end: int, times: int, frames: int, full: bool) -> int:
     """How many of the tokens that were written about a window of so many frames were said; the rest repeats them.
 
-    - A segment with the words of the one before it, and less time left than that one took, was not said again.
+    - A segment with the words of an earlier one, and less time left than that one took, was not said again.
     - Where the room for tokens is full, as it is when decoding does not find out of a loop: what was written three
       times or more in a row at the end counts once.
     """
-    before, segment, begin, time = [], [], 0, 0  # words of the last segment and of this one; where, when this began
-    took = frames
+    took: dict[tuple[int, ...], int] = {}  # frames of each segment, by its words
+    segment, begin, time = (), 0, 0  # words of this one; where and when it began
     for place, token in enumerate([*written, end]):
         if token < end:
-            segment.append(token)
+            segment += (token,)
         elif segment:
-            if segment == before and frames - time < took:
+            if frames - time < took.get(segment, 0):
                 return begin
-            before, segment, took = segment, [], token - times - time
+            took[segment], segment = token - times - time, ()
         if token >= times:
             begin, time = place + 1, token - times
     words = [place for place, token in enumerate(written) if token < end]

@@ -28,7 +28,7 @@ def put_reader(model: PreTrainedModel, whisper: Path, llm: Path, most: int) -> N
     """Gives a SpeechLLM this connector, from folders of a whole Whisper and of the LLM's tokenizer; at most so many
     tokens."""
     settings, decoder = read_decoder({"type": "whisper_reader", "decoder": str(whisper)})
-    config = connector_config(settings)
+    config = connector_config(settings | {"vocabulary": 1})  # as many as are kept, below
     suppressed = config.suppress_tokens
     shared = shared_tokens(whisper, llm, config.end, most)
     shared = {token: id for token, id in shared.items() if token not in suppressed}
