@@ -351,9 +351,8 @@ class WhisperReaderConfig(ConnectorConfig):
         no_speech (`int`, *optional*): Whisper's token for no speech; None in checkpoints from before the threshold,
             for which it is off. suppress_tokens (`list[int]`): tokens of text that Whisper never writes, brackets and
             notes of what is not speech ("[Music]").
-        no_speech_threshold (`float`, *optional*, defaults to 0.35): above which probability of no speech nothing is
-            read of a window, see `WhisperReader.speechless`; not the probability of `no_speech` alone, for which
-            Whisper has 0.6. None or 0 is off.
+        no_speech_threshold (`float`, *optional*, defaults to 0.35): above which `no_speech_probability` nothing is
+            read of a window; not the probability of `no_speech` alone, for which Whisper has 0.6. None or 0 is off.
     """
 
     type: str = "whisper_reader"

@@ -12,8 +12,8 @@ Unusual here:
 - Frames are those of the audio's own length and of half a second of silence after it (the processor's
   `trailing_silence`), not of a whole window. Without any silence Whisper does not find the end, and repeats. It reads
   with timestamps, under Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
-- A window is not read at all where Whisper tells that nothing is said: by its token for no speech, and by what it
-  would begin with if it might, a note such as "[Music]" (`speechless`). What it writes there otherwise is invented.
+- A window is not read at all where Whisper tells that nothing is said (`no_speech_probability`): by its token for no
+  speech, and by what it would begin with if it might, a note such as "[Music]". All that it would write is invented.
 - What greedy decoding repeats is read once (`said`). Whisper's way out, sampling, would give another text each time.
 - Where gradients are wanted, the tokens are read first, without; then one pass over all of them gives the posteriors.
 """
@@ -205,7 +205,9 @@ class WhisperReader(Connector):
         count = torch.zeros(rows, dtype=torch.long, device=device)
         told = self.decode(prompt, windows, lengths, cache)
         hidden = told[:, -1]
-        done = (limits < 1) | self.speechless(told)
+        done = limits < 1
+        if config.no_speech is not None and config.no_speech_threshold:
+            done = done | (self.no_speech_probability(told) > config.no_speech_threshold)
         tokens, states = [], []
         for _ in range(config.positions - len(config.prompt)):
             logits = self.embed_tokens(hidden).float()
@@ -236,8 +238,8 @@ class WhisperReader(Connector):
             tokens[row, said(written, config.end, config.times, frames, full) :] = config.end
         return tokens, torch.stack(states, 1)
 
-    def speechless(self, told: torch.Tensor) -> torch.Tensor:
-        """In which windows nothing is said (rows,), by the states on the prompt (rows, prompt, size).
+    def no_speech_probability(self, told: torch.Tensor) -> torch.Tensor:
+        """That nothing is said in windows (rows,), by the states on the prompt (rows, prompt, size).
 
         Whisper's own sign is the probability of its token for no speech after `<|startoftranscript|>`, above 0.6
         together with improbable words (`no_speech_threshold`, `logprob_threshold` of OpenAI's and transformers'). For
@@ -245,13 +247,10 @@ class WhisperReader(Connector):
         if it might, a bracket or a note. The two are put together as if they were independent:
         `a b / (a b + (1 - a) (1 - b))`.
         """
-        config = self.config
-        if config.no_speech is None or not config.no_speech_threshold:
-            return torch.zeros(len(told), dtype=torch.bool, device=told.device)
         start, first = self.embed_tokens(told[:, [0, -1]]).float().softmax(-1).unbind(1)
-        nothing, note = start[:, config.no_speech], first[:, config.suppress_tokens].sum(-1)
+        nothing, note = start[:, self.config.no_speech], first[:, self.config.suppress_tokens].sum(-1)
         both, neither = nothing * note, (1 - nothing) * (1 - note)
-        return both / (both + neither) > config.no_speech_threshold
+        return both / (both + neither)
 
     def hear_again(self, tokens: torch.Tensor, windows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The decoder's states before each of the tokens read, (rows, steps, size), with gradients."""

@@ -1,6 +1,8 @@
 """What the connector that reads with Whisper's decoder leaves out: windows without speech, what decoding repeats."""
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import random_audio
 from test_whisper_reader import (
@@ -14,8 +16,10 @@ from test_whisper_reader import (
     parents,  # noqa: F401  a fixture
     reader,
     tiny_whisper,
+    with_processor,
 )
 
+from benchmarks.small import silence
 from benchmarks.small.reader import put_reader, shared_tokens
 from modeling_speechllm import SpeechLLMForConditionalGeneration, whisper_reader
 from modeling_speechllm.configuration_connectors import connector_config
@@ -158,9 +162,8 @@ def test_a_reader_of_fewer_tokens_hears_no_speech_too(noted):
     ):
         assert torch.equal(reads.embed_tokens.weight[list(ids)], original[own])
     assert len(reads.embed_tokens.weight) == config.tokens == config.times + 43
-    told = torch.randn(2, len(PROMPT), 16)
-    reads.config.no_speech_threshold = 1e-15
-    assert reads.speechless(told).all()
+    probability = reads.no_speech_probability(torch.randn(2, len(PROMPT), 16))
+    assert ((0 < probability) & (probability < 1)).all()
 
 
 @pytest.mark.parametrize(
@@ -227,3 +230,27 @@ def test_what_was_not_said_is_not_read(monkeypatch):
     assert torch.equal(tokens[:, :1], everything[:, :1]) and (tokens[:, 1:] == END).all()
     assert (everything[:, 1:] < END).any()
     assert [facts[3] for facts in asked] == LENGTHS and [facts[4] for facts in asked[:2]] == [False, True]
+
+
+# --- Measuring ---
+
+
+def test_sounds_and_pauses_are_measured(noted, tmp_path):
+    model, processor = with_processor(noted)
+    clips = [wave for _, wave in silence.sounds(silence.OTHER_SOUNDS, 0, 1, (0.1, 0.3))]
+    assert len(clips) == len(silence.OTHER_SOUNDS) and all(np.isfinite(wave).all() for wave in clips)
+    assert all(np.abs(wave).max() <= 0.51 for wave in clips)
+    together = silence.probabilities(model, processor, clips)
+    assert len(set(together)) > 1
+    for wave, expected in zip(clips, together, strict=True):
+        assert silence.probabilities(model, processor, [wave])[0] == pytest.approx(expected, rel=1e-3)
+
+    rng = np.random.default_rng(0)
+    loud, pause = rng.normal(size=16000) / 10, rng.normal(size=24000) / 1e4
+    folder = tmp_path / "picovoice_slu"
+    folder.mkdir()
+    for name, parts in (("paused", (loud, pause, loud)), ("through", (loud, loud))):
+        soundfile.write(folder / f"{name}.wav", np.concatenate(parts), 16000)
+    (folder / "manifest.jsonl").write_text('{"audio": "through.wav"}\n{"audio": "paused.wav"}\n')
+    ((kind, found),) = silence.quiet(tmp_path, "picovoice", 5)
+    assert kind == "pauses of picovoice" and 20000 < len(found) < 24000 and np.abs(found).max() < 0.01
