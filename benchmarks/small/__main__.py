@@ -112,7 +112,8 @@ def silence(arguments: argparse.Namespace) -> None:
     """How likely it is, to the connector that reads with Whisper's decoder, that nothing is said."""
     from benchmarks.small.silence import silence
 
-    print(silence(arguments.parents, arguments.data, arguments.whisper, arguments.count))
+    for line in silence(arguments.parents, arguments.data, arguments.whisper, arguments.count):
+        print(line, flush=True)
 
 
 def pack(arguments: argparse.Namespace) -> None:
