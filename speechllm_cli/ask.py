@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
         help='audio files, http(s) addresses or "-" (an audio file on standard input), then the instruction in quotes',
     )
     parser.add_argument(
-        "--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint, or a model of the package: small (default) or nano"
+        "--model", metavar="ID_OR_FOLDER", help="a SpeechLLM checkpoint, or small (the default) or nano"
     )
     parser.add_argument("--together", action="store_true", help="put all recordings into one prompt")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens")

@@ -29,7 +29,7 @@ With --web a page opens instead, to talk to the default model, another one, or o
 """
 
 WEB = ("base_url", "key_variable", "host", "port", "max_new_tokens")  # options of the page
-WIDTHS = [6, 35, 24, 9]  # with two spaces between them 80 columns
+WIDTHS = [16, 28, 22, 8]  # with two spaces between them 80 columns
 
 
 def add_parser(commands: Any) -> None:

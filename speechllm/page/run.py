@@ -17,12 +17,12 @@ from .samples import load_samples
 from .server import serving
 
 ABOUT = {  # of the models in the package, what people should know before they ask
-    "nano": "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in six "
-    "languages: begin with one of the recordings below. Of anything else it understands nothing. It learned single "
+    "nano": "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in "
+    "six languages: begin with one of the recordings below. Of anything else it understands nothing. It learned "
+    "single questions, so that it forgets earlier turns unless you tick the box.",
+    "small": "This model hears spoken English. It writes down what is said, rephrases it, and chooses among labels "
+    "that you give it; what it says beyond the words, its small language model often makes up. It learned single "
     "questions, so that it forgets earlier turns unless you tick the box.",
-    "small": "This model hears spoken English, and writes it down well. Its language model is small (135 million "
-    "parameters): it titles, rephrases and replies, but do not rely on what it says. It learned single questions, so that "
-    "it forgets earlier turns unless you tick the box.",
 }
 
 
@@ -30,7 +30,8 @@ ABOUT = {  # of the models in the package, what people should know before they a
 class PageSettings:
     """
     Args:
-        model: folder, Hub id or an embedded model's name of what is served, the default if None; with `base_url` the model's name there.
+        model: name in the package, folder or Hub id of what is served, the default if None; with `base_url` its name
+            there.
         base_url: of a server that runs already; None to start one.
         key: for that server.
         host, port: where the page is.
