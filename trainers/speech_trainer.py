@@ -137,7 +137,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if tied and peft_config is not None:
             tie_head(self.speech_model)
         self._check_sharding()
-        self.shared_prefix = SharedPrefix(wanted=self.args.device.type == "cpu" and not self.is_sharded)
+        share = self.args.device.type == "cpu" if args.share_prefix is None else args.share_prefix
+        self.shared_prefix = SharedPrefix(wanted=share and not (self.is_sharded or args.torch_compile))
 
     def _choose_checkpointing(
         self, args: SpeechTrainingConfig, model: PreTrainedModel, rows: Any, processor: SpeechLLMProcessor

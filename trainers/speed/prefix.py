@@ -1,9 +1,9 @@
 """What all rows begin with, a chat template's start and system prompt, is read once, not in every row and step.
 
-In a causal LLM the states of these places depend on nothing behind them, and of a frozen LLM they are the same in every
-step and want no gradient. So they are computed once, for one row, and the rest of each row attends to their keys and
-values through the LLM's own cache, as decoding attends to a prompt. Losses and gradients are those of whole rows but
-for rounding. Where that is not so, or cannot be seen to be so, rows are read as a whole (`SharedPrefix.of`).
+In a causal LLM the states of these places depend on nothing behind them, and in a frozen LLM they are the same in
+every step and want no gradient. So they are computed once, for one row, and the rest of each row attends to their keys
+and values through the LLM's own cache, as decoding attends to a prompt. Losses and gradients are those of whole rows
+but for rounding. Where that is not so, or cannot be seen to be so, rows are read as a whole (`may_share`).
 """
 
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def may_share(llm: PreTrainedModel) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     weights, config = list(llm.parameters()), llm.config
-    if llm.training or any(weight.requires_grad or weight.is_inference() for weight in weights):
+    if llm.training or llm._is_stateful or any(weight.requires_grad or weight.is_inference() for weight in weights):
         return False
     if len({weight.device for weight in weights}) != 1 or weights[0].device.type == "meta":
         return False
@@ -158,7 +158,8 @@ class SharedPrefix:
             embeddings (`torch.Tensor` of shape `(rows, places, dim)`): of the ids, but where audio is.
             audio (`torch.BoolTensor` of shape `(rows, places)`, *optional*): where it is.
         """
-        if not self.wanted or len(ids) == 0 or not may_share(llm):
+        refused = self._checked is not None and self._checked[0] is llm and not self._checked[1]
+        if not self.wanted or refused or len(ids) == 0 or not may_share(llm):
             return None
         unknown = attention_mask == 0 if audio is None else audio | (attention_mask == 0)
         limit = min(int((~unknown).long().cumprod(-1).sum(-1).min()), ids.shape[1] - 1)
@@ -171,7 +172,9 @@ class SharedPrefix:
         if own > kept and (len(ids) > 1 or kept < SHORTEST) and own >= SHORTEST:
             first = ids[0, :own], embeddings[:1, :own].detach()
             self._kept = read_prefix(llm, *first) if self._can_share(llm, *first) else None
-            kept = 0 if self._kept is None else own
+            kept = own
+            if self._kept is None:  # nor will it be in the next batch
+                self._checked, kept = (llm, False), 0
         return self._kept.first(kept) if kept >= SHORTEST else None
 
     def _places_of_kept(self, ids: torch.Tensor) -> int:
