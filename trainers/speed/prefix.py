@@ -159,11 +159,11 @@ class SharedPrefix:
             audio (`torch.BoolTensor` of shape `(rows, places)`, *optional*): where it is.
         """
         refused = self._checked is not None and self._checked[0] is llm and not self._checked[1]
-        if not self.wanted or refused or len(ids) == 0 or not may_share(llm):
+        if not self.wanted or refused or len(ids) == 0:
             return None
-        unknown = attention_mask == 0 if audio is None else audio | (attention_mask == 0)
-        limit = min(int((~unknown).long().cumprod(-1).sum(-1).min()), ids.shape[1] - 1)
-        if limit < SHORTEST:
+        text = attention_mask.bool() if audio is None else attention_mask.bool() & ~audio
+        limit = min(int(text.long().cumprod(-1).sum(-1).min()), ids.shape[1] - 1)
+        if limit < SHORTEST or not may_share(llm):
             return None
         ids = ids[:, :limit]
         self._forget_if_changed(llm, embeddings)
