@@ -143,7 +143,8 @@ def read_vocabulary(
             'from_parts(..., text="its id or folder").'
         )
     source = {key: value for key, value in text.items() if value and key in ("revision", "gguf_file", "subfolder")}
-    vocabulary = reading_vocabulary(connector["decoder"], text["id"], connector["end"], hub, **source)
+    found = reading_vocabulary(connector["decoder"], text["id"], connector["end"], hub, **source)
+    vocabulary = {token: ids for token, ids in found.items() if token not in connector["suppress_tokens"]}
     return connector | {"vocabulary": len(vocabulary)}, vocabulary
 
 

@@ -348,6 +348,11 @@ class WhisperReaderConfig(ConnectorConfig):
         prompt (`list[int]`): what the decoder begins with, up to the first timestamp.
         end (`int`, defaults to 50257): Whisper's end token; text lies before it. times (`int`, defaults to 50364): the
             first timestamp; all after it are timestamps, one per encoder frame.
+        no_speech (`int`, *optional*): Whisper's token for no speech; None in checkpoints from before the threshold,
+            for which it is off. suppress_tokens (`list[int]`): tokens of text that Whisper never writes, brackets and
+            notes of what is not speech ("[Music]").
+        no_speech_threshold (`float`, *optional*, defaults to 0.35): above which `no_speech_probability` nothing is
+            read of a window; not the probability of `no_speech` alone, for which Whisper has 0.6. None or 0 is off.
     """
 
     type: str = "whisper_reader"
@@ -365,6 +370,9 @@ class WhisperReaderConfig(ConnectorConfig):
     prompt: list[int] = field(default_factory=lambda: [50258, 50259, 50359, 50364])
     end: int = 50257
     times: int = 50364
+    no_speech: int | None = None
+    suppress_tokens: list[int] = field(default_factory=list)
+    no_speech_threshold: float | None = 0.35
 
     def __post_init__(self):
         super().__post_init__()
@@ -381,6 +389,18 @@ class WhisperReaderConfig(ConnectorConfig):
             )
         if not (isinstance(self.trailing_silence, (int, float)) and 0 <= self.trailing_silence < float("inf")):
             raise ValueError(f"whisper_reader: trailing_silence={self.trailing_silence} must be 0 seconds or more.")
+        told = [*self.suppress_tokens, *([] if self.no_speech is None else [self.no_speech])]
+        if not all(isinstance(token, int) and 0 <= token < self.tokens for token in told):
+            raise ValueError(
+                f"whisper_reader: no_speech={self.no_speech}, suppress_tokens={self.suppress_tokens} must be tokens "
+                f"below {self.tokens}. Leave them out: they are read from the decoder."
+            )
+        threshold = self.no_speech_threshold
+        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+            raise ValueError(
+                f"whisper_reader: no_speech_threshold={threshold!r} must be a probability from 0 to 1; 0 or None "
+                "reads whatever is heard."
+            )
 
     def stages(self, window: int) -> list[dict]:
         """One place per `frames_per_token` frames.

@@ -262,6 +262,8 @@ def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, langu
             "timestamps are unknown. Take that file from the checkpoint that it was made from."
         )
     times = generation.no_timestamps_token_id + 1
+    end = config.eos_token_id
+    suppressed = [token for token in getattr(generation, "suppress_tokens", None) or [] if 0 <= token < end]
     prompt = [config.decoder_start_token_id]
     if getattr(generation, "is_multilingual", False):
         code, languages = f"<|{language or 'en'}|>", generation.lang_to_id
@@ -269,7 +271,14 @@ def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, langu
             known = ", ".join(sorted(name.strip("<|>") for name in languages))
             raise ValueError(f"whisper_reader: language {language!r} is not one that this Whisper knows: {known}.")
         prompt += [languages[code], generation.task_to_id["transcribe"]]
-    return {"tokens": config.vocab_size, "end": config.eos_token_id, "times": times, "prompt": [*prompt, times]}
+    return {
+        "tokens": config.vocab_size,
+        "end": end,
+        "times": times,
+        "prompt": [*prompt, times],
+        "no_speech": times - 2,  # as transformers' own Whisper finds it
+        "suppress_tokens": suppressed,
+    }
 
 
 def reading_vocabulary(

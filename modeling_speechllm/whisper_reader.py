@@ -12,6 +12,9 @@ Unusual here:
 - Frames are those of the audio's own length and of half a second of silence after it (the processor's
   `trailing_silence`), not of a whole window. Without any silence Whisper does not find the end, and repeats. It reads
   with timestamps, under Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
+- A window is not read at all where Whisper tells that nothing is said (`no_speech_probability`): by its token for no
+  speech, and by what it would begin with if it might, a note such as "[Music]". All that it would write is invented.
+- What greedy decoding repeats is read once (`said`). Whisper's way out, sampling, would give another text each time.
 - Where gradients are wanted, the tokens are read first, without; then one pass over all of them gives the posteriors.
 """
 
@@ -35,6 +38,35 @@ from .whisper_qformer import decoder_config
 
 END = 100  # frames (2 s): a segment that ends so near the end of its window is the last
 TEXT, ENDED, BEGUN = 0, 1, 2  # what was written last: text, a segment's end, the beginning of the next
+
+
+def said(written: list[int], end: int, times: int, frames: int, full: bool) -> int:
+    """How many of the tokens that were written about a window of so many frames were said; the rest repeats them.
+
+    - A segment with the words of an earlier one, and less time left than that one took, was not said again.
+    - Where the room for tokens is full, as it is when decoding does not find out of a loop: what was written three
+      times or more in a row at the end counts once.
+    """
+    took: dict[tuple[int, ...], int] = {}  # frames of each segment, by its words
+    segment, begin, time = (), 0, 0  # words of this one; where and when it began
+    for place, token in enumerate([*written, end]):
+        if token < end:
+            segment += (token,)
+        elif segment:
+            if frames - time < took.get(segment, 0):
+                return begin
+            took[segment], segment = token - times - time, ()
+        if token >= times:
+            begin, time = place + 1, token - times
+    words = [place for place, token in enumerate(written) if token < end]
+    for length in range(1, len(words) // 3 + 1 if full else 1):
+        last = [written[place] for place in words[-3 * length :]]
+        if last[: 2 * length] == last[length:]:
+            first = len(words) - 3 * length
+            while first and written[words[first - 1]] == written[words[first - 1 + length]]:
+                first -= 1
+            return words[first + length]
+    return len(written)
 
 
 class SharedEmbedding(nn.Embedding):
@@ -157,7 +189,7 @@ class WhisperReader(Connector):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Greedy reading of windows (rows, frames, size): what was written, (rows, steps), timestamps and, past the
         end, `end` included; and the decoder's state that each came from, (rows, steps, size). At most `limits` (rows,)
-        tokens of text in a row."""
+        tokens of text in a row, none where there is no speech."""
         config, device = self.config, windows.device
         known = torch.zeros(config.tokens, dtype=torch.bool, device=device)
         known[self.table.token_ids.to(device)] = True
@@ -167,14 +199,17 @@ class WhisperReader(Connector):
         times = torch.arange(config.tokens - config.times, device=device)
         rows = len(windows)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        current = torch.tensor(config.prompt, device=device).expand(rows, -1)
+        prompt = torch.tensor(config.prompt, device=device).expand(rows, -1)
         state = torch.full((rows,), BEGUN, device=device)
         latest = torch.zeros(rows, dtype=torch.long, device=device)  # time reached, in frames
         count = torch.zeros(rows, dtype=torch.long, device=device)
+        told = self.decode(prompt, windows, lengths, cache)
+        hidden = told[:, -1]
         done = limits < 1
+        if config.no_speech is not None and config.no_speech_threshold:
+            done = done | (self.no_speech_probability(told) > config.no_speech_threshold)
         tokens, states = [], []
         for _ in range(config.positions - len(config.prompt)):
-            hidden = self.decode(current, windows, lengths, cache)[:, -1]
             logits = self.embed_tokens(hidden).float()
             logits = logits.masked_fill(~known, -torch.inf)
             # Whisper's rules: times come in pairs and do not go back; and where they are likelier, all together, than
@@ -196,8 +231,26 @@ class WhisperReader(Connector):
             done = done | (count >= limits)
             if done.all():
                 break
-            current = token[:, None]
-        return torch.stack(tokens, 1), torch.stack(states, 1)
+            hidden = self.decode(token[:, None], windows, lengths, cache)[:, -1]
+        tokens = torch.stack(tokens, 1)
+        facts = zip(tokens.tolist(), lengths.tolist(), (count >= limits).tolist(), strict=True)
+        for row, (written, frames, full) in enumerate(facts):
+            tokens[row, said(written, config.end, config.times, frames, full) :] = config.end
+        return tokens, torch.stack(states, 1)
+
+    def no_speech_probability(self, told: torch.Tensor) -> torch.Tensor:
+        """That nothing is said in windows (rows,), by the states on the prompt (rows, prompt, size).
+
+        Whisper's own sign is the probability of its token for no speech after `<|startoftranscript|>`, above 0.6
+        together with improbable words (`no_speech_threshold`, `logprob_threshold` of OpenAI's and transformers'). For
+        that all is written first, and short answers of people have both; so the other sign is what it would begin with
+        if it might, a bracket or a note. The two are put together as if they were independent:
+        `a b / (a b + (1 - a) (1 - b))`.
+        """
+        start, first = self.embed_tokens(told[:, [0, -1]]).float().softmax(-1).unbind(1)
+        nothing, note = start[:, self.config.no_speech], first[:, self.config.suppress_tokens].sum(-1)
+        both, neither = nothing * note, (1 - nothing) * (1 - note)
+        return both / (both + neither)
 
     def hear_again(self, tokens: torch.Tensor, windows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The decoder's states before each of the tokens read, (rows, steps, size), with gradients."""

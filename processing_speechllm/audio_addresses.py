@@ -20,6 +20,7 @@ from .audio_decoding import AudioError
 
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")  # shorter holds no audio: a WAV's header takes 60 characters
 
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 MAX_DOWNLOAD = 2**30  # bytes behind an address; some never end
 
 
@@ -57,6 +58,13 @@ def read_address(address: str | os.PathLike, allow_local_files: bool = True, fet
         missing = ", as there is no such file" * allow_local_files
         name = f"{text[:24]}... ({len(text)} characters, read as Base64{missing})"
         return name, from_base64(name, text)
+    if text[:1].isspace() and (SCHEME.match(text.lstrip()) or text.lstrip()[:5].lower() == "data:"):
+        raise AudioError(f"{shortened(text)!r}: begins with white space, as no address does. Take it away.")
+    if start[:7] != "file://" and (scheme := SCHEME.match(text)):
+        raise AudioError(
+            f"{shortened(text)}: addresses of {scheme[1]}:// are not read here. Give an http(s) or data: address, or "
+            "the file's content."
+        )
     if not allow_local_files:
         raise AudioError(
             f"{shortened(text)}: local files are refused here (`allow_local_files` is False). Send the audio itself, "

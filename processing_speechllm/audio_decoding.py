@@ -39,7 +39,7 @@ class AudioLimit:
     The longest audio that is taken.
 
     Args:
-        seconds: its length.
+        seconds: its length; 0 if there is no room for any.
         reason: what sets it, for the error.
         remedy: what else than a shorter audio would help, for the error.
     """
@@ -50,6 +50,11 @@ class AudioLimit:
 
     def check(self, name: str, seconds: float) -> None:
         """Raise an `AudioError` if the audio `name` of so many seconds is over the limit."""
+        if self.seconds <= 0:
+            raise AudioError(
+                f"{name}: no audio can be taken, however short{self.reason and f' ({self.reason})'}."
+                f"{self.remedy and f' {self.remedy[:1].upper()}{self.remedy[1:]}.'}"
+            )
         if seconds > self.seconds:
             raise AudioError(
                 f"{name}: {seconds:.1f} s of audio are over the limit of {math.floor(self.seconds * 10) / 10:g} s"
@@ -170,9 +175,11 @@ def _damaged(name: str, container: str, error: Exception) -> AudioError:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, on one line; libsndfile's own words without the Python object that it was given."""
+    """What an error says, on one line: libsndfile's own words without the Python object that it was given, and
+    torchcodec's without "Likely causes:", which stand on further lines."""
     text = str(getattr(error, "error_string", None) or error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    line = text.splitlines()[0]
+    return re.sub(r"(?<=[.!?])\s+[^.!?]*:$", "", line).rstrip(".:")
 
 
 def _whole_mp3(name: str, content: bytes, announced: int) -> bytes:
@@ -223,7 +230,8 @@ def _decode_with_torchcodec(name: str, content: bytes, limit: AudioLimit, reason
         if isinstance(error, (ImportError, OSError)) or "libtorchcodec" in str(error):
             raise AudioError(
                 f"{name}: soundfile cannot read this format ({reason}) and torchcodec is not usable here "
-                f"({_first_line(error)}). Convert the file to WAV, FLAC, OGG or MP3, or install torchcodec and FFmpeg."
+                f"({_first_line(error)}). Convert it to WAV, FLAC, OGG or MP3 if it is audio and whole, or install "
+                "torchcodec and FFmpeg."
             ) from error
         raise AudioError(
             f"{name}: neither soundfile ({reason}) nor torchcodec ({_first_line(error)}) can decode it: "

@@ -42,8 +42,13 @@ def with_no_speech(prompts: list[Prompt], counts: list[int]) -> list[Prompt]:
     rest, heard = iter(counts), []
     for prompt in prompts:
         row = [next(rest) if isinstance(audio, LoadedAudio) else 1 for audio in prompt.audio]
-        heard.append(replace(prompt, no_speech=ends_in_audio(prompt.chat) and not any(row)))
+        heard.append(replace(prompt, no_speech=nothing_read(prompt.chat, row)))
     return heard
+
+
+def nothing_read(chat: list[dict], counts: list[int]) -> bool:
+    """Whether a chat ends in a user's turn with audio, and no token was read in any of its audios."""
+    return ends_in_audio(chat) and not any(counts)
 
 
 def ends_in_audio(chat: list[dict]) -> bool:
@@ -69,6 +74,35 @@ def put_answer(new_tokens: torch.Tensor, rows: list[bool], ids: list[int], pad: 
     return torch.where(chosen, answer, new_tokens)
 
 
+def generate_or_answer(
+    model: Any, tokenizer: Any, encoded: Any, options: dict, silent: list[bool], answer: str | None
+) -> tuple[torch.Tensor, Any]:
+    """
+    What the model says, with `answer` in place of what it says of silent prompts, unless it is asked to tell more
+    (`return_dict_in_generate`). A silent prompt alone is not given to the LLM at all.
+
+    Args:
+        encoded: the model's inputs, `input_ids` (prompts, tokens) among them.
+        options: of `model.generate`.
+        silent: for each prompt, whether nothing was read in its audio.
+        answer: what is said of those; needed where there are any.
+
+    Returns:
+        new tokens (prompts, sequences, tokens), and what `generate` gave, None where it was not asked.
+    """
+    prompts, length = len(silent), encoded["input_ids"].shape[1]
+    replaced = any(silent) and not options.get("return_dict_in_generate")
+    ids = answer_ids(tokenizer, answer) if replaced else []
+    if replaced and prompts == 1:
+        if options.get("streamer") is not None:
+            stream_answer(options["streamer"], encoded["input_ids"], ids)
+        return torch.tensor([[ids] * (options.get("num_return_sequences") or 1)]), None
+    output = model.generate(**encoded, **options)
+    sequences = output if isinstance(output, torch.Tensor) else output.sequences
+    new_tokens = sequences[:, length:].reshape(prompts, -1, sequences.shape[1] - length)
+    return put_answer(new_tokens, silent, ids, tokenizer.pad_token_id) if replaced else new_tokens, output
+
+
 def stream_answer(streamer: Any, input_ids: torch.Tensor, ids: list[int]) -> None:
     """Gives a streamer what `generate` would: the prompt, the answer's tokens one by one, the end."""
     streamer.put(input_ids.cpu())
@@ -77,4 +111,4 @@ def stream_answer(streamer: Any, input_ids: torch.Tensor, ids: list[int]) -> Non
     streamer.end()
 
 
-__all__ = ["answer_ids", "chosen_answer", "ends_in_audio", "put_answer", "stream_answer", "with_no_speech"]
+__all__ = ["answer_ids", "chosen_answer", "ends_in_audio", "generate_or_answer", "nothing_read", "with_no_speech"]

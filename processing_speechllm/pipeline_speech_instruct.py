@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.chat_template_utils import _get_template_variables
 
 from .confidence import audio_confidences, read_embeddings, with_confidences
-from .no_speech import answer_ids, chosen_answer, put_answer, stream_answer, with_no_speech
+from .no_speech import chosen_answer, generate_or_answer, with_no_speech
 from .pipeline_prompts import Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
 from .positions import check_positions, default_new_tokens, positions
 
@@ -256,7 +256,9 @@ class SpeechInstructPipeline(Pipeline):
             read = read_embeddings(self.model, self.processor, features, mask)
         if answer is not None:
             prompts = with_no_speech(prompts, [] if read is None else read[1])
-        new_tokens, beside = self._generate(encoded, options, [bool(prompt.no_speech) for prompt in prompts], answer)
+        silent = [bool(prompt.no_speech) for prompt in prompts]
+        new_tokens, output = generate_or_answer(self.model, self.tokenizer, encoded, options, silent, answer)
+        beside = details(output, len(prompts)) if isinstance(output, ModelOutput) else [{}] * len(prompts)
         if return_language:
             prompts = self._with_languages(prompts, posteriors)
         if return_confidence:
@@ -288,25 +290,6 @@ class SpeechInstructPipeline(Pipeline):
             ]
             heard.append(replace(prompt, languages=languages))
         return heard
-
-    def _generate(
-        self, encoded: Any, options: dict, silent: list[bool], answer: str | None
-    ) -> tuple[torch.Tensor, list[dict]]:
-        """New tokens (prompts, sequences, tokens) and what `generate` tells beside them, for each prompt. `answer`
-        stands in place of what it says of silent prompts, unless it is asked to tell more."""
-        prompts, length = len(silent), encoded["input_ids"].shape[1]
-        replaced = any(silent) and not options.get("return_dict_in_generate")
-        ids = answer_ids(self.tokenizer, answer) if replaced else []
-        if replaced and prompts == 1:  # not asked at all
-            if options.get("streamer") is not None:
-                stream_answer(options["streamer"], encoded["input_ids"], ids)
-            return torch.tensor([[ids] * (options.get("num_return_sequences") or 1)]), [{}]
-        output = self.model.generate(**encoded, **options)
-        sequences = output.sequences if isinstance(output, ModelOutput) else output
-        new_tokens = sequences[:, length:].reshape(prompts, -1, sequences.shape[1] - length)
-        if replaced:
-            new_tokens = put_answer(new_tokens, silent, ids, self.tokenizer.pad_token_id)
-        return new_tokens, details(output, prompts) if isinstance(output, ModelOutput) else [{}] * prompts
 
     def _fitted(self, generate_kwargs: dict, input_ids: torch.Tensor) -> dict:
         """Generation options for prompts `input_ids` (prompts, tokens), checked against the LLM's positions."""

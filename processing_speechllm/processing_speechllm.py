@@ -206,11 +206,13 @@ class SpeechLLMProcessor(ProcessorMixin):
         if self.audio_token_count(math.ceil(limit.seconds * rate)) <= room:
             return limit
         samples = bisect_right(range(math.ceil(limit.seconds * rate)), room, key=self.audio_token_count) - 1
-        return AudioLimit(
-            samples / rate,
-            f"the LLM has {self.max_position_embeddings} positions, of which the audio may take {room}",
-            "use an LLM with more positions or a connector that makes fewer tokens of a second",
-        )
+        reason = f"the LLM has {self.max_position_embeddings} positions, of which the audio may take {room}"
+        remedy = "use an LLM with more positions or a connector that makes fewer tokens of a second"
+        if self._silence:
+            silence = f"{self.trailing_silence:g} s of silence behind it (`trailing_silence`)"
+            reason += f", {self.audio_token_count(0)} of them for {silence}"
+            remedy += ", or set a smaller `trailing_silence`"
+        return AudioLimit(samples / rate if samples >= self.min_samples else 0.0, reason, remedy)
 
     def __call__(self, text: str | list[str] | None = None, audio: Any = None, **kwargs) -> BatchFeature:
         """

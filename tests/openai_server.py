@@ -33,6 +33,7 @@ class OpenAIServer(ThreadingHTTPServer):
         refusal: status and reply of every chat, in place of an answer.
         breaks: whether an error event ends every answer.
         cut: whether every answer ends at the limit of tokens.
+        lead: pieces before every answer.
     """
 
     daemon_threads = True
@@ -44,6 +45,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.usage = "sent"
         self.refusal: tuple[int, dict] | None = None
         self.breaks = self.cut = False
+        self.lead: list[str] = []
 
     @property
     def base_url(self) -> str:
@@ -78,6 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         words = describe(body["messages"]).split(" ")
+        for piece in self.server.lead:
+            self.send({"choices": [{"index": 0, "delta": {"content": piece}}]})
         for number, word in enumerate(words):
             self.send({"choices": [{"index": 0, "delta": {"content": " " * bool(number) + word}}]})
         if self.server.breaks:

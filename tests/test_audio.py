@@ -105,6 +105,22 @@ def test_what_neither_can_read_is_refused(monkeypatch):
         load_audio(b"\x00\x00\x00\x1cftypM4A \xff\xfe\xfd\xfc")
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Could not load libtorchcodec. Likely causes:\n  1. FFmpeg is not installed",
+        "Could not load libtorchcodec:\n1.",
+    ],
+)
+def test_a_torchcodec_that_cannot_be_loaded_is_named_without_a_list_that_is_cut_off(monkeypatch, told):
+    def refuse(content):
+        raise RuntimeError(told)
+
+    fake_torchcodec(monkeypatch, refuse)
+    with pytest.raises(AudioError, match=r"\(Could not load libtorchcodec\)\. Convert it to WAV"):
+        load_audio(b"\x00\x00\x00\x1cftypM4A \xff\xfe\xfd\xfc")
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "float16", "float32", "float64"])
 def test_sample_types_share_one_scale(dtype):
     wave = sine(amplitude=0.5)

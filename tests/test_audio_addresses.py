@@ -41,6 +41,23 @@ def test_base64_under_the_keys_of_openai_and_transformers_is_decoded(source):
     np.testing.assert_array_equal(load_audio(source, allow_local_files=False), sine())
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("ftp://example.org/a.wav", "ftp://example.org/a.wav: addresses of ftp:// are not read here. Give an http"),
+        ("s3://bucket/a.wav", "addresses of s3:// are not read"),
+        (" https://example.org/a.wav", "' https://example.org/a.wav': begins with white space"),
+        ("\nfile:///a.wav", "begins with white space"),
+        (f" data:audio/wav;base64,{TEXT}", "begins with white space"),
+    ],
+)
+def test_an_address_that_is_not_read_says_so_and_not_that_a_file_is_missing(address, found, form, allowed):
+    with pytest.raises(AudioError, match=found):
+        load_audio(FORMS[form](address), allow_local_files=allowed)
+
+
 def test_a_file_address_is_a_path(tmp_path):
     path = tmp_path / "my clip.wav"
     path.write_bytes(WAV)

@@ -1,11 +1,13 @@
 """Audio in which a reading connector read nothing: the pipeline says so, in the checkpoint's words, and marks it."""
 
+import base64
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from factories_processing import CHATML, make_extractor, make_tokenizer, sine
+from factories_processing import CHATML, encoded, make_extractor, make_tokenizer, sine
+from fastapi.testclient import TestClient
 from transformers import AutoProcessor, LlamaConfig, TextStreamer, WhisperConfig
 
 import speechllm_cli.ask
@@ -14,6 +16,7 @@ from processing_speechllm import SpeechInstructPipeline, SpeechLLMProcessor
 from speechllm.evaluation.answering import Answerer
 from speechllm.evaluation.recognisers import ConnectorRecogniser
 from speechllm.evaluation.systems import transcribe
+from speechllm.serving.server import build_app
 from speechllm_cli.main import main
 
 NOTHING = "hello there is nothing"
@@ -147,6 +150,51 @@ def test_an_evaluation_scores_what_the_pipeline_says(pipe):
     assert {reply.text for reply in labels} <= {"yes", "no"}
     text = answerer.encode([[{"role": "user", "content": "hello"}]])
     assert answerer.answer(text)[0].text != NOTHING
+
+
+def test_the_server_says_what_the_pipeline_says(pipe, monkeypatch):
+    server = TestClient(build_app(pipe, "it"))
+
+    def answers(audio):
+        data = {"data": base64.b64encode(encoded(audio[0], format="WAV")).decode(), "format": "wav"}
+        question = [{"type": "input_audio", "input_audio": data}, {"type": "text", "text": "hello"}]
+        chat = {"messages": [{"role": "user", "content": question}], "max_tokens": 6}
+        turn = {"input": [{"role": "user", "content": question}], "max_output_tokens": 6}
+        (whole,) = server.post("/v1/chat/completions", json=chat).json()["choices"]
+        pieces = streamed(server.post("/v1/chat/completions", json={**chat, "stream": True}).text)
+        response = server.post("/v1/responses", json=turn).json()
+        events = streamed(server.post("/v1/responses", json={**turn, "stream": True}).text)
+        ends = {whole["finish_reason"], pieces[-1]["choices"][0]["finish_reason"]}
+        return ends, [
+            whole["message"]["content"],
+            "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces),
+            response["output"][0]["content"][0]["text"],
+            "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta"),
+        ]
+
+    spoken = pipe({"audio": SPOKEN, "instruction": "hello"})[0]["generated_text"]
+    assert answers(SPOKEN)[1] == [spoken] * 4 and spoken != NOTHING
+    monkeypatch.setattr(pipe.model, "generate", None)  # is not asked
+    assert answers(SILENT) == ({"stop"}, [NOTHING] * 4)
+    file = {"file": encoded(SILENT[0], format="WAV")}
+    assert server.post("/v1/audio/transcriptions", files=file).json() == {"text": NOTHING}
+
+
+def streamed(text: str) -> list[dict]:
+    """What the lines of a stream say."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def test_an_answer_for_silence_is_whole_however_few_tokens_are_asked_for(pipe):
+    assert pipe(SILENT, max_new_tokens=1)[0]["generated_text"] == NOTHING
+    server = TestClient(build_app(pipe, "it"))
+    data = {"data": base64.b64encode(encoded(SILENT[0], format="WAV")).decode(), "format": "wav"}
+    chat = {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": data}]}], "max_tokens": 1}
+    (choice,) = server.post("/v1/chat/completions", json=chat).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (NOTHING, "stop")
+    last = streamed(server.post("/v1/chat/completions", json={**chat, "stream": True}).text)[-1]
+    assert last["choices"][0]["finish_reason"] == "stop" and last["usage"]["completion_tokens"] > 1
 
 
 def test_ask_says_it(pipe, monkeypatch, capsys, tmp_path):

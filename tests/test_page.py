@@ -100,6 +100,14 @@ def test_an_answer_grows_and_ends_with_its_time_and_tokens(client):
     assert 0 < last.first_word <= last.seconds
 
 
+def test_white_space_before_an_answer_is_neither_shown_nor_sent_back(client, server):
+    server.lead = ["", " ", "\n"]
+    conversation = Conversation()
+    (first, *_) = [turn.answer.text for turn in conversation.ask(client, "What is said?") if turn.answer.text]
+    list(conversation.ask(client, "And now?"))
+    assert first == "1" and server.requests[1]["messages"][1]["content"] == "1 messages; What is said?"
+
+
 def test_a_server_that_refuses_to_count_tokens_is_asked_without_from_then_on(client, server):
     server.usage = "refused"
     chat = [{"role": "user", "content": [{"type": "text", "text": "Hello?"}]}]

@@ -124,6 +124,23 @@ def test_one_limit_names_what_binds_and_audio_up_to_it_fits(kind, positions, sec
         processor.load_audio((np.ones(longest + 1, np.float32), RATE))
 
 
+def test_the_limit_names_the_silence_that_the_processor_adds_and_says_where_it_leaves_no_room():
+    processor = make_processor(config={"positions": 160})
+    room, plain = 160 - 40, processor.audio_limit
+    processor.trailing_silence = 0.5
+    silence = processor.audio_token_count(0)
+    limit = processor.audio_limit
+    assert 0 < silence < room and limit.seconds == pytest.approx(plain.seconds - 0.5)
+    longer = (np.ones(round(limit.seconds * RATE) + 1, np.float32), RATE)
+    told = f"may take {room}, {silence} of them for 0.5 s of silence behind it .*smaller `trailing_silence`"
+    with pytest.raises(AudioError, match=told):
+        processor.load_audio(longer)
+    processor.trailing_silence = plain.seconds + 1
+    assert processor.audio_limit.seconds == 0
+    with pytest.raises(AudioError, match="no audio can be taken, however short .*Use an LLM .*smaller `trailing_sil"):
+        processor.load_audio((sine(0.2), RATE))
+
+
 def test_the_limit_is_saved_and_the_permission_to_read_files_is_not(tmp_path):
     processor = make_processor(config={"positions": 160})
     processor.allow_local_files = False

@@ -1,20 +1,25 @@
 """`speechllm serve`: the packaged model through OpenAI's own client, in this process and once as a server."""
 
+import asyncio
 import base64
 import json
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
+import torch
 from factories_processing import encoded, sine
 from fastapi.testclient import TestClient
 
 import speechllm
 from processing_speechllm.chat_messages import instruction_chat
+from speechllm.serving.generation import HasLeft
 from speechllm.serving.handlers import HOOKS, check_hooks
 from speechllm.serving.requests import load_chat
 from speechllm.serving.server import SERVED, build_app
@@ -213,7 +218,7 @@ def test_a_transcription_needs_a_recording_and_is_never_cut(http, pipe, monkeypa
     assert answer.status_code == 400 and "has no file" in answer.json()["error"]["message"]
     answer = http.post("/v1/audio/transcriptions", files={"file": ("notes.txt", b"no audio")})
     assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("notes.txt: is a text file")
-    monkeypatch.setattr("speechllm.serving.handlers.default_new_tokens", lambda *_: 2)
+    monkeypatch.setattr("speechllm.serving.generation.default_new_tokens", lambda *_: 2)
     answer = http.post("/v1/audio/transcriptions", files={"file": Path(ENGLISH).read_bytes()})
     assert answer.status_code == 400 and "longer than one answer (2 tokens)" in answer.json()["error"]["message"]
 
@@ -235,6 +240,14 @@ def test_models_and_health(client, http):
         (url(f"file://{ENGLISH}"), "local files are refused"),
         (url("data:audio/wav;base64"), "has no comma"),
         (url("http://127.0.0.1:9/a.wav"), "cannot be downloaded"),
+        (url("ftp://example.org/a.wav"), "addresses of ftp:// are not read here. Give an http(s)"),
+        (url(" https://example.org/a.wav"), "begins with white space"),
+        (url(" data:audio/wav;base64,UklGRg=="), "begins with white space"),
+        ({**heard(ENGLISH), "sampling_rate": 8000}, "kind 'input_audio' with sampling_rate, which is not carried out"),
+        ({**url("data:,"), "detail": "high"}, "kind 'audio_url' with detail, which is not carried out"),
+        ({**said("What?"), "input_audio": {"data": "UklGRg=="}}, "kind 'text' with input_audio, which is not"),
+        ({"type": "input_audio", "input_audio": {"data": "UklGRg==", "rate": 8000}}, "Leave out all but data, format"),
+        ({"type": "audio_url", "audio_url": {"url": "data:,", "seconds": 3}}, "an audio_url with seconds, which is"),
         ({"type": "audio", "path": ENGLISH}, "content block of kind 'audio'"),
         ({"type": "audio", "tokens": 3}, "content block of kind 'audio'"),
         ({"type": "image_url", "image_url": {"url": "data:,"}}, "content block of kind 'image_url'"),
@@ -283,11 +296,64 @@ def test_of_several_audios_the_bad_one_is_named(http):
         ({"messages": [{"role": "tool", "content": None, "tool_call_id": "1"}]}, "Message 0 has tool_call_id"),
         ({"messages": [user("Hello."), {"role": "user", "name": "Ann", "content": "Hi."}]}, "Message 1 has name"),
         ({"messages": [user({"type": "text"})]}, "content block of kind 'text'"),
+        ({"messages": [{"role": "wizard", "content": "Hi."}]}, "the role 'wizard'. Give one of system, user"),
+        ({"messages": [{"role": "tool", "content": "Hi."}]}, "tools are not called here"),
+        ({"messages": [{**user("Hi."), "weight": 0}]}, "Message 0 has weight, which is not carried out here"),
     ],
 )
 def test_options_are_carried_out_or_refused(http, options, found):
     status, message = refusal(http, {"messages": [user("Say hello.")], **options})
     assert status == 400 and found in message, message
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ([5], "Item 0 of the input is 5, which is no message. Give text, or messages alone"),
+        ([user("Hi."), "text"], "Item 1 of the input is 'text', which is no message"),
+        ([{"type": "reasoning", "summary": []}], "Item 0 of the input is of kind 'reasoning'"),
+        ([{"type": "function_call_output", "call_id": "1", "output": "3"}], "of kind 'function_call_output'"),
+        ([{"content": "Hi."}], "has no role"),
+        ([{**user("Hi."), "name": "Ann"}], "Message 0 has name, which is not carried out here"),
+        ([], "The conversation is empty"),
+        (5, "input is 5. Give text, or a list of messages"),
+    ],
+)
+def test_an_input_of_the_responses_that_is_none(http, given, found):
+    status, message = refusal(http, {"input": given}, "/v1/responses")
+    assert status == 400 and found in message, message
+
+
+def test_an_answer_of_the_responses_is_sent_back_as_it_came(client):
+    asked = user(heard(ENGLISH), {"type": "input_text", "text": "Name the device."})
+    first = client.responses.create(model=NAME, input=[asked])
+    again = client.responses.create(model=NAME, input=[asked, *first.output, user("What place is it about?")])
+    said_before = {"role": "assistant", "content": first.output_text}
+    chat = [user(heard(ENGLISH), said("Name the device.")), said_before, user("What place is it about?")]
+    assert again.output_text == ask(client, *chat)
+    told = client.responses.create(model=NAME, input=asked["content"])  # the blocks of one message
+    assert told.output_text == first.output_text
+
+
+def test_a_response_that_is_cut_says_so(client):
+    chat = [user(heard(ENGLISH), said("Repeat the request word for word."))]
+    whole = client.responses.create(model=NAME, input=chat)
+    answer = client.responses.create(model=NAME, input=chat, max_output_tokens=2)
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.output[0].status == "incomplete" and whole.output_text.startswith(answer.output_text)
+    last = list(client.responses.create(model=NAME, input=chat, max_output_tokens=2, stream=True))[-1]
+    assert (last.type, last.response.status) == ("response.incomplete", "incomplete")
+    assert last.response.output_text == answer.output_text
+    assert (whole.status, whole.incomplete_details) == ("completed", None)
+
+
+def test_instructions_stand_before_a_system_message_and_do_not_replace_it(client):
+    system = {"role": "system", "content": "Be brief."}
+    told = client.responses.create(model=NAME, input=[system, user("Say hello.")], instructions="Be kind.")
+    kind = {"role": "system", "content": "Be kind."}
+    alone = client.chat.completions.create(model=NAME, messages=[kind, system, user("Say hello.")])
+    assert told.usage.input_tokens == alone.usage.prompt_tokens
+    assert told.output_text == alone.choices[0].message.content
 
 
 def test_options_that_ask_for_nothing_pass(client):
@@ -372,9 +438,66 @@ def test_a_form_with_a_file_in_place_of_a_number(http):
 
 
 def test_a_fault_of_the_server_says_so(http, client, monkeypatch):
-    monkeypatch.setattr("speechllm.serving.handlers.fitted", lambda *_: {}["nothing"])
+    monkeypatch.setattr("speechllm.serving.generation.fitted", lambda *_: {}["nothing"])
     status, message = refusal(http, {"messages": [user("Say hello.")]})
     assert status == 500 and "KeyError" in message
+
+
+QUESTION = [{"role": "user", "content": [heard(ENGLISH), said("Repeat.")]}]
+REQUESTS = {
+    "/v1/chat/completions": {"json": {"messages": QUESTION}},
+    "/v1/chat/completions streamed": {"json": {"messages": QUESTION, "stream": True}},
+    "/v1/responses": {"json": {"input": QUESTION}},
+    "/v1/responses streamed": {"json": {"input": QUESTION, "stream": True}},
+    "/v1/audio/transcriptions": {"files": {"file": Path(ENGLISH).read_bytes()}},
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_a_generation_ends_when_its_client_has_left_and_does_not_begin_for_one_who_left_before(monkeypatch, kind):
+    pipe = load_pipeline(None)
+    steps, told, leaves, generate = [], [], threading.Event(), pipe.model.generate
+
+    class Watched(HasLeft):
+        def __init__(self, left):
+            super().__init__(left)
+            told.append(left)
+
+    def never_ending(input_ids, scores):
+        steps.append(input_ids.shape[1])
+        if len(steps) == 3:
+            leaves.set()
+            assert told[0].wait(60)
+        return torch.zeros_like(scores).index_fill_(1, torch.tensor([40]), 1.0)
+
+    monkeypatch.setattr("speechllm.serving.generation.HasLeft", Watched)
+    monkeypatch.setattr(pipe.model, "generate", lambda **options: generate(**options, logits_processor=[never_ending]))
+    app = build_app(pipe, NAME)
+    path = kind.split()[0]
+    request = httpx.Request("POST", f"http://server{path}", **REQUESTS[kind])
+    content = [{"type": "http.request", "body": request.read(), "more_body": False}]
+
+    async def ask_and_leave():
+        body = list(content)
+
+        async def receive():
+            if body:
+                return body.pop()
+            if not leaves.is_set():
+                await asyncio.to_thread(leaves.wait)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        headers = [(name.lower(), value) for name, value in request.headers.raw]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+        await app(scope, receive, send)
+
+    asyncio.run(ask_and_leave())
+    assert len(steps) == 3
+    asyncio.run(ask_and_leave())
+    assert len(steps) == 3
 
 
 def test_local_files_can_be_allowed(pipe):

@@ -111,7 +111,7 @@ def clips(lengths, seed=1):
 
 @torch.no_grad()
 def read_slowly(connector, whisper, frames, limit):
-    """All that is written about one window (1, frames, size), without its end, and the states of the text in it."""
+    """All that is read of one window (1, frames, size), without its end, and the states of the text in it."""
     known = {*connector.table.token_ids.tolist(), END, *range(TIMES, connector.config.tokens)}
     unknown = [token for token in range(connector.config.tokens) if token not in known]
     rules = GenerationConfig(eos_token_id=END, no_timestamps_token_id=NO_TIMES, max_initial_timestamp_index=0)
@@ -129,7 +129,8 @@ def read_slowly(connector, whisper, frames, limit):
         written.append(token)
         if token < END:
             states.append(hidden[0])
-    return written, states
+    written = written[: whisper_reader.said(written, END, TIMES, frames.shape[1], len(states) >= limit)]
+    return written, states[: sum(token < END for token in written)]
 
 
 # --- Reading ---

@@ -1,5 +1,6 @@
 """The engines: servers behind OpenAI's API, each in a process of its own, and the pipeline in this one."""
 
+import http.client
 import json
 import os
 import signal
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
+from .environment import ROOT
+from .progress import Phase
 
-START_SECONDS = 600
+START_SECONDS = 600  # until a server is ready
+REQUEST_SECONDS = 180  # until it has answered
 MAX_NEW_TOKENS = 48
 
 
@@ -47,13 +51,17 @@ class PipelineEngine:
         """Seconds that the model takes."""
         return self.pipe.processor.audio_limit.seconds
 
-    def answers(self, cases: list[Case], at_once: int, logprobs: bool = False) -> list[Answer]:
+    def answers(self, cases: list[Case], at_once: int, phase: Phase, logprobs: bool = False) -> list[Answer]:
         """Greedy answers, in order."""
         options: dict[str, Any] = {"do_sample": False, "max_new_tokens": MAX_NEW_TOKENS}
         if logprobs:
             options |= {"return_dict_in_generate": True, "output_scores": True, "return_tensors": True}
-        outputs = [output[0] for output in self.pipe([case.row() for case in cases], batch_size=at_once, **options)]
-        return [self._with_logprobs(output) if logprobs else Answer(output["generated_text"]) for output in outputs]
+        answers = []
+        for (output,) in self.pipe((case.row() for case in cases), batch_size=at_once, **options):
+            answers.append(self._with_logprobs(output) if logprobs else Answer(output["generated_text"]))
+            phase.step()
+            phase.check()
+        return answers
 
     def _with_logprobs(self, output: dict) -> Answer:
         ids = output["generated_token_ids"].cpu()
@@ -79,7 +87,7 @@ class ServerEngine:
     lines: bool
     tells_logprobs: bool
 
-    def answers(self, cases: list[Case], at_once: int, logprobs: bool = False) -> list[Answer]:
+    def answers(self, cases: list[Case], at_once: int, phase: Phase, logprobs: bool = False) -> list[Answer]:
         """Greedy answers, in order, `at_once` requests under way."""
         name = self._get("/v1/models")["data"][0]["id"]
         options = {"logprobs": True} if logprobs and self.tells_logprobs else {}
@@ -88,18 +96,29 @@ class ServerEngine:
             | options
             for case in cases
         ]
+        answers = []
+
+        def ask(body: dict) -> Answer:
+            phase.check()
+            return self._ask(body)
+
         with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(self._ask, bodies))
+            for answer in pool.map(ask, bodies):
+                answers.append(answer)
+                phase.step()
+        return answers
 
     def _ask(self, body: dict) -> Answer:
         request = urllib.request.Request(
             f"{self.address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
+            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as response:
                 choice = json.load(response)["choices"][0]
         except urllib.error.HTTPError as error:
             return Answer(error=f"{error.code}: {error.read().decode()[:300]}")
+        except (OSError, http.client.HTTPException) as error:  # no answer in time, or the server has ended
+            return Answer(error=f"{type(error).__name__}: {error}")
         told = (choice.get("logprobs") or {}).get("content")
         if told and choice["finish_reason"] == "stop":  # the last is the end itself
             told = told[:-1]
@@ -129,12 +148,14 @@ def serving(command: list[str], port: int, log: Path, variables: dict[str, str])
             command, stdout=output, stderr=output, env=os.environ | variables, start_new_session=True
         )
     try:
+        print(f"  starting, for at most {START_SECONDS} s; its log is {log}", flush=True)
         started = time.monotonic()
         while not _is_ready(address):
             if process.poll() is not None or time.monotonic() - started > START_SECONDS:
                 end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
                 raise RuntimeError(f"The server did not start: {' '.join(command)}\n{end}\nSee {log}.")
             time.sleep(1)
+        print(f"  ready after {time.monotonic() - started:.0f} s", flush=True)
         yield address
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -168,7 +189,9 @@ def vllm_server(python: str, model: str, log: Path, remote_code: bool = False) -
     command += ["--dtype", "float32", "--max-model-len", "1024", "--chat-template-content-format"]
     command += ["openai" if remote_code else "string"]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    if remote_code:
+    if not remote_code:  # this checkout's plugin, whichever the environment was made with
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    else:
         command += ["--trust-remote-code", "--mm-processor-kwargs", '{"sampling_rate": 16000}']
         variables["VLLM_PLUGINS"] = "none"
     with serving(command, port, log, variables) as address:

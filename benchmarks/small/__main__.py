@@ -108,6 +108,14 @@ def accept(arguments: argparse.Namespace) -> None:
     accept(arguments.model, arguments.parents, arguments.data, arguments.out, arguments.count, parts, arguments.dtype)
 
 
+def silence(arguments: argparse.Namespace) -> None:
+    """How likely it is, to the connector that reads with Whisper's decoder, that nothing is said."""
+    from benchmarks.small.silence import silence
+
+    for line in silence(arguments.parents, arguments.data, arguments.whisper, arguments.count):
+        print(line, flush=True)
+
+
 def pack(arguments: argparse.Namespace) -> None:
     """Files for a machine without network, in pieces."""
     from benchmarks.small.whole import pack
@@ -198,6 +206,12 @@ def main() -> None:
     stage.add_argument("--count", type=int, default=150, help="rows of each part at most")
     stage.add_argument("--parts", nargs="+", help="by default all")
     stage.add_argument("--dtype", default="auto", help="precision in which models answer")
+    stage = stages.add_parser("silence", help=silence.__doc__)
+    stage.set_defaults(run=silence)
+    stage.add_argument("--parents", type=Path, required=True, help="folder of Whisper and the LLM")
+    stage.add_argument("--data", type=Path, required=True, help="see hear")
+    stage.add_argument("--whisper", default="whisper-base", help="which of the parents")
+    stage.add_argument("--count", type=int, default=20, help="sounds of each kind; of speech ten times as many")
     stage = stages.add_parser("pack", help=pack.__doc__)
     stage.set_defaults(run=pack)
     stage.add_argument("--out", type=Path, required=True)

@@ -28,14 +28,17 @@ def put_reader(model: PreTrainedModel, whisper: Path, llm: Path, most: int) -> N
     """Gives a SpeechLLM this connector, from folders of a whole Whisper and of the LLM's tokenizer; at most so many
     tokens."""
     settings, decoder = read_decoder({"type": "whisper_reader", "decoder": str(whisper)})
-    config = connector_config(settings)
+    config = connector_config(settings | {"vocabulary": 1})  # as many as are kept, below
+    suppressed = config.suppress_tokens
     shared = shared_tokens(whisper, llm, config.end, most)
-    # Numbered anew: text, the end, the prompt, the timestamps, the first of which ends the prompt.
-    kept = [*shared, config.end, *config.prompt[:-1], *range(config.times, config.tokens)]
-    count = len(shared)
-    times = count + len(config.prompt)
-    numbers = {"decoder": None, "tokens": len(kept), "vocabulary": count, "end": count, "times": times}
-    model.replace_connector(asdict(config) | numbers | {"prompt": list(range(count + 1, times + 1))})
+    shared = {token: id for token, id in shared.items() if token not in suppressed}
+    # Numbered anew: text, what is suppressed in it, the end and all after it.
+    kept = [*shared, *suppressed, *range(config.end, config.tokens)]
+    count, end = len(shared), len(shared) + len(suppressed)
+    moved = end - config.end
+    numbers = {"decoder": None, "tokens": len(kept), "vocabulary": count, "end": end, "times": config.times + moved}
+    numbers |= {"prompt": [token + moved for token in config.prompt], "no_speech": config.no_speech + moved}
+    model.replace_connector(asdict(config) | numbers | {"suppress_tokens": list(range(count, end))})
     state = decoder.state_dict()
     state["embed_tokens.weight"] = state["embed_tokens.weight"][kept]
     rows = torch.tensor(list(shared.values()))

@@ -3,6 +3,8 @@
 What is unusual here:
 - Token counts are asked for (`stream_options`); a server that refuses the option is asked without it from then on.
 - Temperature is 0, as in the pipeline: servers differ in what they do by default.
+- White space before an answer is left out: vLLM decodes answers behind the prompt, so with a tokenizer that writes
+  spaces before words they begin with one, and sent back with it would not be what the model said.
 """
 
 import time
@@ -76,9 +78,9 @@ class Client:
                     tokens = chunk.usage.completion_tokens
                 for choice in chunk.choices:
                     reason = choice.finish_reason or reason
-                    if choice.delta.content:
+                    text = (text + (choice.delta.content or "")).lstrip()
+                    if choice.delta.content and text:
                         first = time.perf_counter() - started if first is None else first
-                        text += choice.delta.content
                         yield Answer(text, first)
         yield Answer(text, first, time.perf_counter() - started, tokens, reason == "length")
 

@@ -9,17 +9,22 @@ What is unusual here:
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import torch
 import transformers
-from fastapi.responses import Response, StreamingResponse
-from transformers import LogitsProcessor, LogitsProcessorList
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from processing_speechllm.positions import check_positions, default_new_tokens, positions
-
-from .requests import CHAT_OPTIONS, RESPONSE_OPTIONS, Options, RequestError, load_chat, template_variables
+from .requests import (
+    CHAT_OPTIONS,
+    RESPONSE_OPTIONS,
+    Options,
+    RequestError,
+    load_chat,
+    response_messages,
+    template_variables,
+)
 
 FITTING = 'pip install --upgrade "speechllm[serve]" "transformers>=5.23,<5.25"'
 try:
@@ -27,6 +32,8 @@ try:
     from transformers.cli.serving.model_manager import ModelManager
     from transformers.cli.serving.response import ResponseHandler
     from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState, Modality
+
+    from .generation import SpeechGenerationState
 except ImportError as error:
     raise ImportError(
         f"the server of transformers {transformers.__version__} is not the one that this release of speechllm knows "
@@ -86,70 +93,6 @@ class LoadedModel(ModelManager):
         """Nothing to unload: the model stays until the process ends."""
 
 
-class Seeded(LogitsProcessor):
-    """Seeds the sampling when it begins, in the thread in which it happens: requests before it do not matter."""
-
-    def __init__(self, seed: int):
-        self.seed: int | None = seed
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-            self.seed = None
-        return scores
-
-
-class SpeechGenerateManager(GenerateManager):
-    """Answers one request after the other, as the pipeline would."""
-
-    def generate_streaming(self, model, processor, inputs, gen_config, **kwargs):
-        inputs = fitted(model, processor, inputs, gen_config)
-        return super().generate_streaming(model, processor.tokenizer, inputs, gen_config, **kwargs)
-
-    async def generate_non_streaming(self, model, processor, inputs, gen_config, **kwargs):
-        inputs = fitted(model, processor, inputs, gen_config)
-        try:
-            return await super().generate_non_streaming(model, processor.tokenizer, inputs, gen_config, **kwargs)
-        except ValueError as error:  # the request was checked, so it is not at fault
-            raise RuntimeError(f"generation failed: {error}") from error
-
-
-def fitted(model: Any, processor: Any, inputs: Any, gen_config: Any) -> dict:
-    """
-    The inputs at the model's precision, and `gen_config` (changed in place) with as many new tokens as there may be.
-
-    Raises:
-        RequestError: prompt and answer do not fit into the LLM's positions.
-    """
-    length, limit = inputs["input_ids"].shape[-1], positions(model)
-    if gen_config.max_new_tokens is None and gen_config.max_length is not None:
-        gen_config.max_new_tokens = max(1, gen_config.max_length - length)
-    wanted = gen_config.max_new_tokens
-    audio = int((inputs["input_ids"] == processor.audio_token_id).sum())
-    try:
-        check_positions(length, audio, 1 if wanted is None else wanted, limit)
-    except ValueError as error:
-        raise RequestError(str(error), code="context_length_exceeded", param="messages") from error
-    if wanted is None:
-        gen_config.max_new_tokens = default_new_tokens(length, limit)
-    if gen_config.pad_token_id is None:
-        gen_config.pad_token_id = processor.tokenizer.pad_token_id
-    seed = gen_config.__dict__.pop("seed", None)
-    chosen = {} if seed is None else {"logits_processor": LogitsProcessorList([Seeded(seed)])}
-    return {**inputs.to(model.device, dtype=model.dtype), **chosen}
-
-
-class SpeechGenerationState(GenerationState):
-    """One generation thread, as there is one model."""
-
-    def __init__(self):
-        super().__init__()
-        self._manager = SpeechGenerateManager()
-
-    def get_manager(self, model_id: str, use_cb: bool = False) -> SpeechGenerateManager:
-        return self._manager
-
-
 class _SpeechRequests:
     """What both endpoints add to transformers' handlers."""
 
@@ -172,8 +115,9 @@ class _SpeechRequests:
             raise
         except ValueError as error:  # the chat template, or a generation config that contradicts itself
             raise RequestError(str(error)) from error
-        if isinstance(response, StreamingResponse):
-            response.body_iterator = self.stream(response.body_iterator)
+        if not isinstance(response, StreamingResponse):
+            return self.whole(response, body["config"])
+        response.body_iterator = self.stream(response.body_iterator, body["config"])
         return response
 
     def prepared(self, body: dict) -> dict:
@@ -197,7 +141,12 @@ class _SpeechRequests:
     def messages_of(self, body: dict) -> list:
         return body[self.messages_key]
 
-    def stream(self, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    def whole(self, response: Response, config: Any) -> Response:
+        """What is sent of an answer that was generated by `config`."""
+        return response
+
+    def stream(self, pieces: AsyncIterator[str], config: Any) -> AsyncIterator[str]:
+        """What is sent of a streamed one."""
         return pieces
 
     def _validate_request(self, body: dict) -> None:
@@ -223,6 +172,8 @@ class _SpeechRequests:
             config.temperature = config.top_p = config.top_k = None
         if seed is not None:
             config.seed = seed
+        config.chat = body[self.messages_key]
+        body["config"] = config  # for the answer's form, which says whether it is cut
         return config
 
 
@@ -232,7 +183,7 @@ class SpeechChatHandler(_SpeechRequests, ChatCompletionHandler):
     known = CHAT_OPTIONS
     messages_key = "messages"
 
-    async def stream(self, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def stream(self, pieces: AsyncIterator[str], config: Any) -> AsyncIterator[str]:
         """The pieces, and the line that ends a stream in OpenAI's API."""
         async for piece in pieces:
             yield piece
@@ -240,22 +191,46 @@ class SpeechChatHandler(_SpeechRequests, ChatCompletionHandler):
 
 
 class SpeechResponseHandler(_SpeechRequests, ResponseHandler):
-    """`/v1/responses`."""
+    """`/v1/responses`. An answer that ends at its limit is `incomplete`, as OpenAI says it; transformers does not."""
 
     known = RESPONSE_OPTIONS
     messages_key = "input"
 
     def messages_of(self, body: dict) -> list:
-        try:
-            messages = self._normalize_input(body)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RequestError(
-                f"The input cannot be read ({type(error).__name__}: {error}). Give text, or a list of messages: "
-                '[{"role": "user", "content": ...}].',
-                param="input",
-            ) from error
-        body.pop("instructions", None)  # they are the first message by now
-        return messages
+        return response_messages(body["input"], body.pop("instructions", None))
+
+    def whole(self, response: Response, config: Any) -> Response:
+        answer = json.loads(response.body)
+        return JSONResponse(cut(answer)) if is_cut(answer, config) else response
+
+    async def stream(self, pieces: AsyncIterator[str], config: Any) -> AsyncIterator[str]:
+        async for piece in pieces:
+            if '"type":"response.completed"' in piece:  # inside of a text the quotes would be escaped
+                event = json.loads(piece.removeprefix("data: "))
+                if is_cut(event["response"], config):
+                    event |= {"type": "response.incomplete", "response": cut(event["response"])}
+                    piece = f"data: {json.dumps(event)}\n\n"
+            yield piece
+
+    @staticmethod
+    def _normalize_input(body: dict) -> list[dict]:
+        """The messages, which `prepared` has loaded."""
+        return body["input"]
+
+
+def is_cut(answer: dict, config: Any) -> bool:
+    """Whether an answer of the Responses API has as many tokens as it may have."""
+    return answer["usage"]["output_tokens"] >= config.max_new_tokens
+
+
+def cut(answer: dict) -> dict:
+    """The answer, marked as cut."""
+    output = [{**item, "status": "incomplete"} for item in answer["output"]]
+    return answer | {
+        "status": "incomplete",
+        "incomplete_details": {"reason": "max_output_tokens"},
+        "output": output,
+    }
 
 
 __all__ = ["LoadedModel", "SpeechChatHandler", "SpeechGenerationState", "SpeechResponseHandler", "check_hooks"]

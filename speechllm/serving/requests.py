@@ -18,7 +18,12 @@ from processing_speechllm.audio_addresses import is_url
 from processing_speechllm.chat_messages import collect_audio, normalize_chats
 
 TEXT_KINDS = ("text", "input_text", "output_text")  # the latter two are of the Responses API
-AUDIO_KINDS = ("input_audio", "audio_url")
+AUDIO_KINDS = {"input_audio": ("data", "format"), "audio_url": ("url",)}  # with the keys of each
+KINDS = (*TEXT_KINDS, *AUDIO_KINDS)
+ROLES = ("system", "user", "assistant")
+NOTHING = ("", [], {}, None)  # values of keys that ask for nothing
+OF_AN_ANSWER = ("type", "id", "status", "phase")  # keys of a message that the Responses API gave, which is sent back
+MESSAGES = '[{"role": "user", "content": ...}]'
 CLOSING = set(".,;:!?)]…。，；：！？）")  # a text that begins so goes on with the sentence that the audio stands in
 IMPLIED = ("messages", "add_generation_prompt", "tools", "documents")  # of a template, but not for callers to set
 
@@ -62,7 +67,7 @@ OPTIONS = {  # what is carried out: a check, and what is wanted in words
     "user": (_is(str), "text"),  # the caller's own mark; it asks for nothing
 }
 CHAT_OPTIONS = OPTIONS | {
-    "messages": (_is(list), 'a list of messages: [{"role": "user", "content": ...}]'),
+    "messages": (_is(list), f"a list of messages: {MESSAGES}"),
     "max_tokens": ANSWER_LENGTH,
     "max_completion_tokens": ANSWER_LENGTH,
     "stream_options": (
@@ -73,7 +78,7 @@ CHAT_OPTIONS = OPTIONS | {
     ),
 }
 RESPONSE_OPTIONS = OPTIONS | {
-    "input": (_is(str, list), "text, or a list of messages"),
+    "input": (_is(str, list), f"text, or a list of messages: {MESSAGES}"),
     "instructions": (_is(str), "text"),
     "max_output_tokens": ANSWER_LENGTH,
 }
@@ -216,28 +221,78 @@ def load_chat(messages: list, processor: Any, allow_urls: bool = True) -> list[d
 
 def _with_known_blocks(message: dict, number: int) -> dict:
     """A message with the blocks of both APIs in the form of chat completions."""
-    others = [key for key, value in message.items() if key not in ("role", "content") and value not in ("", [], {})]
+    others = [key for key, value in message.items() if key not in ("role", "content") and value not in NOTHING]
     if others or "content" not in message:
         found = f"has {', '.join(others)}, which is not carried out here" if others else "has no content"
         raise ValueError(f"Message {number} {found}. Write it as text in the content (tools are not called here).")
-    if message["role"] == "developer":  # OpenAI's newer word, which few templates know
-        message = {**message, "role": "system"}
-    message = {key: message[key] for key in ("role", "content")}
-    if isinstance(message["content"], str):
-        return message
-    blocks = []
-    for block in message["content"]:
-        kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
-        if kind == "audio" and isinstance(block.get("audio"), LoadedAudio):  # by a handler; no JSON can say it
-            blocks.append(block)
-            continue
-        if kind not in (*TEXT_KINDS, *AUDIO_KINDS):
-            raise ValueError(
-                f"Message {number} has a content block of kind {kind!r}. Use text, input_audio "
-                '({"type": "input_audio", "input_audio": {"data": "<Base64>", "format": "wav"}}) or audio_url.'
-            )
-        blocks.append({**block, "type": "text"} if kind in TEXT_KINDS else {"type": kind, kind: block.get(kind)})
-    return {**message, "content": blocks}
+    role = "system" if message["role"] == "developer" else message["role"]  # the newer word, which few templates know
+    if role not in ROLES:
+        raise ValueError(
+            f"Message {number} has the role {_shown(role)}. Give one of {', '.join(ROLES)} (developer counts as "
+            "system; tools are not called here, so write what one said into a user's message)."
+        )
+    content = message["content"]
+    if not isinstance(content, str):
+        content = [_known_block(block, f"Message {number}") for block in content]
+    return {"role": role, "content": content}
+
+
+def _known_block(block: Any, place: str) -> dict:
+    """A block of either API in the form of chat completions; `place` says in which message it is."""
+    kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+    if kind == "audio" and isinstance(block.get("audio"), LoadedAudio):  # by a handler; no JSON can say it
+        return block
+    if kind in TEXT_KINDS:
+        _check_keys(block, ("type", "text"), f"{place} has a content block of kind {kind!r}")
+        return {"type": "text", "text": block.get("text")}
+    if kind not in AUDIO_KINDS:
+        raise ValueError(
+            f"{place} has a content block of kind {kind!r}. Use text, input_audio "
+            '({"type": "input_audio", "input_audio": {"data": "<Base64>", "format": "wav"}}) or audio_url.'
+        )
+    _check_keys(block, ("type", kind), f"{place} has a content block of kind {kind!r}")
+    if isinstance(block.get(kind), Mapping):
+        _check_keys(block[kind], AUDIO_KINDS[kind], f"{place} has an {kind}")
+    return {"type": kind, kind: block.get(kind)}
+
+
+def _check_keys(given: Mapping, known: tuple[str, ...], place: str) -> None:
+    """Raise a `ValueError` for keys that ask for something that is not carried out."""
+    others = [str(key) for key, value in given.items() if key not in known and value not in NOTHING]
+    if others:
+        raise ValueError(
+            f"{place} with {', '.join(others)}, which is not carried out here and is not ignored. Leave out all but "
+            f"{', '.join(known)}."
+        )
+
+
+def response_messages(given: str | list, instructions: str | None = None) -> list[dict]:
+    """
+    `input` and `instructions` of the Responses API -> messages for `load_chat`. The input is text, the blocks of one
+    message of the user, or messages; those that the API itself gave may be sent back as they were.
+
+    Raises:
+        RequestError: something else in the list, or a message with a key that is not carried out.
+    """
+    if isinstance(given, str):
+        messages = [{"role": "user", "content": given}]
+    elif given and all(isinstance(item, Mapping) and item.get("type") in KINDS for item in given):
+        messages = [{"role": "user", "content": given}]
+    else:
+        messages = [_message_of(item, number) for number, item in enumerate(given)]
+    return [{"role": "system", "content": instructions}] * bool(instructions) + messages
+
+
+def _message_of(item: Any, number: int) -> dict:
+    """One item of `input`, without what says only where it came from."""
+    kind = item.get("type", "message") if isinstance(item, Mapping) else None
+    if kind != "message":
+        found = _shown(item) if kind is None else f"of kind {kind!r}"
+        raise RequestError(
+            f"Item {number} of the input is {found}, which is no message. Give text, or messages alone: {MESSAGES}.",
+            param="input",
+        )
+    return {key: value for key, value in item.items() if key not in OF_AN_ANSWER}
 
 
 def on_lines(blocks: list[dict]) -> list[dict]:
@@ -252,4 +307,12 @@ def on_lines(blocks: list[dict]) -> list[dict]:
     return laid_out
 
 
-__all__ = ["CHAT_OPTIONS", "RESPONSE_OPTIONS", "Options", "RequestError", "load_chat", "template_variables"]
+__all__ = [
+    "CHAT_OPTIONS",
+    "RESPONSE_OPTIONS",
+    "Options",
+    "RequestError",
+    "load_chat",
+    "response_messages",
+    "template_variables",
+]

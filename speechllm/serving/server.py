@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException  # FastAPI's own is one of these, and what it raises of bodies is not
 from transformers.cli.serving.server import build_server
 
+from .departures import Departures
 from .handlers import (
     FITTING,
     LoadedModel,
@@ -78,6 +79,7 @@ def build_app(
     app.add_exception_handler(HTTPException, _refused_by_transformers)
     app.add_exception_handler(RequestValidationError, _not_json)
     app.add_exception_handler(Exception, _failed)
+    app.add_middleware(Departures)
     app.add_middleware(Gate, max_body=max_body)
     return app
 
