@@ -15,7 +15,7 @@ from .distillation_config import SpeechDistillationConfig
 from .imitation_trainer import ImitationCollator
 from .objectives.ctc import language_loss
 from .objectives.distances import input_distance, output_distance
-from .objectives.speech_inputs import connect, embed_prompts, read_prompts
+from .objectives.speech_inputs import connect
 from .objectives.terms import Term
 from .speech_trainer import SpeechTrainer
 
@@ -79,8 +79,7 @@ class SpeechDistillationTrainer(SpeechTrainer):
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)
-        inputs = embed_prompts(model, batch, connected)
-        hidden = read_prompts(model, inputs)
+        hidden = self.hidden(model, batch, connected)
         rows = torch.arange(len(hidden), device=hidden.device)
         terms, teacher = {}, None
         if "teacher_input_ids" in batch:

@@ -20,7 +20,7 @@ from .data.collators import Example, SpeechCollator, Utterance, keep_masks, whol
 from .data.ctc_alignment import token_times
 from .data.interleaving import Segment, TextSegment, choose_spans, choose_speech, interleave
 from .imitation_config import SpeechImitationConfig
-from .objectives.speech_inputs import connect, embed_prompts, read_prompts
+from .objectives.speech_inputs import connect
 from .objectives.terms import Term
 from .speech_trainer import SpeechTrainer
 
@@ -154,8 +154,7 @@ class SpeechImitationTrainer(SpeechTrainer):
         self.check_cached_teacher("top_k", self.args.transcription_instruction)
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
-        inputs = embed_prompts(model, batch, connect(model, batch))
-        hidden = read_prompts(model, inputs)
+        hidden = self.hidden(model, batch, connect(model, batch))
         weights = self.args.cross_entropy_weight, self.args.divergence_weight
         return self.response_terms(model, batch, hidden, *weights, end_token_weight=self.args.end_token_weight)
 

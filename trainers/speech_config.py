@@ -80,6 +80,9 @@ class SpeechTrainingConfig(SFTConfig):
         chat_template_kwargs (`dict`, *optional*):
             Options of the chat template, those that the targets were generated with; Qwen3 takes
             `{"enable_thinking": False}`.
+        share_prefix (`bool`, *optional*):
+            Read what all rows of a batch begin with, a chat template's start and system prompt, once for all of them,
+            where the LLM is frozen and its family allows it (`speed/prefix.py`); by default on a CPU.
         max_bad_share (`float`, *optional*, defaults to `0.01`):
             Stop when more than this share of the rows cannot be used; fewer are set aside, counted and listed in
             `bad_rows` under the output folder.
@@ -132,6 +135,9 @@ class SpeechTrainingConfig(SFTConfig):
     )
     chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": 'Options of the chat template, {"enable_thinking": false}.'}
+    )
+    share_prefix: bool | None = field(
+        default=None, metadata={"help": "Read what all rows begin with once, with a frozen LLM; by default on a CPU."}
     )
     max_bad_share: float = field(
         default=0.01, metadata={"help": "Stop when more than this share of the rows cannot be used."}

@@ -27,6 +27,7 @@ from trl import SFTTrainer
 
 from modeling_speechllm.attention_backends import attention_for_any_length
 from modeling_speechllm.audio_towers import AudioTower
+from modeling_speechllm.connector_base import ConnectorOutput
 from modeling_speechllm.llm_head import scale_logits
 from processing_speechllm import SpeechLLMProcessor
 
@@ -45,6 +46,7 @@ from .objectives.terms import Term, Totals, weighted_loss
 from .speech_config import SpeechTrainingConfig, check_given
 from .speed.attention import fast_backward
 from .speed.memory import activations_fit
+from .speed.prefix import SharedPrefix, read_on
 
 
 def last_places(mask: torch.Tensor) -> torch.Tensor:
@@ -135,6 +137,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if tied and peft_config is not None:
             tie_head(self.speech_model)
         self._check_sharding()
+        share = self.args.device.type == "cpu" if args.share_prefix is None else args.share_prefix
+        self.shared_prefix = SharedPrefix(wanted=share and not (self.is_sharded or args.torch_compile))
 
     def _choose_checkpointing(
         self, args: SpeechTrainingConfig, model: PreTrainedModel, rows: Any, processor: SpeechLLMProcessor
@@ -226,9 +230,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
     def predictions(self, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (rows, sequence, vocabulary) and labels (rows, sequence) of a batch, those of a position standing at
         that before it as everywhere in transformers; `model` is the SpeechLLM without wrappers."""
-        inputs = embed_prompts(model, batch, connect(model, batch))
-        hidden = read_prompts(model, inputs)
-        return self.head(model)(hidden), batch["labels"]
+        return self.head(model)(self.hidden(model, batch, connect(model, batch))), batch["labels"]
 
     def outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[CausalLMOutput, torch.Tensor]:
         """`predictions` inside one forward of the wrapped model, for metrics and losses of the user's."""
@@ -281,6 +283,13 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         loss = loss * self.accelerator.num_processes  # processes average their gradients
         return (loss, {}) if return_outputs else loss
 
+    def hidden(self, model: PreTrainedModel, batch: dict[str, Any], connected: ConnectorOutput) -> torch.Tensor:
+        """Last-layer hidden states (batch, sequence, dim) of the LLM that hears what the connector gave."""
+        inputs = embed_prompts(model, batch, connected)
+        audio = model.model.get_placeholder_mask(batch["input_ids"])
+        rows = batch["input_ids"], batch["attention_mask"], inputs["inputs_embeds"]
+        return read_prompts(model, inputs, self.shared_prefix.of(model.model.language_model, *rows, audio))
+
     @contextmanager
     def teacher(self, model: PreTrainedModel) -> Iterator[nn.Module]:
         """The LLM as teacher: without gradients, dropout and adapters."""
@@ -302,7 +311,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         """Last-layer hidden states (batch, sequence, dim) of the LLM that reads the transcripts."""
         with self.teacher(model) as llm:
             embeddings = model.model.embed_text(batch["teacher_input_ids"])
-            return llm(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # padded behind, as the student's
+            rows = batch["teacher_input_ids"], batch["teacher_attention_mask"], embeddings
+            return read_on(llm, self.shared_prefix.of(llm, *rows), embeddings)  # padded behind, as the student's
 
     def response_terms(
         self,

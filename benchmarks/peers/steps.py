@@ -3,7 +3,8 @@
     python -m benchmarks.peers.steps --loss divergence --dtype bf16 --steps 3      # random weights, one CPU thread
 
 Eight rows of about 5 seconds; a step is reading its batch, forward, backward, optimizer, in seconds of processor time.
-Printed is the median of each loop, and of the ratios within each turn to Ultravox's form.
+Printed is the median of each loop, and of the ratios within each turn to Ultravox's form. `whole rows` are our loops
+with `share_prefix: false`, each to be set beside its own.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from trainers.speed.attention import fast_backward
 
 from . import training
 from .parts import clock, noise_rows, parts_from, random_parts
+
+WHOLE_ROWS = ", whole rows"
 
 
 def step(trainer: Any, device: str) -> float:
@@ -52,12 +55,16 @@ def main() -> None:
     parts = parts_from(args.parents) if args.parents else random_parts()
     dtype = {"bf16": torch.bfloat16, "float32": torch.float32}[args.dtype]
     work = training.Work(parts, noise_rows(8, (4.6, 5.4), 0), 8, 1, dtype, "cpu")
-    loops = [training.OURS, training.CACHED, training.ULTRAVOX]
+    loops = [name + rows for name in (training.OURS, training.CACHED) for rows in ("", WHOLE_ROWS)]
+    loops.append(training.ULTRAVOX)
     loops += [training.PLAIN, training.TRL] if args.loss == "cross-entropy" else []
     with tempfile.TemporaryDirectory() as folder:
         cache, trainers = training.make_cache(work, Path(folder) / "cache"), {}
         for loop in loops:
-            trainer = training.make_trainer(loop, args.loss, work, folder, cache, training.Clock("cpu"), 0)
+            name = loop.removesuffix(WHOLE_ROWS)
+            trainer = training.make_trainer(name, args.loss, work, folder, cache, training.Clock("cpu"), 0)
+            if loop != name:
+                trainer.shared_prefix.wanted = False
             trainer.create_optimizer()
             if trainer.args.gradient_checkpointing:
                 trainer.model.activation_checkpointing_enable()

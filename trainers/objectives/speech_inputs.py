@@ -10,6 +10,8 @@ from modeling_speechllm.left_out import attended_places, leave_out, left_out_pla
 from modeling_speechllm.lengths import minimum_input
 from modeling_speechllm.modeling_speechllm import put_audio
 
+from ..speed.prefix import Prefix, read_on
+
 
 def connect(model: PreTrainedModel, batch: dict[str, Any]) -> ConnectorOutput:
     """The connector's output for the audios of a batch, from features or from cached encoder frames; without audio,
@@ -65,24 +67,28 @@ def embed_prompts(
     return inputs
 
 
-def read_prompts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Last hidden states (batch, sequence, dim) of the LLM that reads what [`embed_prompts`] made.
+def read_prompts(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], prefix: Prefix | None = None
+) -> torch.Tensor:
+    """Last hidden states (batch, sequence, dim) of the LLM that reads what [`embed_prompts`] made, from the end of a
+    `prefix` on that all rows begin with, if there is one.
 
     Audio tokens that the connector leaves out take no part: the others are closed up before and spread again after,
     with zeros where nothing was read.
     """
-    llm = model.model.language_model
+    llm, embeddings = model.model.language_model, inputs["inputs_embeds"]
     if "position_ids" not in inputs:
-        return llm(**inputs, use_cache=False).last_hidden_state
-    embeddings, mask = inputs["inputs_embeds"], inputs["attention_mask"]
+        return read_on(llm, prefix, embeddings)
+    mask = inputs["attention_mask"]
     counts = mask.sum(-1)
     places = attended_places(mask, max(int(counts.max()), 1))
-    hidden = llm(
-        inputs_embeds=take_places(embeddings, places),
+    hidden = read_on(
+        llm,
+        prefix,
+        take_places(embeddings, places),
         attention_mask=length_mask(counts, places.shape[1]).to(mask.dtype),
         position_ids=inputs["position_ids"].gather(1, places),
-        use_cache=False,
-    ).last_hidden_state
+    )
     return put_places(hidden, places, mask.shape[1])
 
 

@@ -1,1 +1,1 @@
-"""What makes a training fast, or lets it fit: how attention is computed, and whether activations are kept."""
+"""What makes a training fast, or lets it fit: attention, what all rows begin with, whether activations are kept."""

@@ -75,7 +75,8 @@ def attention_with_products(
 ) -> tuple[torch.Tensor, None]:
     """transformers' `sdpa` attention, with a backward pass by products where that is faster."""
     length, learning = query.shape[2], torch.is_grad_enabled() and (query.requires_grad or value.requires_grad)
-    fits = length == key.shape[2] <= LONGEST and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    whole = length == key.shape[2] or attention_mask is not None  # PyTorch's causal mask begins at the first key
+    fits = whole and key.shape[2] <= LONGEST and query.dtype == torch.bfloat16 and query.device.type == "cpu"
     plain = not dropout and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     if not (learning and fits and plain):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
