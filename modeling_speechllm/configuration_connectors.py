@@ -353,6 +353,9 @@ class WhisperReaderConfig(ConnectorConfig):
             notes of what is not speech ("[Music]").
         no_speech_threshold (`float`, *optional*, defaults to 0.35): above which `no_speech_probability` nothing is
             read of a window; not the probability of `no_speech` alone, for which Whisper has 0.6. None or 0 is off.
+        selection (`str`, defaults to `"hard"`): a token's vector is the LLM's embedding of what was written
+            (`"hard"`, with the gradient of the other), or the mean of all embeddings, weighted by the posterior
+            (`"soft"`).
     """
 
     type: str = "whisper_reader"
@@ -373,6 +376,7 @@ class WhisperReaderConfig(ConnectorConfig):
     no_speech: int | None = None
     suppress_tokens: list[int] = field(default_factory=list)
     no_speech_threshold: float | None = 0.35
+    selection: str = "hard"
 
     def __post_init__(self):
         super().__post_init__()
@@ -395,6 +399,8 @@ class WhisperReaderConfig(ConnectorConfig):
                 f"whisper_reader: no_speech={self.no_speech}, suppress_tokens={self.suppress_tokens} must be tokens "
                 f"below {self.tokens}. Leave them out: they are read from the decoder."
             )
+        if self.selection not in ("hard", "soft"):
+            raise ValueError(f"whisper_reader: selection={self.selection!r} must be 'hard' or 'soft'.")
         threshold = self.no_speech_threshold
         if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
             raise ValueError(

@@ -1,9 +1,9 @@
 """A connector that reads with Whisper's own decoder: one embedding of the LLM per token that it reads.
 
 Whisper's decoder writes down greedily what it hears in the encoder's frames. Each token that it writes becomes one
-vector: the LLM's own embeddings of Whisper's tokens, weighted by the decoder's posterior (as LegoSLM does with CTC
-posteriors, arXiv 2505.11352). So an LLM has ears before any training, as good as the recogniser's; and as the vectors
-follow the posterior, encoder, decoder and table can be trained through the LLM like any other connector. It is the
+vector, the LLM's own embedding of it. So an LLM has ears before any training, as good as the recogniser's. The gradient
+is that of the embeddings weighted by the decoder's posterior (LegoSLM does so with CTC posteriors, arXiv 2505.11352;
+straight-through), so that encoder, decoder and table can be trained through the LLM like any other connector. It is the
 slowest to prefill: the decoder goes token by token, and each window of longer audio is read for itself.
 
 Unusual here:
@@ -169,7 +169,7 @@ class WhisperReader(Connector):
             hidden = self.hear_again(tokens, windows, window_lengths)
         spoken = tokens < self.config.end
         used = length_mask(spoken.sum(1), size)
-        embedded = self.embed(hidden[spoken])
+        embedded = self.embed(hidden[spoken], tokens[spoken])
         embeddings = embedded.new_zeros(*used.shape, embedded.shape[-1]).masked_scatter(used[..., None], embedded)
         places = output_length(frames.shape[1], self.stages)  # the last window may have fewer than the others
         return ConnectorOutput(
@@ -177,10 +177,20 @@ class WhisperReader(Connector):
             used=unfold_tokens(used[..., None], used_windows)[:, :places, 0],
         )
 
-    def embed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The decoder's states (..., size) -> the LLM's vectors, weighted by the posterior (..., text_size)."""
+    def embed(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The decoder's states (written, size) and what it wrote from them (written,) -> the LLM's vectors (written,
+        text_size): of the tokens, or weighted by the posterior. The gradient is that of the latter in both."""
+        hard = self.config.selection == "hard"
+        if hard:
+            token_ids = self.table.token_ids.to(tokens.device)
+            places = torch.zeros(self.config.tokens, dtype=torch.long, device=tokens.device)
+            places[token_ids] = torch.arange(len(token_ids), device=tokens.device)
+            chosen = F.embedding(places[tokens], self.table.weight)
+            if not torch.is_grad_enabled():
+                return chosen
         logits = self.embed_tokens(hidden)[..., self.table.token_ids.to(hidden.device)]
-        return self.table(logits.float().softmax(-1))
+        weighted = self.table(logits.float().softmax(-1))
+        return weighted + (chosen - weighted).detach() if hard else weighted
 
     @torch.compiler.disable
     @torch.no_grad()
