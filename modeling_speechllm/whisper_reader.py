@@ -1,10 +1,11 @@
 """A connector that reads with Whisper's own decoder: one embedding of the LLM per token that it reads.
 
 Whisper's decoder writes down greedily what it hears in the encoder's frames. Each token that it writes becomes one
-vector, the LLM's own embedding of it. So an LLM has ears before any training, as good as the recogniser's. The gradient
-is that of the embeddings weighted by the decoder's posterior (LegoSLM does so with CTC posteriors, arXiv 2505.11352;
-straight-through), so that encoder, decoder and table can be trained through the LLM like any other connector. It is the
-slowest to prefill: the decoder goes token by token, and each window of longer audio is read for itself.
+vector, the LLM's own embedding of it. So an LLM has ears before any training, as good as the recogniser's. The
+gradient is that of the embeddings weighted by the decoder's posterior (LegoSLM does so with CTC posteriors, arXiv
+2505.11352; straight-through), so that encoder, decoder and table can be trained through the LLM like any other
+connector. It is the slowest to prefill: the decoder goes token by token, and each window of longer audio is read for
+itself.
 
 Unusual here:
 - How many placeholders an audio takes depends on its length alone, as with every connector. `used` marks those that
@@ -84,6 +85,10 @@ class ReaderTable(TokenTable):
     def __init__(self, vocabulary: int, size: int):
         super().__init__(vocabulary, size)
         self.register_buffer("copied_ids", torch.full((vocabulary,), -1))
+
+    def forward(self, read: torch.Tensor) -> torch.Tensor:
+        """Rows (...) -> themselves, (..., size); weights of rows (..., vocabulary) -> their mean, (..., size)."""
+        return super().forward(read) if read.is_floating_point() else F.embedding(read, self.weight)
 
     def initialize(self, std: float) -> None:
         super().initialize(std)
@@ -185,7 +190,7 @@ class WhisperReader(Connector):
             token_ids = self.table.token_ids.to(tokens.device)
             places = torch.zeros(self.config.tokens, dtype=torch.long, device=tokens.device)
             places[token_ids] = torch.arange(len(token_ids), device=tokens.device)
-            chosen = F.embedding(places[tokens], self.table.weight)
+            chosen = self.table(places[tokens])
             if not torch.is_grad_enabled():
                 return chosen
         logits = self.embed_tokens(hidden)[..., self.table.token_ids.to(hidden.device)]

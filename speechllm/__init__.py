@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration, SpeechLLMModel
 from processing_speechllm import SpeechInstructPipeline, SpeechLLMProcessor, register_pipeline
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # Folders of the embedded checkpoints, by the names that commands and benchmarks know them by.
 MODELS = {path.parent.name: str(path.parent) for path in sorted(Path(__file__).parent.glob("*/config.json"))}

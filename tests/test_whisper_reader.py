@@ -24,6 +24,7 @@ from transformers import (
 from transformers.generation import WhisperTimeStampLogitsProcessor
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration, whisper_reader
+from modeling_speechllm.configuration_connectors import connector_config
 from modeling_speechllm.connectors import build_connector
 from modeling_speechllm.parents import reading_vocabulary
 from processing_speechllm import SpeechLLMProcessor
@@ -149,6 +150,9 @@ def test_it_reads_what_whisper_does_under_its_own_rules(end, monkeypatch):
         limits = torch.tensor([10, 1, 5, 8, 6, 0, 10, 10, 3, 8])
         tokens, hidden = connector.read(frames, lengths, limits)
         output = connector.project(frames, lengths, None)
+        connector.config.selection = "soft"
+        soft = connector.project(frames, lengths, None)
+        assert torch.equal(soft.used, output.used)
         for row, (length, limit) in enumerate(zip(LENGTHS, limits.tolist(), strict=True)):
             alone = frames[row : row + 1, :length]
             written, states = read_slowly(connector, whisper, alone, limit)
@@ -160,11 +164,14 @@ def test_it_reads_what_whisper_does_under_its_own_rules(end, monkeypatch):
             segments = sum(one < END <= other for one, other in zip(written, written[1:], strict=False))
             kinds.add("nothing" if not states else "limit" if len(states) == limit else "text")
             kinds.add(f"{segments} segments")
-            _, states = read_slowly(connector, whisper, alone, -(-length // 4))
+            written, states = read_slowly(connector, whisper, alone, -(-length // 4))
+            texts = [token for token in written if token < END]
             assert output.used[row].tolist() == [place < len(states) for place in range(10)]
             for place, state in enumerate(states):
                 posterior = (state @ connector.embed_tokens.weight[connector.table.token_ids].T).softmax(-1)
-                torch.testing.assert_close(output.embeddings[row, place], posterior @ connector.table.weight, **CLOSE)
+                torch.testing.assert_close(soft.embeddings[row, place], posterior @ connector.table.weight, **CLOSE)
+                own = connector.table.token_ids == texts[place]
+                assert torch.equal(output.embeddings[row, place], connector.table.weight[own][0])
     assert {"nothing", "limit", "text", "0 segments"} <= kinds
     assert ("1 segments" in kinds) == ("2 segments" in kinds) == (end == 2)
 
@@ -265,11 +272,32 @@ def test_half_precision():
     connector, _ = reader()
     frames, lengths = clips(LENGTHS)
     tokens, hidden = connector.read(frames, lengths, lengths)
-    expected = connector.embed(hidden[tokens < END])
+    connector.config.selection = "soft"
+    spoken = tokens < END
+    expected = connector.embed(hidden[spoken], tokens[spoken])
     half = connector.bfloat16()
-    heard = half.embed(half.hear_again(tokens, frames.bfloat16(), lengths)[tokens < END])  # what it writes may differ
+    again = half.hear_again(tokens, frames.bfloat16(), lengths)[spoken]  # what it writes may differ
+    heard = half.embed(again, tokens[spoken])
     assert heard.dtype == half(frames.bfloat16(), lengths).embeddings.dtype == torch.bfloat16
     assert (heard.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_what_was_written_has_the_gradient_of_the_mean_that_the_posterior_weights():
+    found = {}
+    for selection in ("soft", "hard"):
+        connector, _ = reader()
+        connector.config.selection = selection
+        frames, lengths = clips(LENGTHS)
+        output = connector(frames.requires_grad_(), lengths)
+        weights = torch.randn(output.embeddings.shape, generator=torch.Generator().manual_seed(0))
+        (output.embeddings * weights).sum().backward()
+        found[selection] = output.embeddings.detach(), frames.grad, connector.layers[0].fc1.weight.grad
+    assert not torch.allclose(found["soft"][0], found["hard"][0])
+    for soft, hard in zip(found["soft"][1:], found["hard"][1:], strict=True):
+        assert soft.abs().max() > 0
+        torch.testing.assert_close(hard, soft)
+    with pytest.raises(ValueError, match="selection='firm' must be 'hard' or 'soft'"):
+        connector_config({"type": "whisper_reader", "selection": "firm"})
 
 
 @torch.no_grad()

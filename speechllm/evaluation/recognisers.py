@@ -142,7 +142,7 @@ class CTCHeadRecogniser:
 class ConnectorRecogniser:
     """
     The words that a reading connector of a SpeechLLM reads: with `ctc_compress` by greedy CTC, with `whisper_reader`
-    whose vectors are the LLM's own the token nearest to each.
+    whose vectors are the LLM's own the token nearest to each, which is what was written where its selection is hard.
 
     Args:
         model, processor: the SpeechLLM.
