@@ -209,5 +209,6 @@ def test_a_part_that_is_done_is_not_done_again(places, tmp_path, monkeypatch, ca
     assert calls == ["one", "two", "two"]
     table = (tmp_path / "out/acceptance.md").read_text()
     assert "| two | accuracy | 50.0 [40.0, 60.0] |  | 0.0 | 9 | at least 45 | yes |" in table and "three" not in table
+    assert (tmp_path / "out/acceptance.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="has the acceptance of"):
         accepting.accept(*arguments[:-1], 6, parts=("one",))

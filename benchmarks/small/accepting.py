@@ -3,7 +3,8 @@
     python -m benchmarks.small accept --model FOLDER --parents PARENTS --data DATA --out OUT
 
 Everything on speakers and sentences of no training. A part that is done is not done again; a killed one goes on where
-it was. `OUT/acceptance.md` has the table, `OUT/PART` what each part came from, answer by answer.
+it was. `OUT/acceptance.md` has the table, `acceptance.png` its picture, `OUT/PART` what each part came from, answer by
+answer.
 """
 
 import json
@@ -26,6 +27,7 @@ from benchmarks.small.acceptance_rows import (
     words,
     write_rows,
 )
+from benchmarks.small.picture import draw
 from benchmarks.small.shipping import ENCODER, located, write_json
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
@@ -276,6 +278,7 @@ def accept(
     write_json(out / "acceptance.json", lines)
     table = as_table(lines)
     (out / "acceptance.md").write_text(table, encoding="utf-8")
+    draw(lines, out / "acceptance.png")
     print(table)
     return lines
 
