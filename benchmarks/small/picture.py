@@ -17,7 +17,7 @@ def shown(line: dict[str, Any]) -> bool:
 
 
 def reach(found: Sequence[float | None], end: int) -> float:
-    """How far an interval's low (1) or high (2) end lies from its value; 0 where there is none, or beside the value."""
+    """How far an interval's low (1) or high (2) end lies from its value; 0 where there is none, or beside it."""
     ends = found[end] is not None and found[end] == found[end]
     return max((found[end] - found[0]) * (-1 if end == 1 else 1), 0) if ends else 0
 
