@@ -3,7 +3,7 @@
     python -m benchmarks.first_answer
 
 Each run is a process of its own, in turns: nothing but the imports that any pipeline of an audio model makes, and
-`speechllm ask` on a clip of two seconds with the embedded model. Wall and CPU seconds, medians.
+`speechllm ask` on a recording of some seconds with either model of the package. Wall and CPU seconds, medians.
 """
 
 import argparse
@@ -23,10 +23,13 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 """
 CLIP = Path(speechllm.NANO) / "examples" / "en.wav"
+SMALL_CLIP = Path(speechllm.SMALL) / "examples" / "guitars.ogg"
+ASK = ["-m", "speechllm_cli", "ask"]
 CASES = {
     "import torch": ["-c", "import torch"],
     "torch and transformers' classes": ["-c", IMPORTS],
-    "`speechllm ask`, whole process": ["-m", "speechllm_cli", "ask", str(CLIP), "what was said"],
+    "`speechllm ask --model nano`, whole process": [*ASK, str(CLIP), "what was said", "--model", "nano"],
+    "`speechllm ask`, whole process": [*ASK, str(SMALL_CLIP), "what was said"],
 }
 
 
