@@ -5,7 +5,7 @@
 
 The packaged recordings go, followed by silence, in real time through what the page does with a microphone: pieces as
 long as the browser's, voice activity detection, a request to a server by OpenAI's API, its streamed answer. Without
-`--base-url` the server is `speechllm serve` on the embedded model. Speech ends at the last 20 ms that are within 40 dB
+`--base-url` the server is `speechllm serve nano`, or of `--model`. Speech ends at the last 20 ms that are within 40 dB
 of the loudest. The browser's own share is not in it: to take up sound, to post a piece, to show a word.
 """
 
@@ -87,7 +87,7 @@ def main() -> None:
     recordings = {path.name: soxr.resample(load_audio(str(path)), 16_000, RATE) for path in paths}
     with ExitStack() as stack:
         if arguments.base_url is None:
-            base_url, _ = stack.enter_context(serving(arguments.model))
+            base_url, _ = stack.enter_context(serving(arguments.model or "nano"))
             client = Client(base_url)
         else:
             client = Client(arguments.base_url, arguments.model)
