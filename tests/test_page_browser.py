@@ -170,13 +170,13 @@ def test_two_turns_one_uploaded_and_one_without_a_recording_and_errors_between(t
 def test_a_packaged_recording_is_asked_with_its_own_ideas():
     with stub_page() as (address, server), chromium() as driver:
         page = Page(driver, address)
-        page.click("#examples button, #examples .gallery-item", "German")
+        page.click("#examples button, #examples .gallery-item", "The company")
         page.wait(lambda: page.all("#recording button[aria-label='Play'], #recording audio"))
-        page.click("#ideas button, #ideas .gallery-item", "What is the result?")
+        page.click("#ideas button, #ideas .gallery-item", "What does the company make?")
         field = page.one("#instruction textarea, #instruction input")
-        page.wait(lambda: field.get_property("value") == "What is the result?")
+        page.wait(lambda: field.get_property("value") == "What does the company make?")
         page.ask()
-        assert "s at 16000 Hz; What is the result?" in page.wait_for_answers(1)
+        assert "s at 16000 Hz; What does the company make?" in page.wait_for_answers(1)
         assert not page.all("#transcript textarea")
 
 

@@ -548,11 +548,11 @@ def test_places_and_models_that_are_none(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_answers_the_page_s_example_and_several_at_once_after_one_has_left(capsys):
-    command = [sys.executable, "-m", "speechllm_cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "speechllm_cli", "serve", "nano", "--served-model-name", NAME, "--port", "0"]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else what runs in the background hands down deafness
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout.readline() == f"Loading {NAME}\n"
+            assert server.stdout.readline() == "Loading nano\n"
             ready = server.stdout.readline()
             assert ready.startswith(f"Ready: {NAME} on "), server.stderr.read()
             address = ready.split(" at ")[1].split()[0]
