@@ -19,6 +19,7 @@ from benchmarks.claims.worlds import World, by_language, read_rows, write_rows
 from benchmarks.nanoworld.recordings import write_recording
 from benchmarks.nanoworld.tasks import draw
 from benchmarks.nanoworld.world import frames
+from modeling_speechllm.configuration_connectors import connector_config
 from modeling_speechllm.connectors import build_connector
 from speechllm import NANO
 from trainers.commands.inputs import load_checkpoint
@@ -168,6 +169,16 @@ def test_settings_merge_deeply_and_values_are_filled_in_or_named():
         load_paper("ladd", "nano")
     with pytest.raises(ValueError, match="knows no world 'mars'"):
         load_paper("lad", "mars")
+    assert merge({"a": {"b": 1}}, {"a": {"c": None}}) == {"a": {"b": 1, "c": None}}  # no key of the base: it is said
+
+
+def test_no_connector_of_the_nano_world_reads_layers_that_its_cache_has_not():
+    for paper in ("lad", "mtbi", "bloomzmms", "across"):
+        for variant in load_paper(paper, "nano").variants.values():
+            connector = variant.settings.get("connector")
+            if connector and not variant.same_as:
+                told = {key: connector[key] for key in ("type", "layers") if key in connector}
+                assert connector_config(told).layers is None, variant.name
 
 
 def test_rows_lie_beside_their_recordings_and_in_their_languages(tmp_path):

@@ -130,13 +130,14 @@ def load_paper(name: str, world: str, given: Mapping[str, Any] | None = None) ->
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, mappings within mappings merged alike; a change to None takes a key out."""
+    """`base` with `changes`, mappings within mappings merged alike; a change to None takes a key of `base` out, and
+    stays where it has none: a setting whose default is another."""
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
-        elif value is None:
-            merged.pop(key, None)
+        elif value is None and key in merged:
+            del merged[key]
         else:
             merged[key] = value
     return merged
