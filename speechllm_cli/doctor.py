@@ -189,10 +189,10 @@ def check_decoders() -> Iterator[Finding]:
 def check_embedded_model() -> Iterator[Finding]:
     """The embedded model answers one packaged recording as expected."""
     started = time.perf_counter()
-    pipe = load_pipeline("nano")
+    pipe = load_pipeline(None)
     import speechllm
 
-    example = demo.load_examples(Path(speechllm.NANO) / "examples")[0]
+    example = demo.load_examples(Path(speechllm.MODELS[speechllm.DEFAULT]) / "examples")[0]
     question = example["questions"][0]
     answer = ask_pipeline(pipe, [example["file"]], question["instruction"])
     seconds = time.perf_counter() - started

@@ -38,8 +38,10 @@ def load_pipeline(model: str | None, **options: Any) -> Any:
         pipe = pipeline("speech-instruct", model=model, pipeline_class=speechllm.SpeechInstructPipeline, **options)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        names = " or ".join(speechllm.MODELS)
         raise CommandError(
-            f"cannot load {model or embedded()}: {reason}. Give a folder or Hub id of a SpeechLLM checkpoint."
+            f"cannot load {model or embedded()}: {reason}. Give a folder or Hub id of a SpeechLLM checkpoint, or a "
+            f"model of the package: {names}."
         ) from error
     if pipe.model.config.model_type != "speechllm":
         raise CommandError(

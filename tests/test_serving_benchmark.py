@@ -117,10 +117,10 @@ def test_a_comparison_counts_what_is_the_same_and_keeps_what_is_not(address, tmp
 
 
 def test_replicas_carry_the_peak_and_one_less_would_not():
-    for peak, one in ((20, 8.3), (100, 8.3), (20, 20.3), (100, 20.3), (7, 10.0), (3, 5.8)):
+    for peak, one in ((20, 32.0), (100, 32.0), (20, 105.5), (100, 105.5), (7, 10.0), (3, 5.8)):
         count = replicas(peak, one)
         assert count * 0.7 * one >= peak > (count - 1) * 0.7 * one
-    assert [replicas(peak, one) for one in (8.3, 20.3) for peak in (20, 100)] == [4, 18, 2, 8]  # as in docs/serving.md
+    assert [replicas(peak, one) for one in (32.0, 105.5) for peak in (20, 100)] == [1, 5, 1, 2]  # as docs/serving.md
 
 
 def test_a_phase_says_how_far_it_is_and_ends_when_its_time_is_over(address, monkeypatch, capsys):
