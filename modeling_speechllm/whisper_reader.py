@@ -13,6 +13,7 @@ Unusual here:
 - Frames are those of the audio's own length and of half a second of silence after it (the processor's
   `trailing_silence`), not of a whole window. Without any silence Whisper does not find the end, and repeats. It reads
   with timestamps, under Whisper's own rules for them, and stops at an end that lies within `END` of the window's.
+  Where Whisper ends before that, its own loop would read anew from there; here it reads on if the rest has speech.
 - A window is not read at all where Whisper tells that nothing is said (`no_speech_probability`): by its token for no
   speech, and by what it would begin with if it might, a note such as "[Music]". All that it would write is invented.
 - What greedy decoding repeats is read once (`said`). Whisper's way out, sampling, would give another text each time.
@@ -235,6 +236,11 @@ class WhisperReader(Connector):
             timed = logits[:, config.times :].logsumexp(-1) > logits[:, : config.times].amax(-1)
             logits[:, : config.times].masked_fill_(timed[:, None], -torch.inf)
             token = logits.argmax(-1).masked_fill(done, config.end)
+            early = (token == config.end) & (state == BEGUN) & (latest > 0) & (lengths - latest > END) & ~done
+            if early.any():
+                more = early.clone()
+                more[early] = self.speaks_on(windows[early], lengths[early], latest[early])
+                token = torch.where(more, logits[:, : config.end].argmax(-1), token)
             time, ended = token - config.times, token >= config.times
             closed = ended & (state == TEXT)
             done = done | (token == config.end) | closed & (time > lengths - END)
@@ -252,6 +258,18 @@ class WhisperReader(Connector):
         for row, (written, frames, full) in enumerate(facts):
             tokens[row, said(written, config.end, config.times, frames, full) :] = config.end
         return tokens, torch.stack(states, 1)
+
+    def speaks_on(self, windows: torch.Tensor, lengths: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+        """Whether there is speech in windows (rows, frames, size) from frames `begins` (rows,) on, (rows,)."""
+        if self.config.no_speech is None or not self.config.no_speech_threshold:
+            return torch.zeros_like(begins, dtype=torch.bool)
+        rest = lengths - begins
+        places = begins[:, None] + torch.arange(int(rest.max()), device=begins.device)
+        places = places.clamp(max=windows.shape[1] - 1)
+        frames = windows.gather(1, places[..., None].expand(-1, -1, windows.shape[2]))
+        prompt = torch.tensor(self.config.prompt, device=windows.device).expand(len(windows), -1)
+        told = self.decode(prompt, frames, rest, None)
+        return self.no_speech_probability(told) <= self.config.no_speech_threshold
 
     def no_speech_probability(self, told: torch.Tensor) -> torch.Tensor:
         """That nothing is said in windows (rows,), by the states on the prompt (rows, prompt, size).

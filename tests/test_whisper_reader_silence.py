@@ -255,3 +255,43 @@ def test_sounds_and_pauses_are_measured(noted, tmp_path):
     (folder / "manifest.jsonl").write_text('{"audio": "through.wav"}\n{"audio": "paused.wav"}\n')
     ((kind, found),) = silence.quiet(tmp_path, "picovoice", 5)
     assert kind == "pauses of picovoice" and 20000 < len(found) < 24000 and np.abs(found).max() < 0.01
+
+
+@torch.no_grad()
+def test_the_rest_of_a_window_is_judged_as_a_window_of_its_own():
+    _, whisper = listening(None)
+    frames, lengths = clips(LENGTHS)
+    begins = torch.tensor([7, 1, 3, 30, 11, 4, 0, 20, 5, 13])
+    found = [
+        probability(whisper, frames[row : row + 1, begin:length])
+        for row, (begin, length) in enumerate(zip(begins.tolist(), LENGTHS, strict=True))
+    ]
+    middle = sum(sorted(found)[4:6]) / 2
+    connector, _ = listening(middle)
+    assert connector.speaks_on(frames, lengths, begins).tolist() == [one <= middle for one in found]
+    assert not listening(None)[0].speaks_on(frames, lengths, begins).any()  # not known: Whisper's end is the end
+
+
+@torch.no_grad()
+def test_behind_a_segment_it_reads_on_where_there_is_speech(monkeypatch):
+    monkeypatch.setattr(whisper_reader, "END", 2)
+    monkeypatch.setattr(whisper_reader, "said", lambda written, *of: len(written))
+    stopped = 0
+    for seed in (0, 7, 14, 18, 22):
+        connector, _ = reader(seed)
+        connector.embed_tokens.weight[END] *= 2  # so that some end early
+        frames, lengths = clips(LENGTHS, seed)
+        before, _ = connector.read(frames, lengths, lengths)
+        monkeypatch.setattr(connector, "speaks_on", lambda windows, *of: torch.ones(len(windows), dtype=torch.bool))
+        after, _ = connector.read(frames, lengths, lengths)
+        for written, more, frames_here in zip(before.tolist(), after.tolist(), LENGTHS, strict=True):
+            size = written.index(END) if END in written else len(written)
+            assert more[:size] == written[:size]
+            pair = written[size - 2 : size]
+            early = size < len(written) and len(pair) == 2 and min(pair) >= TIMES
+            if early and frames_here - (pair[1] - TIMES) > 2:
+                stopped += 1
+                assert more[size] < END
+            elif size < len(written):
+                assert set(more[size:]) <= {END}
+    assert stopped
