@@ -91,11 +91,13 @@ class SpeechGenerationMixin(GenerationMixin):
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         language: torch.LongTensor | None = None,
+        audio_outputs: Any = None,
         **kwargs: Any,
     ) -> Any:
         """As `GenerationMixin.generate`; the audio is encoded once, whatever the number of beams and returned
-        sequences. With `input_ids` the result starts with the prompt, placeholders included; with `inputs_embeds`
-        alone it holds the new tokens only.
+        sequences, and beside `input_ids` not at all with `audio_outputs`, what `get_audio_features` made of the same
+        features. With `input_ids` the result starts with the prompt, placeholders included; with `inputs_embeds` alone
+        it holds the new tokens only.
 
         An assistant must be a SpeechLLM, which hears the audio by itself.
 
@@ -123,7 +125,7 @@ class SpeechGenerationMixin(GenerationMixin):
                 kwargs["attention_mask"], _ = leave_out(audio.left_out, kwargs.get("attention_mask"))
             return super().generate(input_ids, generation_config, *args, **kwargs)
         if kwargs.get("audio_embeds") is None:
-            audio = self.model.get_audio_features(*features)
+            audio = self.model.get_audio_features(*features) if audio_outputs is None else audio_outputs
             kwargs["audio_embeds"] = audio.pooler_output
             if audio.connector.used is not None:
                 placeholders = input_ids == self.config.audio_token_id

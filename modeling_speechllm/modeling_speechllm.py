@@ -18,6 +18,7 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 
+from .attention_backends import attention_for_any_length
 from .audio_families import audio_layer_count
 from .audio_towers import AudioTowerOutput, build_audio_tower
 from .composition import Composable, new_connector
@@ -436,6 +437,7 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Sp
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
 
+    @attention_for_any_length()
     def get_audio_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See [`SpeechLLMModel.get_audio_features`]."""
         return self.model.get_audio_features(*args, **kwargs)

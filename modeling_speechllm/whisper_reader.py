@@ -186,17 +186,18 @@ class WhisperReader(Connector):
     def embed(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The decoder's states (written, size) and what it wrote from them (written,) -> the LLM's vectors (written,
         text_size): of the tokens, or weighted by the posterior. The gradient is that of the latter in both."""
-        hard = self.config.selection == "hard"
-        if hard:
-            token_ids = self.table.token_ids.to(tokens.device)
-            places = torch.zeros(self.config.tokens, dtype=torch.long, device=tokens.device)
-            places[token_ids] = torch.arange(len(token_ids), device=tokens.device)
-            chosen = self.table(places[tokens])
-            if not torch.is_grad_enabled():
-                return chosen
-        logits = self.embed_tokens(hidden)[..., self.table.token_ids.to(hidden.device)]
+        token_ids, hard = self.table.token_ids.to(hidden.device), self.config.selection == "hard"
+        if hard and not torch.is_grad_enabled():
+            return self.written(tokens, token_ids)
+        logits = self.embed_tokens(hidden)[..., token_ids]
         weighted = self.table(logits.float().softmax(-1))
-        return weighted + (chosen - weighted).detach() if hard else weighted
+        return weighted + (self.written(tokens, token_ids) - weighted).detach() if hard else weighted
+
+    def written(self, tokens: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """The LLM's vectors of Whisper's tokens (written,), all of them in the table of `token_ids`."""
+        places = torch.zeros(self.config.tokens, dtype=torch.long, device=tokens.device)
+        places[token_ids] = torch.arange(len(token_ids), device=tokens.device)
+        return self.table(places[tokens])
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -236,10 +237,9 @@ class WhisperReader(Connector):
             timed = logits[:, config.times :].logsumexp(-1) > logits[:, : config.times].amax(-1)
             logits[:, : config.times].masked_fill_(timed[:, None], -torch.inf)
             token = logits.argmax(-1).masked_fill(done, config.end)
-            early = (token == config.end) & (state == BEGUN) & (latest > 0) & (lengths - latest > END) & ~done
-            if early.any():
-                more = early.clone()
-                more[early] = self.speaks_on(windows[early], lengths[early], latest[early])
+            more = (token == config.end) & (state == BEGUN) & (latest > 0) & (lengths - latest > END) & ~done
+            if more.any():
+                more[more.clone()] = self.speaks_on(windows[more], lengths[more], latest[more])
                 token = torch.where(more, logits[:, : config.end].argmax(-1), token)
             time, ended = token - config.times, token >= config.times
             closed = ended & (state == TEXT)

@@ -37,10 +37,9 @@ def audio_confidences(embeds: torch.Tensor, counts: list[int], table: torch.Tens
     return [part.mean().item() if len(part) else 0.0 for part in torch.cat(nearest).split(counts)]
 
 
-def read_embeddings(model: Any, processor: Any, features: Any, mask: Any) -> tuple[torch.Tensor, list[int]]:
-    """Embeddings (tokens, dim) that the LLM is given of the model's inputs `features` and `mask`, those of all audios
-    in order, and how many are each one's."""
-    audio = model.get_audio_features(input_features=features, input_features_mask=mask, return_dict=True)
+def read_embeddings(processor: Any, audio: Any, mask: Any) -> tuple[torch.Tensor, list[int]]:
+    """Embeddings (tokens, dim) that the LLM is given of `audio`, what the model's `get_audio_features` made of the
+    features with this mask: those of all audios in order, and how many are each one's."""
     counts = processor.audio_token_counts(mask)
     embeds, used = audio.pooler_output, audio.connector.used
     if used is not None:  # a reading connector's places without a token are zeros that the LLM does not see

@@ -253,7 +253,10 @@ class SpeechInstructPipeline(Pipeline):
         answer = chosen_answer(no_speech_answer, self.processor.no_speech_answer)
         read = None
         if features is not None and (return_confidence or answer is not None):
-            read = read_embeddings(self.model, self.processor, features, mask)
+            audio = self.model.get_audio_features(features, mask)
+            read = read_embeddings(self.processor, audio, mask)
+            if "input_features" in encoded:  # else the answer's audio was heard with a hint of its language
+                encoded = {**encoded, "audio_outputs": audio}
         if answer is not None:
             prompts = with_no_speech(prompts, [] if read is None else read[1])
         silent = [bool(prompt.no_speech) for prompt in prompts]

@@ -117,6 +117,16 @@ def test_only_a_turn_with_audio_alone_in_silence_is_answered_so(pipe):
     assert not pipe({"messages": begun, "audio": SILENT})[0]["no_speech"]
 
 
+def test_audio_is_heard_once_for_whether_there_is_speech_and_for_the_answer(pipe, monkeypatch):
+    heard, connector = [], pipe.model.model.multi_modal_projector
+    project = connector.project
+    monkeypatch.setattr(connector, "project", lambda *inputs: heard.append(len(inputs[0])) or project(*inputs))
+    spoken, silent = pipe([SPOKEN, SILENT], batch_size=2, return_confidence=True)
+    assert heard == [2] and (spoken[0]["no_speech"], silent[0]["no_speech"]) == (False, True)
+    pipe(SPOKEN, num_beams=2)
+    assert heard == [2, 1]
+
+
 def test_confidence_comes_beside_it(pipe):
     (answer,) = pipe(SILENT, return_confidence=True)
     assert answer["confidence"] == [{"score": 0.0, "understood": None}] and answer["no_speech"]

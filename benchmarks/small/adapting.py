@@ -93,9 +93,9 @@ class Turns:
         self.gold = [row for row in self.rows if row[0].startswith("cv_en/")]
         self.plain = [row["text"] for row in sentences(data) if row["split"] == "train"]
         self.choices = Choices(data)
-        half = settings.answered // 2
-        self.answered = [*self.gold[:half], *[row for row in self.rows if row not in self.gold[:half]]]
-        self.answered = self.answered[: settings.answered]
+        first = self.gold[: settings.answered // 2]
+        known = {id for id, _, _ in first}
+        self.answered = [*first, *[row for row in self.rows if row[0] not in known]][: settings.answered]
         self.taught = teacher_answers(answerer, self.answered, out / "adapt_answers.json")
         self.repeat = [*prompts()["repeat"], *[TRANSCRIBE] * 6]
 

@@ -69,7 +69,7 @@ class Asked:
                 streamer.end()
             return prompt
         answer = self.processor.no_speech_answer
-        silent = answer is not None and self.is_silent(inputs)
+        silent = answer is not None and self.is_silent(inputs, given)
         if silent:  # it is whole, however few tokens were asked for
             ids = answer_ids(self.processor.tokenizer, answer)
             generation_config.max_new_tokens = max(generation_config.max_new_tokens, len(ids) + 1)
@@ -82,12 +82,13 @@ class Asked:
         new_tokens, _ = generate_or_answer(self.model, tokenizer, inputs, options, [silent], answer)
         return torch.cat([prompt, new_tokens[0].to(prompt.device)], dim=1)
 
-    def is_silent(self, inputs: dict) -> bool:
-        """Whether nothing was read in the request's audio. Costs one more pass of the encoder."""
+    def is_silent(self, inputs: dict, options: dict) -> bool:
+        """Whether nothing was read in the request's audio; what was heard goes into the options of `generate`."""
         if "input_features" not in inputs:
             return False
-        features, mask = inputs["input_features"], inputs["input_features_mask"]
-        return nothing_read(self.chat, read_embeddings(self.model, self.processor, features, mask)[1])
+        mask = inputs["input_features_mask"]
+        audio = options["audio_outputs"] = self.model.get_audio_features(inputs["input_features"], mask)
+        return nothing_read(self.chat, read_embeddings(self.processor, audio, mask)[1])
 
 
 class SpeechGenerateManager(GenerateManager):
