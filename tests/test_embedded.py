@@ -106,6 +106,7 @@ def test_the_demo_asks_where_nothing_is_expected(tmp_path, monkeypatch, capsys):
     assert "en.wav" in output and not any(word in output for word in ("✓", "✗", "as expected"))
 
 
+@pytest.mark.slow
 def test_doctor_finds_the_embedded_model_well():
     (finding,) = doctor.check_embedded_model()
     assert finding.status == "ok", finding.detail

@@ -93,6 +93,7 @@ def test_an_adapter_of_another_model_changes_nothing(saved):
     assert not add_plain_lora(other, folder) and same(other, before)
 
 
+@pytest.mark.slow
 def test_peft_is_not_imported_for_it(saved, tmp_path):
     folder = saved()
     llm().save_pretrained(tmp_path / "llm")

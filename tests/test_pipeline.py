@@ -516,6 +516,7 @@ def test_a_saved_pipeline_reloads_with_its_processor(pipe, tmp_path):
     assert not list(tmp_path.glob("*.py"))  # no remote code, so no trust_remote_code
 
 
+@pytest.mark.slow
 def test_without_a_model_the_default_folder_is_used(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     register_pipeline(str(tmp_path))
