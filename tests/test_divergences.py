@@ -256,6 +256,19 @@ def test_top_k_divergence_grows_with_k_to_the_full_one():
     assert parts == sorted(parts) and parts[0] > 0
 
 
+def test_top_k_divergence_of_a_student_that_is_sure_of_the_likely_tokens():
+    """The other tokens have e^-300 together, no number in float32; the teacher has a third of its mass on them."""
+    logits = torch.tensor([[0.0, 1.0, -300.0, -301.0]]).requires_grad_()
+    teacher = TopTokens(torch.tensor([[1 / 3, 1 / 3]]).log(), torch.tensor([[0, 1]]), 1.0)
+    total = top_k_divergence(logits, teacher, lambda hidden: hidden)
+    (gradient,) = torch.autograd.grad(total, logits)
+    student = logits.detach().double().log_softmax(-1)[0]
+    events = torch.stack([student[0], student[1], student[2:].logsumexp(-1)])
+    torch.testing.assert_close(total.double(), (math.log(1 / 3) - events).mean(), rtol=1e-6, atol=0.0)
+    q = student[2:].softmax(-1) / 3
+    torch.testing.assert_close(gradient[0].double(), torch.cat([student[:2].exp() - 1 / 3, -q]), rtol=1e-5, atol=1e-6)
+
+
 def test_top_k_are_the_likeliest_tokens_with_their_log_probabilities():
     case = Case()
     top = top_k_of(case.teacher, case.head, 3, 2.0, chunk=2)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from .chunks import Head, recomputed, sum_over_chunks
 from .distances import at_least_float32
+from .logit_losses import ByFormula, cross_entropy, forward_kl, top_tokens_kl
 
 CHUNK = 256  # positions; with 256,000 tokens a float32 copy of the logits has 262 MB
 KINDS = ("forward", "reverse", "jsd")
@@ -71,8 +72,8 @@ def response_loss(
     """
 
     def of_chunk(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = at_least_float32(head(hidden))
-        return F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) == labels).sum()
+        logits = head(hidden)
+        return ByFormula.apply(cross_entropy, logits, 1.0, labels), (logits.detach().argmax(-1) == labels).sum()
 
     return sum_over_chunks(of_chunk, hidden, [labels], head, chunk)
 
@@ -168,7 +169,12 @@ def response_divergence(
     if len(heads) == 1:
 
         def of_chunk(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return of_slice(student, teacher, None, heads[0]), student.new_zeros(())
+            none = student.new_zeros(())
+            if kind != "forward":
+                return of_slice(student, teacher, None, heads[0]), none
+            with torch.no_grad():
+                log_teacher = tempered_logits(teacher, heads[0], temperature).log_softmax(-1)
+            return ByFormula.apply(forward_kl, heads[0](student), temperature, log_teacher), none
 
         total, _ = sum_over_chunks(of_chunk, student_hidden, [teacher_hidden.detach()], heads[0], chunk)
         return total * temperature**2
@@ -263,15 +269,12 @@ def top_k_divergence(
     def of_chunk(
         hidden: torch.Tensor, log_teacher: torch.Tensor, indices: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        none = hidden.new_zeros(())
-        log_student = tempered_logits(hidden, head, temperature).log_softmax(-1)
+        none, logits = hidden.new_zeros(()), head(hidden)
         log_teacher, indices = at_least_float32(log_teacher), indices.long()
-        total = token_divergence(log_student.gather(-1, indices), log_teacher, "forward").sum()
-        if indices.shape[-1] == log_student.shape[-1]:
-            return total, none
-        student_rest = log_student.scatter(-1, indices, float("-inf")).logsumexp(-1)
-        teacher_rest = (1 - log_teacher.exp().sum(-1)).clamp(min=0)
-        return total + (torch.xlogy(teacher_rest, teacher_rest) - teacher_rest * student_rest).sum(), none
+        if indices.shape[-1] == logits.shape[-1]:
+            log_teacher = torch.empty_like(log_teacher).scatter_(-1, indices, log_teacher)
+            return ByFormula.apply(forward_kl, logits, temperature, log_teacher), none
+        return ByFormula.apply(top_tokens_kl, logits, temperature, log_teacher, indices), none
 
     tokens = [teacher.log_probabilities.detach(), teacher.indices]
     total, _ = sum_over_chunks(of_chunk, student_hidden, tokens, head, chunk)
