@@ -3,7 +3,8 @@
     OUT/nano/speech/NAME.wav            recordings, each made once
     OUT/nano/data/SET/manifest.jsonl    training rows, with the answers of the LLM that reads
     OUT/nano/questions/SET/...          questions on sentences and voices that no training hears
-    OUT/nano/frames/                    what the frozen encoder makes of the training recordings
+    OUT/nano/frames-.../                what the frozen encoder makes of the training recordings
+    OUT/nano/models/ctc_compress/       the embedded model with a new connector that is told which tokens it may read
 
 What stands for what: *text context + spoken question* is the world's task `context`; an open request is one of its
 other tasks; BLSP's continuation, which this LLM cannot give, is translation alone. For alignment-free interleaving
@@ -32,13 +33,14 @@ from benchmarks.claims.nano_rows import (
     spell_phrases,
 )
 from benchmarks.claims.variants import papers
-from benchmarks.claims.worlds import World, by_language, write_rows
+from benchmarks.claims.worlds import World, by_language, read_rows, write_rows
 from benchmarks.nanoworld import speech
 from benchmarks.nanoworld.recordings import write_recording
 from benchmarks.nanoworld.world import LANGUAGES, Frame, frames
 from speechllm import NANO
 
 NAMES = ("six", "six-T", "six-MI", "six-TMI", "en-transcribe", "en-one-task", "en-tasks", "en-phrases")
+READER = {"convolutions": 1, "hidden_size": 128, "blocks": 3, "heads": 4, "ffn_size": 512, "dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def build(out: Path, size: Size, seed: int = 0, workers: int = 1) -> World:
     place = out / "nano"
     world = describe(place)
     if (place / "done.json").exists():
+        make_reading_model(place)
         if json.loads((place / "done.json").read_text()) != vars(size) | {"seed": seed}:
             raise ValueError(f"{place} holds a nano world of another size. Give another --out, or remove it.")
         return world
@@ -153,6 +156,7 @@ def build(out: Path, size: Size, seed: int = 0, workers: int = 1) -> World:
     for language, part in by_language(questions["six"], LANGUAGES).items():
         write_rows(place / "questions" / f"six-{language}", part, place / "speech")
     encode(place, world)
+    make_reading_model(place)
     (place / "done.json").write_text(json.dumps(vars(size) | {"seed": seed}), encoding="utf-8")
     return world
 
@@ -222,6 +226,29 @@ def encode(place: Path, world: World) -> None:
         run_command("encode", {"model": "nano", "device": "cpu", "dataset": sets, "output_dir": cache} | teacher)
 
 
+def make_reading_model(place: Path) -> None:
+    """The embedded model with a new `ctc_compress` that can read the tokens of all training sentences."""
+    folder = place / "models" / "ctc_compress"
+    if folder.exists():
+        return
+    import torch
+
+    from trainers.commands.inputs import load_checkpoint
+
+    model, processor = load_checkpoint(NANO, "float32")
+    texts = [row["text"] for name in ("six", "six-validation") for row in read_rows(place / "data" / name) or ()]
+    tokens = sorted({token for text in texts for token in processor.tokenizer.encode(text, add_special_tokens=False)})
+    torch.manual_seed(0)
+    model.replace_connector({"type": "ctc_compress", "vocabulary": len(tokens), **READER})
+    table = model.get_input_embeddings().weight
+    model.model.multi_modal_projector.load_vocabulary(torch.tensor(tokens), table)
+    processor.follow(model.config)
+    partial = folder.with_suffix(".partial")
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    partial.replace(folder)
+
+
 def cache_of(name: str) -> str:
     """Which cache holds a set's frames: rows of one recording and of two do not fit into one."""
     if name == "en-phrases":
@@ -246,6 +273,7 @@ def describe(place: Path) -> World:
         questions={
             name: {"dataset": [str(place / "questions" / name)]} | settings for name, settings in questions.items()
         },
+        models={"ctc_compress": str(place / "models" / "ctc_compress")},
         helpers=str(Path(NANO) / "helpers"),
         languages=LANGUAGES,
     )

@@ -128,6 +128,8 @@ def where_to(job: Job, name: str) -> dict[str, Any]:
     settings["disable_tqdm"] = True
     # Many processors have no matrix instructions for bf16 and take twice as long with it.
     settings |= {"use_cpu": True} if job.device == "cpu" else {"bf16": True}
+    if job.variant.starts:
+        return settings | {"model": job.world.models[job.variant.starts], "connector": None}
     if job.variant.after is None:
         return settings | dict(job.world.parents[job.variant.paper])
     before = job_folder(job.out, job.world.name, job.variant.paper, job.variant.after, job.seed) / "whole" / "model"

@@ -7,7 +7,8 @@
     worlds: NAME: ...          what differs in a world: `values` for `$name` in settings and titles, `settings`,
                                `command`, `data`, `validation`, `questions`, and `leave_out`, variants that it has not
     variants: NAME: ...        `title`, and whatever differs: the keys above, `parts: languages` (a model per
-                               language, the updates divided among them), `after: VARIANT` (goes on with its model),
+                               language, the updates divided among them), `after: VARIANT` (goes on with its model), `starts:
+                               NAME` (from a model that the world has made),
                                `same_as: PAPER/VARIANT` (shown, not run again), `keep: true` (its model, which others
                                go on from), `changes_llm: true`
     columns: [...]             of the table: `title`, `of` (a path into a result), `better: higher | lower`
@@ -26,7 +27,7 @@ import yaml
 
 PAPERS = Path(__file__).parent / "papers"
 MERGED = ("command", "settings", "data", "validation", "questions")
-KEYS = (*MERGED, "title", "parts", "after", "same_as", "keep", "changes_llm")
+KEYS = (*MERGED, "title", "parts", "after", "starts", "same_as", "keep", "changes_llm")
 VALUE = re.compile(r"\$(\w+)")
 
 
@@ -44,6 +45,7 @@ class Variant:
     questions: tuple[str, ...] = ()
     parts: str | None = None
     after: str | None = None
+    starts: str | None = None
     same_as: str | None = None
     keep: bool = False
     changes_llm: bool = False

@@ -21,6 +21,7 @@ class World:
         data: name -> folder of training rows.
         frames: name of the data -> folder of `speechllm encode`; without, frames are computed on line.
         questions: name -> settings of `EvaluationConfig`: `dataset`, `task`, `headline`, ...
+        models: name -> folder of a whole model that variants start from in place of the parents.
         helpers: folder that is put beside each trained model: what a cascade with the model's own encoder needs.
         languages: that data and questions come in parts of, as `six-en`.
     """
@@ -30,6 +31,7 @@ class World:
     data: Mapping[str, str]
     frames: Mapping[str, str]
     questions: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, str] = field(default_factory=dict)
     helpers: str | None = None
     languages: tuple[str, ...] = field(default=())
 
