@@ -7,10 +7,9 @@
     worlds: NAME: ...          what differs in a world: `values` for `$name` in settings and titles, `settings`,
                                `command`, `data`, `validation`, `questions`, and `leave_out`, variants that it has not
     variants: NAME: ...        `title`, and whatever differs: the keys above, `parts: languages` (a model per
-                               language, the updates divided among them), `after: VARIANT` (goes on with its model), `starts:
-                               NAME` (from a model that the world has made),
-                               `same_as: PAPER/VARIANT` (shown, not run again), `keep: true` (its model, which others
-                               go on from), `changes_llm: true`
+                               language, the updates divided among them), `after: VARIANT` (goes on with its model),
+                               `starts: NAME` (from a model that the world has made), `same_as: PAPER/VARIANT` (shown,
+                               not run again), `keep: true` (its model, which others go on from), `changes_llm: true`
     columns: [...]             of the table: `title`, `of` (a path into a result), `better: higher | lower`
     claims: [...]              `says`, `paper` (its figure), `better`, `than` (variants), `of`, `higher` (of the claim)
 
