@@ -13,12 +13,12 @@ What is unusual here:
     output_dir/data/train-00000-of-00042.parquet    the source's columns and those of `WRITTEN`
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ from trainers.commands.arguments import DataArguments, described
 from trainers.commands.inputs import load_training_rows
 from trainers.data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from trainers.data.loading import source_name
-from trainers.data.shards import finished, open_run, write_shard, write_text
+from trainers.data.shards import close_run, finished, open_run, write_shard
 from trainers.targets.backends import identify
 from trainers.targets.generate import process_state
 from trainers.targets.sources import describe_source, prepare_source, read_groups
@@ -165,7 +165,7 @@ def transcribe_dataset(config: TranscribeConfig, dataset: Dataset, recogniser: H
             seen, bad = seen + len(table), bad + len(counts["dropped"])
             bad_rows.check(seen, bad)
             write_shard(output, shard, shards, rows, counts)
-    return close_run(output, fingerprint, shards, len(source))
+    return close_run(output, fingerprint, shards, partial(summary, len(source)))
 
 
 # Hearing
@@ -283,24 +283,14 @@ def build_rows(
     return rows.cast(features.arrow_schema), counts
 
 
-def close_run(output: Path, fingerprint: dict[str, Any], shards: int, utterances: int) -> dict[str, Any]:
-    """The report over all finished shards; once they are all, it goes into the manifest."""
-    done = [counts for shard in range(shards) if (counts := finished(output, shard, shards)) is not None]
-    dropped = [entry for counts in done for entry in counts["dropped"]]
+def summary(utterances: int, done: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report over finished shards."""
+    names = ("rows", "pseudo", "compared", "errors", "words", "within_tenth", "empty")
     report: dict[str, Any] = {"utterances": utterances}
-    for name in ("rows", "pseudo", "compared", "errors", "words", "within_tenth", "empty"):
-        report[name] = sum(counts[name] for counts in done)
+    report |= {name: sum(counts[name] for counts in done) for name in names}
     for name in ("languages", "untold"):
         report[name] = dict(sum((Counter(counts[name]) for counts in done), Counter()))
-    report |= {"dropped": len(dropped), "shards": shards, "shards_done": len(done), "complete": len(done) == shards}
-    if report["complete"]:
-        for litter in output.glob("data/.*.partial"):  # of killed processes
-            litter.unlink(missing_ok=True)
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        write_text(output / "dropped.jsonl", lines)
-        manifest = json.dumps({"run": fingerprint, "report": report}, indent=2, ensure_ascii=False)
-        write_text(output / "manifest.json", manifest)
-    return report
+    return report | {"dropped": len(dropped)}
 
 
 # The command

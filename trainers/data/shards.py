@@ -9,6 +9,7 @@ This layout is what `load_dataset` of `datasets` and `load_rows` read, and what 
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,35 @@ def open_run(output: Path, fingerprint: dict[str, Any]) -> None:
         raise ValueError(f"{output} holds data but no manifest.json, so it cannot be resumed. Give another folder.")
     output.mkdir(parents=True, exist_ok=True)
     write_text(manifest, json.dumps({"run": fingerprint}, indent=2, ensure_ascii=False))
+
+
+def close_run(
+    output: Path, fingerprint: dict[str, Any], shards: int, summary: Callable[[list[dict], list[dict]], dict[str, Any]]
+) -> dict[str, Any]:
+    """
+    The report over all finished shards. Once they are all, it goes into the manifest, and what was dropped into
+    `dropped.jsonl`; processes that finish at once write the same.
+
+    Args:
+        output, fingerprint: as for `open_run`.
+        shards: how many there are to be.
+        summary: (counts of the finished shards, what they dropped) -> report.
+
+    Returns:
+        the report with `shards`, `shards_done` and `complete`.
+    """
+    done = [counts for shard in range(shards) if (counts := finished(output, shard, shards)) is not None]
+    dropped = [entry for counts in done for entry in counts["dropped"]]
+    report = summary(done, dropped)
+    report |= {"shards": shards, "shards_done": len(done), "complete": len(done) == shards}
+    if report["complete"]:
+        for litter in output.glob("data/.*.partial"):  # of killed processes
+            litter.unlink(missing_ok=True)
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
+        write_text(output / "dropped.jsonl", lines)
+        manifest = json.dumps({"run": fingerprint, "report": report}, indent=2, ensure_ascii=False)
+        write_text(output / "manifest.json", manifest)
+    return report
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,12 +18,12 @@ What is unusual here:
 """
 
 import hashlib
-import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
 from ..data.layouts.folders import cut_notes
-from ..data.shards import finished, open_run, write_shard, write_text
+from ..data.shards import close_run, finished, open_run, write_shard
 from .answer_language import is_other_language, main_code
 from .backends import Answer, Question, identify, load_backend
 from .config import TargetsConfig
@@ -178,7 +178,7 @@ def generate_targets(config: TargetsConfig, dataset: Dataset, backend: Backend |
             answers = answer_items(items, backend, bar.update)
             rows, counts = build_rows(table, items, answers, constants)
             write_shard(output, shard, shards, rows, counts)
-    return close_run(output, fingerprint, shards, len(source))
+    return close_run(output, fingerprint, shards, partial(summary, len(source)))
 
 
 def process_state() -> PartialState:
@@ -339,25 +339,13 @@ def build_rows(
     return rows.cast(features.arrow_schema), counts
 
 
-def close_run(output: Path, fingerprint: dict[str, Any], shards: int, utterances: int) -> dict[str, Any]:
-    """The report over all finished shards; once they are all, it goes into the manifest, and what was dropped into
-    `dropped.jsonl`. Processes that finish at once write the same."""
-    done = [counts for shard in range(shards) if (counts := finished(output, shard, shards)) is not None]
-    dropped = [entry for counts in done for entry in counts["dropped"]]
-    report = {"utterances": utterances}
+def summary(utterances: int, done: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report over finished shards."""
     names = ("asked", "rows", "cut_at_limit", "other_language")
+    report: dict[str, Any] = {"utterances": utterances}
     report |= {name: sum(counts.get(name, 0) for counts in done) for name in names}
     report["prompt_languages"] = dict(sum((Counter(counts.get("prompt_languages")) for counts in done), Counter()))
-    report["dropped"] = dict(sorted(Counter(entry["reason"] for entry in dropped).items()))
-    report |= {"shards": shards, "shards_done": len(done), "complete": len(done) == shards}
-    if report["complete"]:
-        for litter in output.glob("data/.*.partial"):  # of killed processes
-            litter.unlink(missing_ok=True)
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        write_text(output / "dropped.jsonl", lines)
-        manifest = json.dumps({"run": fingerprint, "report": report}, indent=2, ensure_ascii=False)
-        write_text(output / "manifest.json", manifest)
-    return report
+    return report | {"dropped": dict(sorted(Counter(entry["reason"] for entry in dropped).items()))}
 
 
 def _digest(lines: list[str]) -> str:
