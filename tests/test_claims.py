@@ -1,19 +1,28 @@
 """The papers' claims stay true in the small, and the benchmark of them keeps what it promises."""
 
 import json
+import os
 import random
+import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from benchmarks.claims import runner
+from benchmarks.claims.__main__ import main
 from benchmarks.claims.commands import run_command
 from benchmarks.claims.interference import measure
 from benchmarks.claims.nano import choose
 from benchmarks.claims.nano_rows import Spoken, asked
 from benchmarks.claims.report import figure, load_results, renew, verdict
-from benchmarks.claims.runner import Job, mean_of, run_job, training_facts
+from benchmarks.claims.runner import Job, mean_of, missing_before, run_job, training_facts
 from benchmarks.claims.variants import Claim, Paper, Variant, fill, load_paper, merge, papers
 from benchmarks.claims.worlds import World, by_language, read_rows, write_rows
 from benchmarks.nanoworld.recordings import write_recording
@@ -243,15 +252,54 @@ def test_a_result_is_made_once_and_a_killed_job_goes_on(tmp_path, world, called)
     assert figure(result, "set.overall.speech.f1") == 50.0
     assert not (job.folder / "whole" / "model").exists()  # only its figures stay
     assert run_job(job) == result and [name for name, _ in called] == ["imitate", "evaluate"]
-    job.result.unlink()  # as if killed after the training
+    job.result.unlink()  # as if killed after the questions
+    assert run_job(job) == result and [name for name, _ in called] == ["imitate", "evaluate"]
+    job.result.unlink()  # as if killed in them
+    (job.folder / "whole/scores/set/figures.json").unlink()
     assert run_job(job)["losses"] == result["losses"]
     assert [name for name, _ in called] == ["imitate", "evaluate", "evaluate"]
+
+
+def test_a_job_that_another_process_is_at_is_refused(tmp_path, world, called):
+    job = Job(tmp_path, world, variant(), seed=0)
+    job.folder.mkdir(parents=True)
+    with FileLock(job.folder / "lock"), pytest.raises(RuntimeError, match="Another process is at work"):
+        run_job(job)
+    assert called == [] and run_job(job)["trained_parameters"] == 7
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_a_killed_main_process():
+    code = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+import os, time
+from benchmarks.claims.runner import end_with_parent
+with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600).result()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    for _ in range(300):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if "\nState:\tZ" in Path(f"/proc/{worker}/status").read_text():  # ended; nobody asks for its status
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the worker goes on after the main process")
 
 
 def test_a_job_with_other_settings_is_refused_by_what_changed(tmp_path, world, called):
     run_job(Job(tmp_path, world, variant(), seed=0))
     with pytest.raises(ValueError, match="max_steps.*10.*20"):
         run_job(Job(tmp_path, world, variant(settings={"max_steps": 20}), seed=0))
+    with pytest.raises(ValueError, match="after was None and is 'two'"):
+        run_job(Job(tmp_path, world, variant(after="two"), seed=0))
 
 
 def test_parts_divide_the_updates_and_their_figures_are_averaged(tmp_path, world, called):
@@ -264,9 +312,10 @@ def test_parts_divide_the_updates_and_their_figures_are_averaged(tmp_path, world
 
 def test_a_variant_goes_on_from_another_ones_model(tmp_path, world, called):
     second = Job(tmp_path, world, variant(name="two", after="one", settings={"connector": "x"}), seed=0)
-    with pytest.raises(FileNotFoundError, match="Run that first"):
-        run_job(second)
-    run_job(Job(tmp_path, world, variant(keep=True), seed=0))
+    first = Job(tmp_path, world, variant(keep=True), seed=0)
+    assert missing_before([second]) == [second] and missing_before([second, first]) == []
+    run_job(first)
+    assert missing_before([second]) == []
     run_job(second)
     settings = called[-2][1]
     assert settings["model"].endswith("paper/one/seed-0/whole/model") and "connector" not in settings
@@ -336,3 +385,29 @@ def test_a_report_of_nothing_run_says_so(tmp_path, capsys):
     assert load_results(tmp_path, "nano", paper) == {"one": {}}
     write_reports(tmp_path, "nano", [paper])
     assert "paper: nothing has been run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--world", "nano", "--papers", "lad", "--variants", "nosuch"],
+            "no variant nosuch in lad; there are one-lang",
+        ),
+        (["--world", "nano", "--papers", "across", "--variants", "stack-mlp"], "--papers bloomzmms --variants TMI"),
+        (["--world", "nano", "--workers", "0"], "--workers 0: give 1 or more"),
+        (["--world", "nano", "--report"], "nothing to report on"),
+        (["--world", "nano", "--docs", "nosuch.md"], "nosuch.md is no file"),
+        (["--world", "real"], "needs --parents and --data"),
+        (
+            ["--world", "real", "--parents", "nosuch", "--data", "none"],
+            "nosuch/gemma3-270m.*none/common_voice,.*xquad",
+        ),
+    ],
+)
+def test_what_is_not_there_is_said_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["claims", "--out", str(tmp_path / "out"), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()

@@ -298,6 +298,15 @@ def test_top_k_from_a_cache_in_half_precision():
     torch.testing.assert_close(total, expected, rtol=0, atol=POSITIONS * 1e-2)  # 11 bits of up to 5 nats
 
 
+@pytest.mark.parametrize("k", [3, VOCABULARY])
+def test_the_gradient_of_a_rounded_teacher_is_that_of_the_value(k):
+    """Probabilities of a bfloat16 cache add up to 1.01 or 0.99."""
+    top = top_k_of(random(POSITIONS, VOCABULARY, seed=1), lambda hidden: hidden, k)
+    stored = TopTokens(top.log_probabilities.bfloat16().double(), top.indices, top.temperature)
+    logits = random(POSITIONS, VOCABULARY).requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: top_k_divergence(logits, stored, lambda hidden: hidden), logits)
+
+
 def test_top_k_whose_mass_was_rounded_above_one_has_no_rest():
     student = torch.zeros(1, 3)
     top = TopTokens(torch.tensor([[0.7, 0.301]]).log(), torch.tensor([[2, 0]]), 1.0)

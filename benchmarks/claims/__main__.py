@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what it imports must not be imported before the environment is set
     from benchmarks.claims.runner import Job
+    from benchmarks.claims.variants import Paper
     from benchmarks.claims.worlds import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,7 +28,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def main() -> None:
     """The command line."""
-    from benchmarks.claims.runner import Job, check_job, run_job
     from benchmarks.claims.variants import load_paper, papers
 
     parser = argparse.ArgumentParser(
@@ -54,28 +54,62 @@ def main() -> None:
         seeds = [0] if arguments.world == "real" and arguments.device == "cpu" else [0, 1, 2]
     given = {"parents": str((arguments.parents or Path("parents")).resolve())}
     chosen = [load_paper(name, arguments.world, given) for name in arguments.papers]
-    if arguments.variants:
-        unknown = set(arguments.variants) - {name for paper in chosen for name in paper.variants}
-        if unknown:
-            parser.error(f"no variant {', '.join(sorted(unknown))} in {', '.join(arguments.papers)}.")
+    check_arguments(parser, arguments, chosen)
     if not arguments.report:
-        world = build_world(arguments)
-        overrides = {"max_steps": arguments.steps} if arguments.steps else None
-        for seed in seeds:
-            jobs: list[Job] = [
-                Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
-                for paper in chosen
-                for variant in paper.variants.values()
-                if not variant.same_as and (not arguments.variants or variant.name in arguments.variants)
-            ]
-            for job in jobs:  # before hours of work
-                check_job(job)
-            first = [job for job in jobs if job.variant.after is None]
-            for wave in (first, [job for job in jobs if job not in first]):
-                run_all(wave, arguments.workers, run_job)
+        try:
+            run_papers(arguments, chosen, seeds)
+        except (OSError, ValueError) as error:  # what it found, and the remedy
+            parser.exit(2, f"{error}\n")
     from benchmarks.claims.report import write_reports
 
     write_reports(arguments.out, arguments.world, chosen, arguments.docs)
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, chosen: list[Paper]) -> None:
+    """Ends with a message if something that was asked for is not there: now, not after hours of work."""
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: give 1 or more.")
+    if arguments.report and not (arguments.out / arguments.world).is_dir():
+        parser.error(f"{arguments.out / arguments.world} is not there, so there is nothing to report on.")
+    if arguments.docs:
+        from benchmarks.claims.report import check_page
+
+        try:
+            check_page(arguments.docs, arguments.world, [paper.name for paper in chosen])
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    known = {name: variant for paper in chosen for name, variant in paper.variants.items()}
+    for name in arguments.variants or ():
+        if name not in known:
+            parser.error(f"no variant {name} in {', '.join(arguments.papers)}; there are {', '.join(known)}.")
+        if known[name].same_as:
+            paper, _, other = known[name].same_as.partition("/")
+            parser.error(f"{name} is run as {known[name].same_as}: --papers {paper} --variants {other}")
+
+
+def run_papers(arguments: argparse.Namespace, chosen: list[Paper], seeds: list[int]) -> None:
+    """Builds the world, and runs the chosen variants under each seed in turn."""
+    from benchmarks.claims.runner import Job, check_job, missing_before, run_job
+
+    world = build_world(arguments)
+    overrides = {"max_steps": arguments.steps} if arguments.steps else None
+    for seed in seeds:
+        jobs: list[Job] = [
+            Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
+            for paper in chosen
+            for variant in paper.variants.values()
+            if not variant.same_as and (not arguments.variants or variant.name in arguments.variants)
+        ]
+        for job in missing_before(jobs):
+            raise ValueError(
+                f"{job.variant.name} goes on from {job.variant.after}, which has not been run with seed {seed}. Add "
+                f"{job.variant.after} to --variants."
+            )
+        for job in jobs:  # before hours of work
+            check_job(job)
+        first = [job for job in jobs if job.variant.after is None]
+        for wave in (first, [job for job in jobs if job not in first]):
+            run_all(wave, arguments.workers, run_job)
 
 
 def build_world(arguments: argparse.Namespace) -> World:
@@ -96,7 +130,9 @@ def run_all(jobs: list[Job], workers: int, run: Callable[[Job], dict]) -> None:
         for job in open_jobs:
             say(job, run(job))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    from benchmarks.claims.runner import end_with_parent
+
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         for job, result in zip(open_jobs, pool.map(run, open_jobs), strict=True):
             say(job, result)
 

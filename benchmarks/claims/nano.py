@@ -12,7 +12,9 @@ sentences are recorded in two phrases, each of them speech or text, as several u
 """
 
 import json
+import os
 import random
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -130,9 +132,9 @@ def build(out: Path, size: Size, seed: int = 0, workers: int = 1) -> World:
     place = out / "nano"
     world = describe(place)
     if (place / "done.json").exists():
-        make_reading_model(place)
         if json.loads((place / "done.json").read_text()) != vars(size) | {"seed": seed}:
             raise ValueError(f"{place} holds a nano world of another size. Give another --out, or remove it.")
+        make_reading_model(place)
         return world
     counts = dict.fromkeys(LANGUAGES, size.train) | {"en": max(size.english, size.train)}
     plan = named("train", choose("train", counts, seed))
@@ -243,10 +245,15 @@ def make_reading_model(place: Path) -> None:
     table = model.get_input_embeddings().weight
     model.model.multi_modal_projector.load_vocabulary(torch.tensor(tokens), table)
     processor.follow(model.config)
-    partial = folder.with_suffix(".partial")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")  # another process may make it too
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
-    partial.replace(folder)
+    try:
+        partial.replace(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(partial)
 
 
 def cache_of(name: str) -> str:

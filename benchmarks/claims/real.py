@@ -34,6 +34,9 @@ LONGEST = 110  # characters of a synthetic sentence
 UNSEEN_SHARE = 5  # one speaker in so many is kept from training
 ANSWER_TOKENS = 48
 SENTINEL = "done.json"
+PARENTS = ("whisper-base", "gemma3-270m", "smollm2-135m-instruct")
+SOURCES = ("common_voice", "common_voice_en", "xquad", *(f"text/ntrex/{code}.txt" for code in LANGUAGES))
+SOURCES += ("text/clinc/clinc150.tsv",)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,20 @@ def speak(data: Path, folder: Path, size: Size, seed: int) -> list[dict[str, Any
     return rows
 
 
+def check_sources(parents: Path, data: Path) -> None:
+    """
+    Raises:
+        FileNotFoundError: what of the parents and of the data is not there, all of it.
+    """
+    wanted = {"--parents": [parents / name for name in PARENTS], "--data": [data / name for name in SOURCES]}
+    missing = [f"{option}: {path}" for option, paths in wanted.items() for path in paths if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"Not there: {', '.join(missing)}. README.md here tells what these folders hold.")
+
+
 def build(out: Path, parents: Path, data: Path, device: str = "cpu", size: Size | None = None, seed: int = 0) -> World:
     """Makes the world, or goes on making it, and describes it."""
+    check_sources(parents, data)
     size = size or (CPU_SIZE if device == "cpu" else GPU_SIZE)
     place = out / "real"
     world = describe(place, parents)

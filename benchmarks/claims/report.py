@@ -189,19 +189,37 @@ def drawn(paper: Paper, results: Results) -> dict[str, list[list[float]]]:
     }
 
 
-def renew(page: Path, world: str, paper: str, content: str) -> None:
-    """
-    Puts the content between a page's marks.
+def mark_of(world: str, paper: str) -> str:
+    """What stands on a page above a paper's tables."""
+    return f"<!-- claims: {world} {paper} -->"
 
+
+def block_pattern(world: str, paper: str) -> re.Pattern:
+    """A paper's tables on a page, with their marks."""
+    return re.compile(f"{re.escape(mark_of(world, paper))}\n.*?<!-- end -->", re.DOTALL)
+
+
+def check_page(page: Path, world: str, papers: Sequence[str]) -> None:
+    """
     Raises:
-        ValueError: the page has no such marks, or no end to them.
+        FileNotFoundError: no such page.
+        ValueError: it has no place for one of the papers' tables.
     """
-    mark = f"<!-- claims: {world} {paper} -->"
+    if not page.is_file():
+        raise FileNotFoundError(f"{page} is no file. Give a Markdown page with a mark for each paper.")
+    for paper in papers:
+        if not block_pattern(world, paper).search(page.read_text(encoding="utf-8")):
+            raise ValueError(
+                f"{page} has no place for {world} {paper}. Write {mark_of(world, paper)} and, below it, <!-- end -->."
+            )
+
+
+def renew(page: Path, world: str, paper: str, content: str) -> None:
+    """Puts the content between a page's marks; see [`check_page`]."""
+    check_page(page, world, [paper])
+    whole = f"{mark_of(world, paper)}\n{content}\n<!-- end -->"
     text = page.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(mark)}\n.*?<!-- end -->", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{page} has no place for {world} {paper}. Write {mark} and, below it, <!-- end -->.")
-    page.write_text(pattern.sub(lambda _: f"{mark}\n{content}\n<!-- end -->", text), encoding="utf-8")
+    page.write_text(block_pattern(world, paper).sub(lambda _: whole, text), encoding="utf-8")
 
 
-__all__ = ["figure", "load_results", "renew", "verdict", "write_reports"]
+__all__ = ["check_page", "figure", "load_results", "renew", "verdict", "write_reports"]

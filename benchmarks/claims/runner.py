@@ -15,8 +15,12 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from benchmarks.claims.commands import run_command
 from benchmarks.claims.variants import Variant, merge
@@ -60,7 +64,11 @@ def run_job(job: Job) -> dict[str, Any]:
         return json.loads(job.result.read_text(encoding="utf-8"))
     use_device(job.device)
     parts = list(parts_of(job))
-    found = [run_part(job, *part) for part in parts]
+    try:
+        with FileLock(job.folder / "lock", blocking=False):
+            found = [run_part(job, *part) for part in parts]
+    except Timeout as error:
+        raise RuntimeError(f"Another process is at work on {job.folder}. Wait for it, or stop it.") from error
     result = {
         "paper": job.variant.paper,
         "variant": job.variant.name,
@@ -74,6 +82,16 @@ def run_job(job: Job) -> dict[str, Any]:
         if not job.variant.keep:
             shutil.rmtree(job.folder / name / "model", ignore_errors=True)
     return result
+
+
+def end_with_parent() -> None:
+    """Ends this worker where the main process was killed; else it would go on with its jobs and then wait for ever."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def check_job(job: Job) -> None:
@@ -94,7 +112,25 @@ def asked(job: Job) -> dict[str, Any]:
         "settings": merge(variant.settings, job.overrides or {}),
         "data": variant.data,
     }
+    facts |= {name: getattr(variant, name) for name in ("validation", "parts", "after", "starts", "changes_llm")}
     return facts | {"questions": list(variant.questions), "limit": job.limit, "seed": job.seed}
+
+
+def missing_before(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that go on from a variant which is neither among the jobs nor there."""
+    names = {(job.variant.paper, job.variant.name, job.seed) for job in jobs}
+    return [
+        job
+        for job in jobs
+        if job.variant.after
+        and (job.variant.paper, job.variant.after, job.seed) not in names
+        and not (model_before(job) / "config.json").exists()
+    ]
+
+
+def model_before(job: Job) -> Path:
+    """The model of the variant that a job goes on from."""
+    return job_folder(job.out, job.world.name, job.variant.paper, job.variant.after, job.seed) / "whole" / "model"
 
 
 def use_device(device: str) -> None:
@@ -132,10 +168,7 @@ def where_to(job: Job, name: str) -> dict[str, Any]:
         return settings | {"model": job.world.models[job.variant.starts], "connector": None}
     if job.variant.after is None:
         return settings | dict(job.world.parents[job.variant.paper])
-    before = job_folder(job.out, job.world.name, job.variant.paper, job.variant.after, job.seed) / "whole" / "model"
-    if not (before / "config.json").exists():
-        raise FileNotFoundError(f"{job.variant.name} goes on from {before}, which is not there. Run that first.")
-    return settings | {"model": str(before), "connector": None}
+    return settings | {"model": str(model_before(job)), "connector": None}
 
 
 def data_of(job: Job, suffix: str, steps: int | None) -> dict[str, Any]:
@@ -162,13 +195,13 @@ def run_part(job: Job, name: str, settings: dict[str, Any], questions: Mapping[s
     if job.world.helpers and model.exists():
         shutil.copytree(job.world.helpers, model / "helpers", dirs_exist_ok=True)
     trained = json.loads(done.read_text(encoding="utf-8"))
-    begin = time.monotonic()
     scores = {key: ask(job, place, model, full) for key, full in questions.items()}
+    seconds = sum(score.pop("seconds") for score in scores.values())
     return {
         "trained_parameters": trained["trained_parameters"],
         "losses": trained["losses"],
         "scores": scores,
-        "seconds": {"training": trained["seconds"], "evaluation": round(time.monotonic() - begin, 1)},
+        "seconds": {"training": trained["seconds"], "evaluation": round(seconds, 1)},
     }
 
 
@@ -182,11 +215,14 @@ def training_facts(model: Path) -> dict[str, Any]:
 
 
 def ask(job: Job, place: Path, model: Path, questions: str) -> dict[str, Any]:
-    """The figures of one question set."""
+    """The figures of one question set and the seconds that it took, made now or found."""
     from speechllm.evaluation.config import EvaluationConfig
     from speechllm.evaluation.run import evaluate
 
-    output = place / "scores" / questions
+    output, begin = place / "scores" / questions, time.monotonic()
+    done = output / "figures.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
     bound = job.out / job.world.name / "bounds" / questions
     if not job.variant.changes_llm:
         borrow(bound, output)
@@ -195,11 +231,10 @@ def ask(job: Job, place: Path, model: Path, questions: str) -> dict[str, Any]:
     found = evaluate(EvaluationConfig(model=str(model), output_dir=str(output), **settings))
     if not job.variant.changes_llm:
         lend(output, bound)
-    return {
-        "overall": values_of(found["overall"]),
-        "groups": values_of(found["groups"]),
-        "rows": found["rows"]["scored"],
-    }
+    figures = {"overall": values_of(found["overall"]), "groups": values_of(found["groups"])}
+    figures |= {"rows": found["rows"]["scored"], "seconds": round(time.monotonic() - begin, 1)}
+    write_result(done, figures)
+    return figures
 
 
 def borrow(bound: Path, output: Path) -> None:
@@ -247,4 +282,4 @@ def write_result(path: Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-__all__ = ["Job", "check_job", "job_folder", "mean_of", "run_job", "write_result"]
+__all__ = ["Job", "check_job", "end_with_parent", "job_folder", "mean_of", "missing_before", "run_job", "write_result"]

@@ -272,8 +272,8 @@ def top_k_divergence(
         none, logits = hidden.new_zeros(()), head(hidden)
         log_teacher, indices = at_least_float32(log_teacher), indices.long()
         if indices.shape[-1] == logits.shape[-1]:
-            log_teacher = torch.empty_like(log_teacher).scatter_(-1, indices, log_teacher)
-            return ByFormula.apply(forward_kl, logits, temperature, log_teacher), none
+            log_student = (at_least_float32(logits) / temperature).log_softmax(-1).gather(-1, indices)
+            return token_divergence(log_student, log_teacher, "forward").sum(), none
         return ByFormula.apply(top_tokens_kl, logits, temperature, log_teacher, indices), none
 
     tokens = [teacher.log_probabilities.detach(), teacher.indices]

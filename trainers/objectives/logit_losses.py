@@ -65,7 +65,7 @@ def forward_kl(logits: torch.Tensor, log_teacher: torch.Tensor) -> tuple[torch.T
 
     Args:
         logits (`torch.Tensor` of shape `(n, vocabulary)`).
-        log_teacher (`torch.Tensor` of shape `(n, vocabulary)`): log-probabilities; overwritten.
+        log_teacher (`torch.Tensor` of shape `(n, vocabulary)`): log-probabilities, of exactly 1 together; overwritten.
     """
     log_student, teacher = logits.log_softmax(-1), log_teacher.exp()
     total = log_teacher.sub_(log_student).mul_(teacher).sum()
