@@ -4,6 +4,7 @@
     OUT/real/data/SET/              training rows; those of imitation with the LLM's answers (`speechllm targets`)
     OUT/real/questions/SET/         built by `speechllm benchmark`, on speakers and texts that no training hears
     OUT/real/frames-six/            what Whisper makes of LAD's rows, and where reading them leads Gemma
+    OUT/real/frames-english/        what it makes of the English ones; rows of two utterances are heard on line
 
 `--parents` holds `whisper-base`, `gemma3-270m`, `smollm2-135m-instruct`; `--data` holds `common_voice`,
 `common_voice_en` (each with `manifest.jsonl`: `audio`, `text`, `language`, `speaker`), `xquad` (SQuAD files),
@@ -33,6 +34,7 @@ RATE = 16000
 LONGEST = 110  # characters of a synthetic sentence
 UNSEEN_SHARE = 5  # one speaker in so many is kept from training
 ANSWER_TOKENS = 48
+ONE_UTTERANCE = ("en-transcribe", "en-one-task", "en-tasks", "six-T", "six-MI", "six-TMI")  # English, by SmolLM2
 SENTINEL = "done.json"
 PARENTS = ("whisper-base", "gemma3-270m", "smollm2-135m-instruct")
 SOURCES = ("common_voice", "common_voice_en", "xquad", *(f"text/ntrex/{code}.txt" for code in LANGUAGES))
@@ -138,7 +140,7 @@ def build(out: Path, parents: Path, data: Path, device: str = "cpu", size: Size 
     six_languages(place, data, spoken, size)
     english(place, data, world, size, seed)
     questions(place, data, size, seed)
-    encode(world, device)
+    encode(place, world, device)
     done.write_text(json.dumps(asked), encoding="utf-8")
     return world
 
@@ -228,11 +230,16 @@ def benchmark(arguments: list[str], seed: int) -> None:
     subprocess.run(command, check=True)
 
 
-def encode(world: World, device: str) -> None:
-    """Frames of LAD's rows and what Gemma is led to by reading them; the other rows are heard on line."""
-    sets = [world.data["six"], world.data["six-validation"]]
-    settings = {"dataset": sets, "output_dir": world.frames["six"], "device": device, "connector": "stack_mlp"}
-    run_command("encode", dict(world.parents["lad"]) | settings | {"teacher": "hidden"})
+def encode(place: Path, world: World, device: str) -> None:
+    """Frames of all rows of one utterance, and for LAD's what Gemma is led to by reading them."""
+    common = {"device": device, "connector": "stack_mlp"}
+    six = [world.data["six"], world.data["six-validation"]]
+    run_command(
+        "encode",
+        dict(world.parents["lad"]) | common | {"dataset": six, "output_dir": world.frames["six"], "teacher": "hidden"},
+    )
+    english = {"dataset": [str(place / "data" / "english")], "output_dir": world.frames["en-tasks"]}
+    run_command("encode", dict(world.parents["mtbi"]) | common | english)
 
 
 def describe(place: Path, parents: Path | None) -> World:
@@ -265,7 +272,7 @@ def describe(place: Path, parents: Path | None) -> World:
             **dict.fromkeys(("mtbi", "bloomzmms", "across"), smollm),
         },
         data={name: str(place / "data" / name) for name in names},
-        frames={"six": str(place / "frames-six")},
+        frames={"six": str(place / "frames-six"), **dict.fromkeys(ONE_UTTERANCE, str(place / "frames-english"))},
         questions=settings,
         languages=LANGUAGES,
     )
