@@ -17,6 +17,7 @@ from trainers import SpeechImitationTrainer
 from trainers.checkpoints import card
 from trainers.checkpoints.folders import is_whole
 from trainers.checkpoints.lora import lora_config
+from trainers.commands.inputs import load_checkpoint
 from trainers.imitation_config import SpeechImitationConfig
 
 QUICK = {"max_steps": 2, "save_steps": 1, "use_cpu": True, "disable_tqdm": True, "activation_checkpointing": False}
@@ -134,6 +135,8 @@ def test_a_command_s_card_names_model_and_data_and_keeps_the_stages_before(tmp_p
     assert first["objective"] == "an earlier one"
     assert second["base"] == "base" and second["finished"] and second["method"] == ["diva"]
     assert second["lora"] == {"groups": ["llm"], "rank": 16, "alpha": 32}
+    connector = load_checkpoint(tmp_path / "out", "float32")[0].model.multi_modal_projector
+    assert second["trained_parameters"] > sum(parameter.numel() for parameter in connector.parameters())  # and LoRA's
     assert second["recipe"]["max_seconds"] == 20.0
     assert [(entry["name"], entry["rows"]) for entry in facts["data"]] == [("speech", 4)]
     assert facts["model"]["license"] == "apache-2.0"  # of the model it began with

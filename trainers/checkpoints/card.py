@@ -59,6 +59,7 @@ class WritesCard:
     def begin_clock(self, checkpoint: str | None) -> None:
         """Starts counting hours, from those of the run that is resumed."""
         self._hours_before, self._begun = 0.0, time.monotonic()
+        self._trained_at_begin = self.trained_parameters()
         if checkpoint:
             try:
                 self._hours_before = (read_facts(checkpoint).get("training") or [{}])[-1].get("hours")
@@ -79,6 +80,10 @@ class WritesCard:
         except Exception as error:  # a card is not worth a training
             message = f"{type(error).__name__}: {error}"
             logger.warning(f"The card in {folder} could not be written ({message}). The weights are not affected.")
+
+    def trained_parameters(self) -> int:
+        """How many parameters are being trained."""
+        return sum(count_elements(parameter) for parameter in self.model.parameters() if parameter.requires_grad)
 
     def facts(self, model: Any = None) -> dict[str, Any]:
         """All that is known of the model by now, in the sections of `hub_cards.facts`."""
@@ -104,13 +109,12 @@ class WritesCard:
         begun = getattr(self, "_begun", None)
         known = begun is not None and self._hours_before is not None
         hours = self._hours_before + (time.monotonic() - begun) / 3600 if known else None
-        trained = sum(count_elements(parameter) for parameter in self.model.parameters() if parameter.requires_grad)
         stage = {
             "objective": self.objective_name,
             "trainer": type(self).__name__,
             "method": self._works(),
             "train_groups": list(args.train_groups),
-            "trained_parameters": trained,
+            "trained_parameters": getattr(self, "_trained_at_begin", None) or self.trained_parameters(),
             "recipe": recipe(args, full=True),
             "seeds": {"seed": args.seed, "data_seed": args.data_seed if args.data_seed is not None else args.seed},
             "steps": state.global_step,
