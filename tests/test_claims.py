@@ -398,6 +398,7 @@ def test_a_report_of_nothing_run_says_so(tmp_path, capsys):
         (["--world", "nano", "--workers", "0"], "--workers 0: give 1 or more"),
         (["--world", "nano", "--report"], "nothing to report on"),
         (["--world", "nano", "--docs", "nosuch.md"], "nosuch.md is no file"),
+        (["--world", "nano", "--docs", "docs/claims.md", "--steps", "5"], "--docs is for whole runs"),
         (["--world", "real"], "needs --parents and --data"),
         (
             ["--world", "real", "--parents", "nosuch", "--data", "none"],

@@ -71,6 +71,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error(f"--workers {arguments.workers}: give 1 or more.")
     if arguments.report and not (arguments.out / arguments.world).is_dir():
         parser.error(f"{arguments.out / arguments.world} is not there, so there is nothing to report on.")
+    if arguments.docs and (arguments.steps or arguments.limit):
+        parser.error("--docs is for whole runs: leave out --steps and --limit, or --docs.")
     if arguments.docs:
         from benchmarks.claims.report import check_page
 

@@ -5,6 +5,7 @@
 Nine heads of 64 and a causal mask with padding, as in a layer of SmolLM2-135M.
 """
 
+import argparse
 import statistics
 import time
 
@@ -33,6 +34,7 @@ FORMS = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.peers.attention", description=__doc__).parse_args()
     torch.set_num_threads(1)
     print(f"| rows x positions | precision | {' | '.join(FORMS)} |\n|---|---|{'---:|' * len(FORMS)}")
     for rows, positions in SHAPES:

@@ -44,11 +44,16 @@ def step(trainer: Any, device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.steps",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--parents", type=Path, help="folder with both parents, by default random weights")
-    parser.add_argument("--loss", choices=("cross-entropy", "divergence"), default="cross-entropy")
-    parser.add_argument("--dtype", choices=("bf16", "float32"), default="bf16")
-    parser.add_argument("--steps", type=int, default=3)
+    losses = ("cross-entropy", "divergence")
+    parser.add_argument("--loss", choices=losses, default=losses[0], help="by default %(default)s")
+    parser.add_argument("--dtype", choices=("bf16", "float32"), default="bf16", help="of all loops, by default bf16")
+    parser.add_argument("--steps", type=int, default=3, help="turns that are timed after one, by default 3")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
