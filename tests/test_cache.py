@@ -76,8 +76,8 @@ def test_embeddings_from_the_cache_are_those_made_on_line(case, tmp_path):
     model, processor = parts_of(*CASES[case][:2], **CASES[case][2])
     rows = [ROWS[2], ROWS[0], ROWS[1]]  # the longest first, as they are encoded: the same batch sums alike
     expected = online(model, processor, rows)
-    # float32 holds the frames exactly; float16 rounds each to 11 bits. A mix of layers lies otherwise in memory when it
-    # comes from the cache, and some processors then sum it in another order.
+    # float32 holds the frames exactly; float16 rounds each to 11 bits. A mix of layers lies otherwise in memory when
+    # it comes from the cache, and some processors then sum it in another order.
     exact = 1e-5 if "all layers" in case else 0
     for dtype, close in (("float32", {"rtol": 0, "atol": exact}), ("float16", {"rtol": 0, "atol": 5e-3})):
         folder = tmp_path / dtype
