@@ -21,9 +21,9 @@ from benchmarks.claims.commands import run_command
 from benchmarks.claims.interference import measure
 from benchmarks.claims.nano import choose
 from benchmarks.claims.nano_rows import Spoken, asked
-from benchmarks.claims.report import figure, load_results, renew, verdict
+from benchmarks.claims.report import figure, load_results, renew, verdict, write_reports
 from benchmarks.claims.runner import Job, mean_of, missing_before, run_job, training_facts
-from benchmarks.claims.variants import Claim, Paper, Variant, fill, load_paper, merge, papers
+from benchmarks.claims.variants import Claim, Column, Paper, Variant, fill, load_paper, merge, papers
 from benchmarks.claims.worlds import World, by_language, read_rows, write_rows
 from benchmarks.nanoworld.recordings import write_recording
 from benchmarks.nanoworld.tasks import draw
@@ -379,12 +379,25 @@ def test_a_page_keeps_its_paragraphs_when_its_tables_are_renewed(tmp_path):
 
 
 def test_a_report_of_nothing_run_says_so(tmp_path, capsys):
-    from benchmarks.claims.report import write_reports
-
     paper = Paper("paper", "Paper", "source", {"one": variant()}, ())
     assert load_results(tmp_path, "nano", paper) == {"one": {}}
     write_reports(tmp_path, "nano", [paper])
     assert "paper: nothing has been run" in capsys.readouterr().out
+
+
+def test_a_report_of_shortened_runs_says_so_and_stays_off_the_page(tmp_path, world, called, capsys):
+    page = tmp_path / "claims.md"
+    page.write_text("<!-- claims: nano paper -->\nold\n<!-- end -->\n")
+    columns = (Column("F1", "set.overall.speech.f1"),)
+    paper = Paper("paper", "Paper", "source", {"one": variant()}, columns)
+    run_job(Job(tmp_path, world, variant(), seed=0))
+    write_reports(tmp_path, "nano", [paper])
+    report = tmp_path / "nano/report/paper.md"
+    assert "| one |" in report.read_text() and "Shortened" not in report.read_text()
+    run_job(Job(tmp_path, world, variant(), seed=1, overrides={"max_steps": 5}, limit=2))
+    write_reports(tmp_path, "nano", [paper], page)
+    assert "**Shortened runs (--limit 2, --steps 5)" in report.read_text()
+    assert "old" in page.read_text() and "keeps its tables" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ def test_everything_beside_the_model_is_answered_scored_and_shown(tmp_path, mode
         file = tmp_path / "out" / picture
         assert file.stat().st_size > 1000 and file.with_suffix(".svg").read_text().startswith("<?xml")
     shown = capsys.readouterr().out
-    assert "word error rate" in shown and max(map(len, shown.splitlines()[:-1])) <= 80
+    assert "word error rate" in shown and "± half the width of the 95 % interval" in shown
+    assert max(map(len, shown.splitlines()[:-1])) <= 80
 
 
 def test_a_killed_run_goes_on_to_the_answers_of_one_that_was_not(tmp_path, models, heard, monkeypatch):

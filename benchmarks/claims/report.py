@@ -147,9 +147,17 @@ def cost(results: Results) -> str:
     return f"Median by the clock: training {middle['training']:.0f} s, evaluation {middle['evaluation']:.0f} s."
 
 
+def shortened(results: Results) -> str:
+    """That results are of `--steps` or `--limit`, where some are."""
+    found = [result["shortened"] for seeds in results.values() for result in seeds.values() if "shortened" in result]
+    asked = sorted({f"--{name} {value}" for short in found for name, value in short.items()})
+    return f"**Shortened runs ({', '.join(asked)}): not the figures of these variants.**" if asked else ""
+
+
 def block(paper: Paper, results: Results, picture: str) -> str:
     """A paper's claims, table and picture."""
-    parts = [*claims_table(paper, results), "", *table(paper, results), "", cost(results), ""]
+    note = [text, ""] if (text := shortened(results)) else []
+    parts = [*note, *claims_table(paper, results), "", *table(paper, results), "", cost(results), ""]
     return "\n".join([*parts, f"![{paper.title}]({picture})"]).strip("\n")
 
 
@@ -172,7 +180,9 @@ def write_reports(out: Path, world: str, chosen: Sequence[Paper], docs: Path | N
         )
         text = f"# {paper.title}\n\n{paper.source}; {world} world.\n\n{block(paper, results, f'{paper.name}.png')}\n"
         (folder / f"{paper.name}.md").write_text(text, encoding="utf-8")
-        if docs is not None:
+        if docs is not None and shortened(results):
+            print(f"{docs} keeps its tables of {paper.name}: {shortened(results)}")
+        elif docs is not None:
             picture = docs.parent / "images" / f"claims-{world}-{paper.name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             picture.write_bytes((folder / f"{paper.name}.png").read_bytes())

@@ -77,6 +77,8 @@ def run_job(job: Job) -> dict[str, Any]:
         "parts": len(found),
         **mean_of(found),
     }
+    shortened = {"steps": (job.overrides or {}).get("max_steps"), "limit": job.limit}
+    result |= {"shortened": kept} if (kept := {k: v for k, v in shortened.items() if v is not None}) else {}
     write_result(job.result, result)
     for name, *_ in parts:
         if not job.variant.keep:

@@ -16,6 +16,7 @@ from .systems import TITLES
 from .tables import Row, Table, full_title, has_figures, markdown, terminal
 
 IN_TERMINAL = ("scores", "by_language", "by_prompt_kind")
+LEGEND = "± half the width of the 95 % interval (bootstrap over recordings)"
 KIND_TITLES = {
     "behaviour": "How answers fail",
     "agreement": "Agreement with the text bound",
@@ -185,7 +186,8 @@ def _introduction(facts: Mapping[str, Any]) -> list[str]:
 
 def in_terminal(tables: Sequence[Table]) -> str:
     """The tables that a terminal shows."""
-    return "\n\n".join(terminal(table) for table in tables if table.key in IN_TERMINAL)
+    shown = [terminal(table) for table in tables if table.key in IN_TERMINAL]
+    return "\n\n".join([*shown, LEGEND] if any("±" in text for text in shown) else shown)
 
 
 __all__ = ["as_json", "build_tables", "in_terminal", "write_report"]

@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from .distances import at_least_float32
 
 IGNORED = -100
-Formula = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # float logits, *others -> sum, its gradient
+Formula = Callable[..., tuple[torch.Tensor, Callable[[], torch.Tensor]]]  # float logits, *others -> sum, its gradient
 
 
 class ByFormula(torch.autograd.Function):
     """A sum over logits whose gradient is computed with it: `ByFormula.apply(formula, logits, temperature, *others)`.
 
-    The formula is of logits / temperature in float32 at least, which it may overwrite.
+    The formula is of logits / temperature in float32 at least, which it may overwrite. It gives the gradient as a
+    function, called at once, and not where nothing asks for gradients, as in an evaluation.
     """
 
     @staticmethod
@@ -33,7 +34,8 @@ class ByFormula(torch.autograd.Function):
         if temperature != 1:
             tempered = tempered / temperature if tempered is logits else tempered.div_(temperature)
         total, gradient = formula(tempered, *others)
-        ctx.save_for_backward(gradient)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(gradient())
         ctx.temperature, ctx.dtype, ctx.others = temperature, logits.dtype, len(others)
         return total
 
@@ -44,7 +46,7 @@ class ByFormula(torch.autograd.Function):
         return None, (gradient * (outer / ctx.temperature)).to(ctx.dtype), None, *[None] * ctx.others
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
     """Sum of -log softmax(logits) at the labels, and its gradient; labels of -100 add nothing.
 
     Args:
@@ -53,14 +55,18 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     """
     log_student = logits.log_softmax(-1)
     total = F.nll_loss(log_student, labels, ignore_index=IGNORED, reduction="sum")
-    labelled = (labels != IGNORED).to(log_student.dtype).unsqueeze(-1)
-    gradient = log_student.exp_()
-    if (labels == IGNORED).any():
-        gradient.mul_(labelled)
-    return total, gradient.scatter_add_(-1, labels.clamp(min=0).unsqueeze(-1), -labelled)
+
+    def gradient() -> torch.Tensor:
+        labelled = (labels != IGNORED).to(log_student.dtype).unsqueeze(-1)
+        likely = log_student.exp_()
+        if (labels == IGNORED).any():
+            likely.mul_(labelled)
+        return likely.scatter_add_(-1, labels.clamp(min=0).unsqueeze(-1), -labelled)
+
+    return total, gradient
 
 
-def forward_kl(logits: torch.Tensor, log_teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def forward_kl(logits: torch.Tensor, log_teacher: torch.Tensor) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
     """Sum of KL(teacher || softmax(logits)), and its gradient.
 
     Args:
@@ -69,12 +75,12 @@ def forward_kl(logits: torch.Tensor, log_teacher: torch.Tensor) -> tuple[torch.T
     """
     log_student, teacher = logits.log_softmax(-1), log_teacher.exp()
     total = log_teacher.sub_(log_student).mul_(teacher).sum()
-    return total, log_student.exp_().sub_(teacher)
+    return total, lambda: log_student.exp_().sub_(teacher)
 
 
 def top_tokens_kl(
     logits: torch.Tensor, log_teacher: torch.Tensor, indices: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
     """Sum of the forward KL over k tokens and one more event, "any other token", and its gradient.
 
     Args:
@@ -91,8 +97,12 @@ def top_tokens_kl(
     others = others.softmax(-1)
     log_rest = likeliest - others.amax(-1).log()  # of the student; a sum of probabilities would lose the small ones
     total = total + (torch.xlogy(rest, rest) - rest * log_rest).sum()
-    gradient = others.mul_((log_rest.exp() * mass - rest).unsqueeze(-1))
-    return total, gradient.scatter_(-1, indices, log_tokens.exp() * mass.unsqueeze(-1) - teacher)
+
+    def gradient() -> torch.Tensor:
+        elsewhere = others.mul_((log_rest.exp() * mass - rest).unsqueeze(-1))
+        return elsewhere.scatter_(-1, indices, log_tokens.exp() * mass.unsqueeze(-1) - teacher)
+
+    return total, gradient
 
 
 __all__ = ["ByFormula", "cross_entropy", "forward_kl", "top_tokens_kl"]
