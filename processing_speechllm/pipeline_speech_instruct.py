@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.chat_template_utils import _get_template_variables
 
 from .confidence import audio_confidences, read_embeddings, with_confidences
+from .finish_reasons import finish_reasons
 from .no_speech import chosen_answer, generate_or_answer, with_no_speech
 from .pipeline_prompts import Prompt, as_inputs, check_instruction, collate, make_prompt, with_answer
 from .positions import check_positions, default_new_tokens, positions
@@ -80,6 +81,7 @@ class SpeechInstructPipeline(Pipeline):
         language: str | None = None,
         return_language: bool | None = None,
         return_confidence: bool | None = None,
+        return_finish_reason: bool | None = None,
         no_speech_answer: str | bool | None = None,
         processor_kwargs: dict | None = None,
         tools: list | None = None,
@@ -110,6 +112,7 @@ class SpeechInstructPipeline(Pipeline):
             "language": language,
             "return_language": return_language,
             "return_confidence": return_confidence,
+            "return_finish_reason": return_finish_reason,
             "no_speech_answer": no_speech_answer,
             "processor_kwargs": processor_kwargs,
             "template_kwargs": template or None,
@@ -171,6 +174,8 @@ class SpeechInstructPipeline(Pipeline):
                 this checkpoint, `"understood"`: True, False, or None where its processor has no
                 `min_audio_confidence`. The answer to audio that was not understood is a guess. Costs one more pass of
                 the encoder.
+            return_finish_reason (`bool`, *optional*): add `"finish_reason"` to each answer: `"length"` where it was
+                cut at the most new tokens that it was given, else `"stop"`.
             no_speech_answer (`str` or `False`, *optional*): what is answered where a connector that reads
                 (`ctc_compress`) read nothing in any audio of the prompt, instead of asking the LLM, which would make
                 something up. Defaults to the processor's `no_speech_answer`; `False` asks the LLM in any case. Where
@@ -222,6 +227,7 @@ class SpeechInstructPipeline(Pipeline):
         language: str | None = None,
         return_language: bool | None = None,
         return_confidence: bool | None = None,
+        return_finish_reason: bool | None = None,
         no_speech_answer: str | bool | None = None,
         processor_kwargs: dict | None = None,
         template_kwargs: dict | None = None,
@@ -261,7 +267,10 @@ class SpeechInstructPipeline(Pipeline):
             prompts = with_no_speech(prompts, [] if read is None else read[1])
         silent = [bool(prompt.no_speech) for prompt in prompts]
         new_tokens, output = generate_or_answer(self.model, self.tokenizer, encoded, options, silent, answer)
-        beside = details(output, len(prompts)) if isinstance(output, ModelOutput) else [{}] * len(prompts)
+        beside = details(output, len(prompts)) if isinstance(output, ModelOutput) else [{} for _ in prompts]
+        if return_finish_reason:
+            found = finish_reasons(self.model.generation_config, options, new_tokens, encoded["input_ids"].shape[1])
+            beside = [row | {"finish_reason": reasons} for row, reasons in zip(beside, found, strict=True)]
         if return_language:
             prompts = self._with_languages(prompts, posteriors)
         if return_confidence:

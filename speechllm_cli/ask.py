@@ -35,9 +35,10 @@ EXAMPLE = """\
 
 A recording that cannot be used is reported in one line on standard error; the others are still answered and the
 exit status is 2. So is a recording that the model could not make out, whose answer is a guess, where the checkpoint
-says how sure it must be (nano does); the status stays 0. --json prints one object per answer: audio,
-instruction, answer, model, and then understood: true or false. A model whose connector reads tells where it read
-nothing at all: the answer says so, and --json has no_speech: true or false.
+says how sure it must be (nano does), and an answer that was cut at its longest; the status stays 0. --json prints one
+object per answer: audio, instruction, answer, model, finish_reason (stop, or length where it was cut), and then
+understood: true or false. A model whose connector reads tells where it read nothing at all: the answer says so, and
+--json has no_speech: true or false.
 """
 
 
@@ -152,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
                     print(label, flush=True)
                 answer(pipe, group, instruction, streamer=_streamer(pipe), **options)
                 continue
-            text, understood, no_speech = answer(pipe, group, instruction, **options)
+            text, marks = answer(pipe, group, instruction, **options)
         except ValueError as error:  # the processor's and the pipeline's, AudioError among them, name the remedy
             report(error)
             status = 2
@@ -160,11 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             audio = group if arguments.together else group[0]
             row = {"audio": audio, "instruction": instruction, "answer": text, "model": model}
-            if understood is not None:
-                row["understood"] = understood
-            if no_speech is not None:
-                row["no_speech"] = no_speech
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(json.dumps(row | marks, ensure_ascii=False), flush=True)
         else:
             print(label, text, sep=" " if label else "", flush=True)
     return status
@@ -176,27 +173,29 @@ def _streamer(pipe: Any) -> Any:
     return TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tuple[str, bool | None, bool | None]:
+def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tuple[str, dict[str, Any]]:
     """
-    The answer about the recordings `names` in one prompt, whether all were made out, and whether there was no speech
-    in any (None each if the checkpoint does not tell). Warnings about them, and which could not be made out, go to
-    standard error.
+    The answer about the recordings `names` in one prompt, and what is known of it: `finish_reason`, and where the
+    checkpoint tells, `understood`, whether all were made out, and `no_speech`, whether there was none in any. Warnings
+    about them, which could not be made out, and that an answer was cut go to standard error.
     """
     least = pipe.processor.min_audio_confidence
     row = {"audio": [_source(name) for name in names], "instruction": instruction}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        (found,) = pipe(row, return_confidence=least is not None, **options)
+        (found,) = pipe(row, return_confidence=least is not None, return_finish_reason=True, **options)
     for warning in caught:
         if warning.category is UserWarning:
             report(f"warning: {warning.message}")
+    marks = {name: found[name] for name in ("finish_reason", "no_speech") if name in found}
+    if found["finish_reason"] == "length":
+        report(f"{', '.join(names)}: the answer was cut at the most tokens it may have. --max-new-tokens N sets more.")
     if least is None:
-        return found["generated_text"], None, found.get("no_speech")
+        return found["generated_text"], marks
     for name, heard in zip(names, found["confidence"], strict=True):
         if not heard["understood"]:
             report(
                 f"{name}: I could not make that out (confidence {heard['score']:.3f}, {least:.3f} is needed), so the "
                 "answer is a guess. It may be silence, noise, or speech unlike what this model was trained on."
             )
-    understood = all(heard["understood"] for heard in found["confidence"])
-    return found["generated_text"], understood, found.get("no_speech")
+    return found["generated_text"], {"understood": all(heard["understood"] for heard in found["confidence"])} | marks

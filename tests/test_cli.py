@@ -28,11 +28,12 @@ COMMAND = str(Path(sysconfig.get_path("scripts")) / "speechllm")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny random SpeechLLM with its processor; its answers are eight tokens of noise."""
+    """A tiny random SpeechLLM with its processor; its answers are seven tokens of noise and an end."""
     tokenizer = make_tokenizer(CHATML)
     size = len(tokenizer)
     model = tiny_speechllm(whisper_config(num_mel_bins=80), text_config(vocab_size=size), audio_token_id=size)
     model.generation_config.max_new_tokens = 8
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, forced_eos_token_id=tokenizer.eos_token_id)
     path = tmp_path_factory.mktemp("model")
     model.save_pretrained(path)
     SpeechLLMProcessor.from_parts(make_extractor(), tokenizer, model.config).save_pretrained(path)
@@ -88,7 +89,7 @@ def test_each_recording_is_asked_on_its_own(folder, recordings, capsys):
         main(["ask", name, "What is said?", "--model", str(folder), "--json"])
     assert together == answers(capsys)
     assert [row["audio"] for row in together] == recordings
-    assert set(together[0]) == {"audio", "instruction", "answer", "model"}
+    assert set(together[0]) == {"audio", "instruction", "answer", "model", "finish_reason"}
 
 
 def test_several_answers_as_text_carry_the_recording_s_name(folder, recordings, capsys):
