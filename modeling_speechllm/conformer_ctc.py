@@ -22,14 +22,16 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import is_tracing
 
 from .configuration_connectors import ConformerCTCConfig
 from .connector_base import Connector, ConnectorOutput, Initialized, fill_last, zero_past
 from .convolutions import StridedConv1d, StridedConv2d
-from .lengths import stage_length
+from .lengths import output_length, receptive_field, stage_length
 from .local_attention import attended_keys, context_within, query_blocks
 
 QUERY_BLOCK = 512  # 41 s at 12.5 Hz
+SUBSAMPLING_BLOCK = 512
 
 
 def ctc_logits(embeddings: torch.Tensor, embedding_weight: torch.Tensor) -> torch.Tensor:
@@ -212,13 +214,32 @@ class Subsampling(nn.Module):
         self.linear = nn.Linear(config.channels * rows, config.hidden_size)
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, frames, reduced_size), (batch,) -> (batch, time, hidden_size), (batch,)."""
-        for convolution, stage in zip(self.convolutions, self.stages, strict=True):
-            frames = fill_last(zero_past(frames, lengths), stage["kernel"], stage["stride"])
+        """
+        (batch, frames, reduced_size), (batch,) -> (batch, time, hidden_size), (batch,).
+
+        Maps of all channels are the largest tensors here, so without gradients they are made of a block of long audio
+        at a time, with the frames that its last positions share with the next block.
+        """
+        halved = stage_length(lengths, **self.stages[0])
+        ends = stage_length(halved, **self.stages[1])
+        field, hop = receptive_field(self.stages)
+        time = output_length(frames.shape[1], self.stages)
+        if torch.is_grad_enabled() or is_tracing() or time <= SUBSAMPLING_BLOCK:
+            return self.convolve(frames, [lengths, halved]), ends
+        blocks = []
+        for start in range(0, time, SUBSAMPLING_BLOCK):
+            first = start * hop
+            block = frames[:, first : first + (SUBSAMPLING_BLOCK - 1) * hop + field]
+            blocks.append(self.convolve(block, [lengths - first, halved - first // self.stages[0]["stride"]]))
+        return torch.cat(blocks, dim=1), ends
+
+    def convolve(self, frames: torch.Tensor, ends: list[torch.Tensor]) -> torch.Tensor:
+        """Frames to positions; `ends` are where each row's frames end, and what the first convolution makes."""
+        for convolution, stage, end in zip(self.convolutions, self.stages, ends, strict=True):
+            frames = fill_last(zero_past(frames, end), stage["kernel"], stage["stride"])
             maps = frames.unflatten(-1, (convolution.in_channels, -1)).transpose(1, 2)  # (batch, channels, time, rows)
             frames = F.relu(convolution(maps)).transpose(1, 2).flatten(2)
-            lengths = stage_length(lengths, **stage)
-        return self.linear(frames), lengths
+        return self.linear(frames)
 
 
 class LengthAdaptor(nn.Module):

@@ -72,6 +72,21 @@ def test_limited_attention_in_blocks_of_any_size_is_the_same(name, context, monk
     torch.testing.assert_close(results[0], results[2], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 3, 4])
+@torch.no_grad()
+def test_subsampling_in_blocks_makes_the_positions_of_the_whole(size, monkeypatch):
+    subsampling = connector_with("conformer_ctc", None).subsampling
+    for frames_in_all in range(20, 45):
+        frames, lengths = ragged([frames_in_all, *range(1, frames_in_all, 3)], size=8)
+        monkeypatch.setattr(conformer_ctc, "SUBSAMPLING_BLOCK", 512)
+        whole, ends = subsampling(frames, lengths)
+        monkeypatch.setattr(conformer_ctc, "SUBSAMPLING_BLOCK", size)
+        blocks, same_ends = subsampling(frames, lengths)
+        assert torch.equal(ends, same_ends) and blocks.shape == whole.shape and whole.shape[1] > size
+        for one, other, end in zip(blocks, whole, ends.tolist(), strict=True):
+            torch.testing.assert_close(one[:end], other[:end], rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_limited_relative_attention_is_naive_attention_over_a_band(monkeypatch):
     monkeypatch.setattr(conformer_ctc, "QUERY_BLOCK", 4)
