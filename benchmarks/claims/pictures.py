@@ -61,6 +61,9 @@ def draw(
             axis.set_ylim(len(names) - 0.5, -0.5)
             axis.grid(axis="x", linewidth=0.3)
             axis.margins(x=0.12)
+            low, high = axis.get_xlim()
+            if high - low < 1e-6:  # all figures are one
+                axis.set_xlim(low - 1, high + 1)
         found = {
             label: handle
             for axis in axes.flat

@@ -73,7 +73,8 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table(paper: Paper, results: Results) -> list[str]:
-    """Markdown: a line per variant that has been run, those beside it, and which have not been run."""
+    """Markdown: a line per variant that has been run, with the name that `--variants` takes, those beside it, and
+    which have not been run."""
     lines = [f"| variant | trained, M | seeds | {' | '.join(column.title for column in paper.columns)} |"]
     lines.append("|---|---:|---:|" + "---:|" * len(paper.columns))
     for name, variant in paper.variants.items():
@@ -84,15 +85,15 @@ def table(paper: Paper, results: Results) -> list[str]:
         parts = next(iter(found.values()))["parts"]
         size = f"{parts} x " * (parts > 1) + "/".join(f"{size / 1e6:.2f}" for size in sorted(sizes))
         cells = [spread(list(figures(found, column).values())) for column in paper.columns]
-        lines.append(f"| {variant.title} | {size} | {len(found)} | {' | '.join(cells)} |")
+        lines.append(f"| {variant.title} (`{name}`) | {size} | {len(found)} | {' | '.join(cells)} |")
     for system, title in SYSTEMS.items():
         values = beside(paper, results, system)
         if any(value is not None for value in values):
             cells = ["" if value is None else number(value) for value in values]
             lines.append(f"| *{title}* | | | {' | '.join(cells)} |")
-    missing = [variant.title for name, variant in paper.variants.items() if not results[name]]
+    missing = [f"`{name}`" for name in paper.variants if not results[name]]
     if missing:
-        lines += ["", f"Not run: {'; '.join(missing)}."]
+        lines += ["", f"Not run: {', '.join(missing)}."]
     return lines
 
 
