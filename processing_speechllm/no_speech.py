@@ -7,11 +7,13 @@ Whisper's decoding in transformers leaves such audio out too, by a threshold of 
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from .chat_messages import AUDIO_KINDS
+from .finish_reasons import generation_option
 from .pipeline_prompts import LoadedAudio, Prompt
 
 
@@ -91,12 +93,13 @@ def generate_or_answer(
         new tokens (prompts, sequences, tokens), and what `generate` gave, None where it was not asked.
     """
     prompts, length = len(silent), encoded["input_ids"].shape[1]
-    replaced = any(silent) and not options.get("return_dict_in_generate")
+    chosen = partial(generation_option, model.generation_config, options)
+    replaced = any(silent) and not chosen("return_dict_in_generate")
     ids = answer_ids(tokenizer, answer) if replaced else []
     if replaced and prompts == 1:
         if options.get("streamer") is not None:
             stream_answer(options["streamer"], encoded["input_ids"], ids)
-        return torch.tensor([[ids] * (options.get("num_return_sequences") or 1)]), None
+        return torch.tensor([[ids] * (chosen("num_return_sequences") or 1)]), None
     output = model.generate(**encoded, **options)
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     new_tokens = sequences[:, length:].reshape(prompts, -1, sequences.shape[1] - length)

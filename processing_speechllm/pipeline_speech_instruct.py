@@ -269,8 +269,11 @@ class SpeechInstructPipeline(Pipeline):
         new_tokens, output = generate_or_answer(self.model, self.tokenizer, encoded, options, silent, answer)
         beside = details(output, len(prompts)) if isinstance(output, ModelOutput) else [{} for _ in prompts]
         if return_finish_reason:
-            found = finish_reasons(self.model.generation_config, options, new_tokens, encoded["input_ids"].shape[1])
-            beside = [row | {"finish_reason": reasons} for row, reasons in zip(beside, found, strict=True)]
+            length = encoded["input_ids"].shape[1]
+            found = finish_reasons(self.model.generation_config, options, new_tokens, length, self.tokenizer)
+            whole = [quiet and not isinstance(output, ModelOutput) for quiet in silent]  # the answer that is given
+            reasons = [["stop"] * len(row) if put else row for row, put in zip(found, whole, strict=True)]
+            beside = [row | {"finish_reason": each} for row, each in zip(beside, reasons, strict=True)]
         if return_language:
             prompts = self._with_languages(prompts, posteriors)
         if return_confidence:

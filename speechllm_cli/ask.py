@@ -107,6 +107,11 @@ def _elsewhere(name: str) -> bool:
     return name == "-" or _is_url(name) or name.lower().startswith(("file:", "data:"))
 
 
+def _shown(name: str) -> str:
+    """A recording's name in a message; one that holds a file itself is shortened."""
+    return name if not name.lower().startswith("data:") else f"{name[:40]}..."
+
+
 def _source(name: str) -> Any:
     """A recording as the processor takes it."""
     if name == "-":
@@ -189,13 +194,16 @@ def answer(pipe: Any, names: list[str], instruction: str, **options: Any) -> tup
             report(f"warning: {warning.message}")
     marks = {name: found[name] for name in ("finish_reason", "no_speech") if name in found}
     if found["finish_reason"] == "length":
-        report(f"{', '.join(names)}: the answer was cut at the most tokens it may have. --max-new-tokens N sets more.")
+        report(
+            f"{', '.join(map(_shown, names))}: the answer was cut at the most tokens it may have. --max-new-tokens N "
+            "sets more, as far as the LLM's positions go."
+        )
     if least is None:
         return found["generated_text"], marks
     for name, heard in zip(names, found["confidence"], strict=True):
         if not heard["understood"]:
             report(
-                f"{name}: I could not make that out (confidence {heard['score']:.3f}, {least:.3f} is needed), so the "
-                "answer is a guess. It may be silence, noise, or speech unlike what this model was trained on."
+                f"{_shown(name)}: I could not make that out (confidence {heard['score']:.3f}, {least:.3f} is needed), "
+                "so the answer is a guess. It may be silence, noise, or speech unlike what this model was trained on."
             )
     return found["generated_text"], {"understood": all(heard["understood"] for heard in found["confidence"])} | marks

@@ -393,10 +393,10 @@ def test_a_report_of_shortened_runs_says_so_and_stays_off_the_page(tmp_path, wor
     run_job(Job(tmp_path, world, variant(), seed=0))
     write_reports(tmp_path, "nano", [paper])
     report = tmp_path / "nano/report/paper.md"
-    assert "| one (`one`) |" in report.read_text() and "Shortened" not in report.read_text()
+    assert "| one (`one`) |" in report.read_text() and "another length" not in report.read_text()
     run_job(Job(tmp_path, world, variant(), seed=1, overrides={"max_steps": 5}, limit=2))
     write_reports(tmp_path, "nano", [paper], page)
-    assert "**Shortened runs (--limit 2, --steps 5)" in report.read_text()
+    assert "variants' own: --limit 2, --steps 5.**" in report.read_text()
     assert "old" in page.read_text() and "keeps its tables" in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """Answers tell whether they were said to their end or cut."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ END, PAD = 7, 0
         ([1, 2, 3], {"max_new_tokens": 3}, "length"),
         ([1, 2, END], {"max_new_tokens": 3}, "stop"),
         ([1, END, PAD], {"max_new_tokens": 3}, "stop"),
-        ([1, 2, PAD], {"max_new_tokens": 3}, "stop"),  # a stop string, beside a longer row
+        ([1, 2, 5], {"max_new_tokens": 3, "stop_strings": ["fi"]}, "stop"),
+        ([1, 2, PAD], {"max_new_tokens": 3, "max_time": 1.0}, "stop"),
+        ([1, 2, PAD], {"max_new_tokens": 3}, "length"),  # nothing pads a row without an end, so it was said
+        ([1, 2, END], {"max_new_tokens": 3, "eos_token_id": None}, "length"),
         ([1, 2, 3], {"max_new_tokens": 4}, "stop"),  # a criterion of one's own
         ([1, 2, 3], {"max_length": 13}, "length"),  # ten are the prompt's
         ([1, 2, 3], {"generation_config": GenerationConfig(max_new_tokens=3)}, "length"),
@@ -29,7 +33,8 @@ END, PAD = 7, 0
 )
 def test_the_limit_counts_where_no_end_was_said(tokens, options, reason):
     config = GenerationConfig(eos_token_id=END, pad_token_id=PAD)
-    assert finish_reasons(config, options, torch.tensor([[tokens]]), prompt_length=10) == [[reason]]
+    words = SimpleNamespace(decode=lambda ids: " ".join({1: "one", 2: "two", 5: "five"}.get(i, "") for i in ids))
+    assert finish_reasons(config, options, torch.tensor([[tokens]]), 10, words) == [[reason]]
 
 
 @pytest.fixture(scope="module")

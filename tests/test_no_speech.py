@@ -8,7 +8,7 @@ import pytest
 import torch
 from factories_processing import CHATML, encoded, make_extractor, make_tokenizer, sine
 from fastapi.testclient import TestClient
-from transformers import AutoProcessor, LlamaConfig, TextStreamer, WhisperConfig
+from transformers import AutoProcessor, GenerationConfig, LlamaConfig, TextStreamer, WhisperConfig
 
 import speechllm_cli.ask
 from modeling_speechllm import SpeechLLMConfig, SpeechLLMForConditionalGeneration
@@ -125,6 +125,14 @@ def test_audio_is_heard_once_for_whether_there_is_speech_and_for_the_answer(pipe
     assert heard == [2] and (spoken[0]["no_speech"], silent[0]["no_speech"]) == (False, True)
     pipe(SPOKEN, num_beams=2)
     assert heard == [2, 1]
+
+
+def test_it_is_whole_however_few_tokens_the_call_allows(pipe):
+    asked = {"max_new_tokens": 1, "return_finish_reason": True, "eos_token_id": 5}
+    assert pipe(SILENT, **asked)[0]["finish_reason"] == "stop"
+    spoken, silent = pipe([SPOKEN, SILENT], batch_size=2, **asked)
+    assert silent[0]["generated_text"] == NOTHING and silent[0]["finish_reason"] == "stop"
+    assert len(pipe(SILENT, generation_config=GenerationConfig(num_beams=2, num_return_sequences=2))) == 2
 
 
 def test_confidence_comes_beside_it(pipe):

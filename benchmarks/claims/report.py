@@ -149,10 +149,10 @@ def cost(results: Results) -> str:
 
 
 def shortened(results: Results) -> str:
-    """That results are of `--steps` or `--limit`, where some are."""
+    """That results are of other `--steps` or of a `--limit`, where some are."""
     found = [result["shortened"] for seeds in results.values() for result in seeds.values() if "shortened" in result]
     asked = sorted({f"--{name} {value}" for short in found for name, value in short.items()})
-    return f"**Shortened runs ({', '.join(asked)}): not the figures of these variants.**" if asked else ""
+    return f"**Runs of another length than the variants' own: {', '.join(asked)}.**" if asked else ""
 
 
 def block(paper: Paper, results: Results, picture: str) -> str:

@@ -25,7 +25,7 @@ class ByFormula(torch.autograd.Function):
     """A sum over logits whose gradient is computed with it: `ByFormula.apply(formula, logits, temperature, *others)`.
 
     The formula is of logits / temperature in float32 at least, which it may overwrite. It gives the gradient as a
-    function, called at once, and not where nothing asks for gradients, as in an evaluation.
+    function, called at once, and not for logits that need none, as in an evaluation.
     """
 
     @staticmethod
