@@ -13,13 +13,14 @@ import argparse
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what it imports must not be imported before the environment is set
     from benchmarks.claims.runner import Job
-    from benchmarks.claims.variants import Paper
+    from benchmarks.claims.variants import Paper, Variant
     from benchmarks.claims.worlds import World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="variants at a time, each in a process of its own")
     parser.add_argument("--steps", type=int, help="updates of every training, to try it")
     parser.add_argument("--limit", type=int, help="questions of every set, to try it")
+    parser.add_argument("--questions", nargs="+", help="only these sets; what is told of others stays empty")
     parser.add_argument("--parents", type=Path, help="real: folder of whisper-base, gemma3-270m, ...")
     parser.add_argument("--data", type=Path, help="real: folder of common_voice, xquad, text, ...")
     parser.add_argument("--report", action="store_true", help="only tables and pictures of what has been run")
@@ -81,6 +83,10 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         except (OSError, ValueError) as error:
             parser.error(str(error))
     known = {name: variant for paper in chosen for name, variant in paper.variants.items()}
+    sets = sorted({name for variant in known.values() for name in variant.questions})
+    for name in arguments.questions or ():
+        if name not in sets:
+            parser.error(f"no questions {name} in {', '.join(arguments.papers)}; there are {', '.join(sets)}.")
     for name in arguments.variants or ():
         if name not in known:
             parser.error(f"no variant {name} in {', '.join(arguments.papers)}; there are {', '.join(known)}.")
@@ -97,7 +103,15 @@ def run_papers(arguments: argparse.Namespace, chosen: list[Paper], seeds: list[i
     overrides = {"max_steps": arguments.steps} if arguments.steps else None
     for seed in seeds:
         jobs: list[Job] = [
-            Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
+            Job(
+                arguments.out,
+                world,
+                asked_only(variant, arguments),
+                seed,
+                arguments.device,
+                overrides,
+                arguments.limit,
+            )
             for paper in chosen
             for variant in paper.variants.values()
             if not variant.same_as and (not arguments.variants or variant.name in arguments.variants)
@@ -112,6 +126,12 @@ def run_papers(arguments: argparse.Namespace, chosen: list[Paper], seeds: list[i
         first = [job for job in jobs if job.variant.after is None]
         for wave in (first, [job for job in jobs if job not in first]):
             run_all(wave, arguments.workers, run_job)
+
+
+def asked_only(variant: Variant, arguments: argparse.Namespace) -> Variant:
+    """The variant with those of its question sets that are wanted."""
+    wanted = arguments.questions
+    return replace(variant, questions=tuple(name for name in variant.questions if not wanted or name in wanted))
 
 
 def build_world(arguments: argparse.Namespace) -> World:
