@@ -184,6 +184,22 @@ def test_whisper_hears_languages_by_its_own_head_in_its_own_window(monkeypatch):
     assert ears.knows("de-CH") and not ears.knows("gn") and not ears.knows(None)
 
 
+@pytest.mark.parametrize(("device", "most"), [("cpu", 8), ("cuda", 20)])
+def test_whisper_keeps_its_beams_of_few_audios_at_a_time_on_a_cpu(monkeypatch, device, most):
+    batches = []
+
+    def pipe(inputs, batch_size, **options):
+        batches.append(batch_size)
+        return [{"text": f" {len(row['raw'])} "} for row in inputs]
+
+    pipe.model = SimpleNamespace(config=SimpleNamespace(model_type="whisper"), generation_config=None)
+    pipe.feature_extractor, pipe.device = SimpleNamespace(sampling_rate=RATE), torch.device(device)
+    monkeypatch.setattr(transformers, "pipeline", lambda *names, **options: pipe)
+    ears = PipelineRecogniser("x", torch.device("cpu"))
+    texts = ears.transcribe([np.zeros(100 + n, dtype=np.float32) for n in range(20)], [None] * 20)
+    assert texts == [str(100 + n) for n in range(20)] and batches == [most]
+
+
 def test_the_command_says_what_is_missing(tmp_path, capsys):
     assert main(["transcribe", "--dataset", str(tmp_path), "--out", "x"]) == 2
     assert "There is no asr" in capsys.readouterr().err
