@@ -186,18 +186,22 @@ def test_whisper_hears_languages_by_its_own_head_in_its_own_window(monkeypatch):
 
 @pytest.mark.parametrize(("device", "most"), [("cpu", 8), ("cuda", 20)])
 def test_whisper_keeps_its_beams_of_few_audios_at_a_time_on_a_cpu(monkeypatch, device, most):
-    batches = []
+    batches, beams = [], []
 
-    def pipe(inputs, batch_size, **options):
+    def pipe(inputs, batch_size, generate_kwargs):
         batches.append(batch_size)
+        beams.append(generate_kwargs.get("num_beams"))
         return [{"text": f" {len(row['raw'])} "} for row in inputs]
 
-    pipe.model = SimpleNamespace(config=SimpleNamespace(model_type="whisper"), generation_config=None)
+    model = {"config": SimpleNamespace(model_type="whisper"), "generation_config": None, "can_generate": lambda: True}
+    pipe.model = SimpleNamespace(**model)
     pipe.feature_extractor, pipe.device = SimpleNamespace(sampling_rate=RATE), torch.device(device)
     monkeypatch.setattr(transformers, "pipeline", lambda *names, **options: pipe)
     ears = PipelineRecogniser("x", torch.device("cpu"))
     texts = ears.transcribe([np.zeros(100 + n, dtype=np.float32) for n in range(20)], [None] * 20)
     assert texts == [str(100 + n) for n in range(20)] and batches == [most]
+    PipelineRecogniser("x", torch.device("cpu"), num_beams=1).transcribe([np.zeros(100, dtype=np.float32)], [None])
+    assert beams == [None, 1]
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):

@@ -51,6 +51,9 @@ class EvaluationConfig:
     tell_language: bool = described(
         "Tell a Whisper cascade the row's language; by default it finds out itself.", False
     )
+    cascade_num_beams: int | None = described(
+        "Beams of the cascade's recogniser; 1 is greedy. Default: as its pipeline decodes, Whisper with five."
+    )
     second: str | None = described("Beside it: another SpeechLLM, compared by a paired test.")
     text_before: str | None = described(
         "Beside the text bound: the LLM as it was before training reads the transcript too (a folder or Hub id)."
@@ -110,6 +113,8 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, not {self.limit}. Leave it out for all rows.")
+        if self.cascade_num_beams is not None and self.cascade_num_beams < 1:
+            raise ValueError(f"cascade_num_beams must be at least 1, not {self.cascade_num_beams}: 1 is greedy.")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must be from 0 to 1, not {self.max_bad_share}.")
         if self.text_before is not None and not self.text_bound:

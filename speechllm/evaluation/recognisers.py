@@ -38,9 +38,17 @@ class PipelineRecogniser:
         device: where it runs.
         dtype: precision of the weights.
         tell_language: tell Whisper the language; without, it finds out itself. Models that take none ignore it.
+        num_beams: of a model that generates; by default those of its pipeline, for Whisper five.
     """
 
-    def __init__(self, name: str, device: torch.device, dtype: str = "auto", tell_language: bool = False):
+    def __init__(
+        self,
+        name: str,
+        device: torch.device,
+        dtype: str = "auto",
+        tell_language: bool = False,
+        num_beams: int | None = None,
+    ):
         from transformers import pipeline
 
         if device.type == "cpu" and dtype == "auto":  # half precision, which checkpoints have, is slow there
@@ -54,6 +62,7 @@ class PipelineRecogniser:
                 "transformers."
             ) from error
         self.sampling_rate = self.pipe.feature_extractor.sampling_rate
+        self.beams = {} if num_beams is None or not self.pipe.model.can_generate() else {"num_beams": num_beams}
         self.is_whisper = self.pipe.model.config.model_type == "whisper"
         self.tell_language = tell_language and self.is_whisper and self._is_multilingual()
         tokens = self._generation("lang_to_id", {}) if self._is_multilingual() else {}
@@ -68,11 +77,12 @@ class PipelineRecogniser:
         kinds = list(zip(told, long, strict=True))
         for language, is_long in dict.fromkeys(kinds):
             places = [place for place, kind in enumerate(kinds) if kind == (language, is_long)]
-            options: dict[str, Any] = {}
+            options: dict[str, Any] = {"generate_kwargs": dict(self.beams)} if self.beams else {}
             if self.is_whisper:
                 if is_long:
                     options["return_timestamps"] = True  # how it is read whole
-                options["generate_kwargs"] = {"task": "transcribe"} if self._is_multilingual() else {}
+                task = {"task": "transcribe"} if self._is_multilingual() else {}
+                options["generate_kwargs"] = self.beams | task
                 if language is not None:
                     options["generate_kwargs"]["language"] = base_code(language)
             inputs = [{"raw": audio[place], "sampling_rate": self.sampling_rate} for place in places]

@@ -152,7 +152,8 @@ class Runner:
         if config.cascade == CONNECTOR:
             return ConnectorRecogniser(answerer.model, answerer.processor)
         if config.cascade != CTC_HEAD:
-            return PipelineRecogniser(config.cascade, self.device, config.dtype, config.tell_language)
+            asked = config.dtype, config.tell_language, config.cascade_num_beams
+            return PipelineRecogniser(config.cascade, self.device, *asked)
         try:
             head = cached_file(config.model, CTC_HEAD_FILE)
         except OSError as error:
