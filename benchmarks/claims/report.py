@@ -10,6 +10,7 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -171,14 +172,10 @@ def write_reports(out: Path, world: str, chosen: Sequence[Paper], docs: Path | N
         if not any(results.values()):
             print(f"{paper.name}: nothing has been run")
             continue
-        lines = drawn(paper, results)
-        draw(
-            paper.title,
-            paper.columns,
-            lines,
-            {s: beside(paper, results, s) for s in SYSTEMS},
-            folder / f"{paper.name}.png",
-        )
+        known = tuple(column for column in paper.columns if any(figures(found, column) for found in results.values()))
+        seen = replace(paper, columns=known)  # a panel for each column that has a figure
+        systems = {name: beside(seen, results, name) for name in SYSTEMS}
+        draw(paper.title, known, drawn(seen, results), systems, folder / f"{paper.name}.png")
         text = f"# {paper.title}\n\n{paper.source}; {world} world.\n\n{block(paper, results, f'{paper.name}.png')}\n"
         (folder / f"{paper.name}.md").write_text(text, encoding="utf-8")
         if docs is not None and shortened(results):
