@@ -31,7 +31,7 @@ from .lengths import output_length, receptive_field, stage_length
 from .local_attention import attended_keys, context_within, query_blocks
 
 QUERY_BLOCK = 512  # 41 s at 12.5 Hz
-SUBSAMPLING_BLOCK = 512
+SUBSAMPLING_BLOCK = 512  # 41 s too
 
 
 def ctc_logits(embeddings: torch.Tensor, embedding_weight: torch.Tensor) -> torch.Tensor:

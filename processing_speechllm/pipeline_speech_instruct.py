@@ -267,12 +267,12 @@ class SpeechInstructPipeline(Pipeline):
             prompts = with_no_speech(prompts, [] if read is None else read[1])
         silent = [bool(prompt.no_speech) for prompt in prompts]
         new_tokens, output = generate_or_answer(self.model, self.tokenizer, encoded, options, silent, answer)
-        beside = details(output, len(prompts)) if isinstance(output, ModelOutput) else [{} for _ in prompts]
+        beside = details(output, len(prompts)) if isinstance(output, ModelOutput) else [{}] * len(prompts)
         if return_finish_reason:
             length = encoded["input_ids"].shape[1]
-            found = finish_reasons(self.model.generation_config, options, new_tokens, length, self.tokenizer)
-            whole = [quiet and not isinstance(output, ModelOutput) for quiet in silent]  # the answer that is given
-            reasons = [["stop"] * len(row) if put else row for row, put in zip(found, whole, strict=True)]
+            reasons = finish_reasons(self.model.generation_config, options, new_tokens, length, self.tokenizer)
+            if not isinstance(output, ModelOutput):  # then the answer about silence is given, whole
+                reasons = [["stop"] * len(row) if quiet else row for row, quiet in zip(reasons, silent, strict=True)]
             beside = [row | {"finish_reason": each} for row, each in zip(beside, reasons, strict=True)]
         if return_language:
             prompts = self._with_languages(prompts, posteriors)

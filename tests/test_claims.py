@@ -408,6 +408,7 @@ def test_a_report_of_shortened_runs_says_so_and_stays_off_the_page(tmp_path, wor
             "no variant nosuch in lad; there are one-lang",
         ),
         (["--world", "nano", "--papers", "across", "--variants", "stack-mlp"], "--papers bloomzmms --variants TMI"),
+        (["--world", "nano", "--papers", "lad", "--questions", "nosuch"], "no questions nosuch in lad; there are six"),
         (["--world", "nano", "--workers", "0"], "--workers 0: give 1 or more"),
         (["--world", "nano", "--report"], "nothing to report on"),
         (["--world", "nano", "--docs", "nosuch.md"], "nosuch.md is no file"),

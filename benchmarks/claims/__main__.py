@@ -99,21 +99,18 @@ def run_papers(arguments: argparse.Namespace, chosen: list[Paper], seeds: list[i
     """Builds the world, and runs the chosen variants under each seed in turn."""
     from benchmarks.claims.runner import Job, check_job, missing_before, run_job
 
+    def asked_only(variant: Variant) -> Variant:
+        """The variant with those of its question sets that are wanted."""
+        wanted = arguments.questions or variant.questions
+        return replace(variant, questions=tuple(name for name in variant.questions if name in wanted))
+
     world = build_world(arguments)
     overrides = {"max_steps": arguments.steps} if arguments.steps else None
     for seed in seeds:
         jobs: list[Job] = [
-            Job(
-                arguments.out,
-                world,
-                asked_only(variant, arguments),
-                seed,
-                arguments.device,
-                overrides,
-                arguments.limit,
-            )
+            Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
             for paper in chosen
-            for variant in paper.variants.values()
+            for variant in map(asked_only, paper.variants.values())
             if not variant.same_as and (not arguments.variants or variant.name in arguments.variants)
         ]
         for job in missing_before(jobs):
@@ -126,12 +123,6 @@ def run_papers(arguments: argparse.Namespace, chosen: list[Paper], seeds: list[i
         first = [job for job in jobs if job.variant.after is None]
         for wave in (first, [job for job in jobs if job not in first]):
             run_all(wave, arguments.workers, run_job)
-
-
-def asked_only(variant: Variant, arguments: argparse.Namespace) -> Variant:
-    """The variant with those of its question sets that are wanted."""
-    wanted = arguments.questions
-    return replace(variant, questions=tuple(name for name in variant.questions if not wanted or name in wanted))
 
 
 def build_world(arguments: argparse.Namespace) -> World:

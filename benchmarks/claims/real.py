@@ -260,7 +260,7 @@ def describe(place: Path, parents: Path | None) -> World:
     }
     settings: dict[str, Mapping[str, Any]] = {}
     for name, given in tests.items():
-        given = given | {"cascade": whisper, "cascade_num_beams": 1}  # five take four times as long on a CPU
+        given = given | {"cascade": whisper, "cascade_num_beams": 1}  # five take twice as long on a CPU
         settings[name.replace("/", "-")] = given | {"dataset": [str(place / "questions" / name)]}
         if name in ("open", "closed"):
             for code in LANGUAGES if name == "open" else QUESTION_LANGUAGES:

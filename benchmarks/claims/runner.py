@@ -77,8 +77,9 @@ def run_job(job: Job) -> dict[str, Any]:
         "parts": len(found),
         **mean_of(found),
     }
-    shortened = {"steps": (job.overrides or {}).get("max_steps"), "limit": job.limit}
-    result |= {"shortened": kept} if (kept := {k: v for k, v in shortened.items() if v is not None}) else {}
+    asked_for = {"steps": (job.overrides or {}).get("max_steps"), "limit": job.limit}
+    if shortened := {name: value for name, value in asked_for.items() if value is not None}:
+        result["shortened"] = shortened
     write_result(job.result, result)
     for name, *_ in parts:
         if not job.variant.keep:

@@ -19,11 +19,10 @@ import torch
 import transformers
 
 from . import first_token, training
-from .parts import Parts, noise_rows, parts_from, random_parts
+from .parts import DTYPES, Parts, noise_rows, parts_from, random_parts
 from .report import write_report
 
 QUICK_MINUTES = 0.9  # on a GPU, imports and the report aside
-DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)

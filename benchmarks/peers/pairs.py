@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from . import first_token
-from .parts import clock, noise, parts_from, random_parts
+from .parts import DTYPES, clock, noise, parts_from, random_parts
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--parents", type=Path, help="folder with both parents, by default random weights")
-    parser.add_argument("--dtype", choices=("bf16", "float32"), default="bf16", help="of both, by default bf16")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of both, by default bf16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="by default %(default)s")
     parser.add_argument("--pairs", type=int, default=8, help="of each work, by default %(default)s")
     parser.add_argument("--seconds", type=float, nargs="+", default=[3.0, 10.0], help="of audio, by default 3 10")
@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     parts = parts_from(args.parents) if args.parents else random_parts()
-    dtype = {"bf16": torch.bfloat16, "float32": torch.float32}[args.dtype]
+    dtype = DTYPES[args.dtype]
     names = (first_token.OURS, first_token.ULTRAVOX)
     systems = {name: first_token.make_system(name, parts, dtype, args.device) for name in names}
     print(f"{args.dtype}, {args.device}, {args.pairs} pairs")

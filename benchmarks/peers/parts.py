@@ -32,6 +32,7 @@ from trainers.data.chats import answered_chat, tokenize_chats, with_segments
 from trainers.data.interleaving import AudioSegment
 
 RATE = 16_000
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}  # by their names on the command line
 WORDS = "turn on the radio in kitchen what time does next train leave for london please tell me about weather".split()
 INSTRUCTION = "Repeat the sentence:"
 # Ultravox's projector: eight frames stacked, RMS norms, SwiGLU; 1024 inside, for an LLM of width 576.
@@ -148,6 +149,7 @@ def chat_ids(
 
 __all__ = [
     "CONNECTOR",
+    "DTYPES",
     "INSTRUCTION",
     "RATE",
     "Parts",

@@ -19,7 +19,7 @@ import transformers
 from trainers.speed.attention import fast_backward
 
 from . import training
-from .parts import clock, noise_rows, parts_from, random_parts
+from .parts import DTYPES, clock, noise_rows, parts_from, random_parts
 
 WHOLE_ROWS = ", whole rows"
 
@@ -52,13 +52,13 @@ def main() -> None:
     parser.add_argument("--parents", type=Path, help="folder with both parents, by default random weights")
     losses = ("cross-entropy", "divergence")
     parser.add_argument("--loss", choices=losses, default=losses[0], help="by default %(default)s")
-    parser.add_argument("--dtype", choices=("bf16", "float32"), default="bf16", help="of all loops, by default bf16")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of all loops, by default bf16")
     parser.add_argument("--steps", type=int, default=3, help="turns that are timed after one, by default 3")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     parts = parts_from(args.parents) if args.parents else random_parts()
-    dtype = {"bf16": torch.bfloat16, "float32": torch.float32}[args.dtype]
+    dtype = DTYPES[args.dtype]
     work = training.Work(parts, noise_rows(8, (4.6, 5.4), 0), 8, 1, dtype, "cpu")
     loops = [name + rows for name in (training.OURS, training.CACHED) for rows in ("", WHOLE_ROWS)]
     loops.append(training.ULTRAVOX)
