@@ -12,6 +12,8 @@ from trl import SFTConfig
 from modeling_speechllm.pretrained_speechllm import GROUPS
 from processing_speechllm import SpeechLLMProcessor
 
+from .checkpoints.trained_parts import PARTS
+
 ANSWERS = "The loss stands on assistant turns always: leave it out."
 COLUMNS = "Rows come as load_rows gives them; name their columns there (`columns`)."
 LOADED = "It is for models given by name: load the model with it."
@@ -55,6 +57,9 @@ class SpeechTrainingConfig(SFTConfig):
         train_groups (`list[str]`, *optional*, defaults to `["connector"]`):
             Groups whose parameters are trained, of `encoder`, `connector` and `llm`; the others are frozen and run
             without dropout. With a PEFT config, groups named here are trained in full beside the adapters.
+        learning_rates (`dict[str, float]`, *optional*):
+            Peak learning rates of parts of the model, in place of `learning_rate`: of `encoder`, `connector`, `llm`
+            (its adapters too) and `gate`, a query bank's language gate. All follow the one schedule.
         save_trained_only (`bool`, *optional*, defaults to `True`):
             Checkpoints hold the trained groups alone, with the ids and revisions of the frozen parents, where these
             are known (after `from_parts`). Otherwise, and under FSDP, they are whole.
@@ -107,6 +112,9 @@ class SpeechTrainingConfig(SFTConfig):
     train_groups: list[str] = field(
         default_factory=lambda: ["connector"],
         metadata={"help": "Groups that are trained: encoder, connector, llm. The others are frozen."},
+    )
+    learning_rates: dict | str | None = field(
+        default=None, metadata={"help": 'Peak learning rates of parts: {"llm": 2e-5, "gate": 5e-4}.'}
     )
     save_trained_only: bool = field(
         default=True, metadata={"help": "Checkpoints hold the trained groups alone, where the parents are known."}
@@ -217,9 +225,10 @@ class SpeechTrainingConfig(SFTConfig):
         for name in ("batch_seconds", "batch_tokens"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        for name in ("augmentation", "chat_template_kwargs"):
+        for name in ("augmentation", "chat_template_kwargs", "learning_rates"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json.loads(getattr(self, name)))
+        self._check_learning_rates()
         if self.frames_cache and self.augmentation:
             raise ValueError(
                 "frames_cache holds the encoder's outputs for the audio as it is; augmentation would change nothing. "
@@ -236,6 +245,28 @@ class SpeechTrainingConfig(SFTConfig):
             )
         if (self.average_best or self.early_stopping_patience) and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "loss", False
+
+    def _check_learning_rates(self) -> None:
+        """Raises a ValueError for rates of parts that there are not, for no numbers, and where they would not act."""
+        if self.learning_rates is None:
+            return
+        if not isinstance(self.learning_rates, dict) or not self.learning_rates:
+            raise ValueError(
+                f"learning_rates={self.learning_rates!r} must be a mapping of parts to rates: {{'llm': 2e-5}}."
+            )
+        if unknown := sorted(map(str, set(self.learning_rates) - set(PARTS))):
+            raise ValueError(f"learning_rates: no part {', '.join(unknown)}. Parts: {', '.join(PARTS)}.")
+        for part, rate in self.learning_rates.items():
+            try:
+                self.learning_rates[part] = float(rate)  # YAML reads 5e-4 as text
+            except (TypeError, ValueError):
+                self.learning_rates[part] = 0.0
+            if not 0 < self.learning_rates[part] < float("inf"):
+                raise ValueError(f"learning_rates: {part} has {rate!r}. Give a positive number.")
+        if "lomo" in self.optim or "layerwise" in self.optim:
+            raise ValueError(
+                f"optim={self.optim!r} has one rate for all. Take another optim, or leave learning_rates out."
+            )
 
 
 def spare_cores() -> int:

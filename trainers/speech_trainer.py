@@ -32,7 +32,14 @@ from modeling_speechllm.llm_head import scale_logits
 from processing_speechllm import SpeechLLMProcessor
 
 from .checkpoints.card import CardFacts
-from .checkpoints.trained_parts import beside_adapters, beside_quantized, has_tied_head, tie_head, train_groups
+from .checkpoints.trained_parts import (
+    beside_adapters,
+    beside_quantized,
+    has_tied_head,
+    set_learning_rates,
+    tie_head,
+    train_groups,
+)
 from .checkpoints.whole_checkpoints import WholeCheckpoints
 from .data.bad_rows import ROWS_BEFORE_JUDGING, BadRows
 from .data.chats import IGNORED
@@ -137,6 +144,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         if tied and peft_config is not None:
             tie_head(self.speech_model)
         self._check_sharding()
+        self._check_learning_rates()
         share = self.args.device.type == "cpu" if args.share_prefix is None else args.share_prefix
         self.shared_prefix = SharedPrefix(wanted=share and not (self.is_sharded or args.torch_compile))
 
@@ -156,6 +164,17 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             raise ValueError(
                 "average_best cannot load averaged weights into a model in shards of ZeRO-3, or of FSDP with "
                 "adapters. Set it to 0, and afterwards take average_checkpoints of trainers.checkpoints.averaging."
+            )
+
+    def _check_learning_rates(self) -> None:
+        """Raises a ValueError for rates of parts where another than this trainer makes the optimizer."""
+        deepspeed = getattr(self.args, "hf_deepspeed_config", None)
+        elsewhere = deepspeed is not None and "optimizer" in deepspeed.config
+        if self.args.learning_rates and (elsewhere or self.optimizer is not None):
+            maker = "DeepSpeed's config makes the optimizer" if elsewhere else "optimizers holds one"
+            raise ValueError(
+                f"learning_rates are of the optimizer that the trainer makes, and {maker}. Take it out of there, or "
+                "set the rates there."
             )
 
     def _open_cache(self, args: SpeechTrainingConfig, model: PreTrainedModel, processor: Any) -> Any:
@@ -397,6 +416,15 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             loss = super().training_step(*args, **kwargs)
         self._busy += time.monotonic() - begin
         return loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in Trainer; parts of the model have rates of their own where `learning_rates` says so."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.args.learning_rates and not given:
+            named = (self.model if model is None else model).named_parameters()
+            set_learning_rates(optimizer, named, self.args.learning_rates)
+        return optimizer
 
     def before_step(self) -> None:
         """Called before each batch is trained on, for schedules."""

@@ -1,7 +1,7 @@
-"""Which weights are trained and in what they are held: groups in full, in float32, and adapters beside them."""
+"""Which weights are trained, in what they are held and how fast: groups in full, in float32, adapters beside them."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from modeling_speechllm.pretrained_speechllm import GROUPS
 HALF = (torch.bfloat16, torch.float16)
 QUANTIZED = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit")  # as transformers marks such models
 MODULES = {"encoder": ["audio_tower"], "connector": ["multi_modal_projector"], "llm": ["language_model", "lm_head"]}
+GATE = "gate"  # of a query bank, within the connector
+PARTS = (*GROUPS, GATE)  # that can have a learning rate of their own
 
 
 def train_groups(model: PreTrainedModel, groups: Sequence[str]) -> None:
@@ -99,6 +101,54 @@ def beside_adapters(peft_config: Any, groups: Sequence[str]) -> Any:
     return peft_config
 
 
+def part_of(name: str) -> str | None:
+    """The part, of `PARTS`, that a parameter of a trained model, wrapped or not, belongs to by its name."""
+    parts = name.split(".")
+    group = next((group for group, modules in MODULES.items() if set(modules) & set(parts)), None)
+    return GATE if group == "connector" and {"bank", GATE} <= set(parts) else group
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]], rates: Mapping[str, float]
+) -> None:
+    """
+    Splits the groups of a fresh optimizer, so that parts of the model have peak learning rates of their own.
+
+    Args:
+        optimizer: that has made no step yet, and no scheduler.
+        named: the model's parameters by name.
+        rates: by part, of `PARTS`; a gate without one of its own goes with its connector.
+
+    Raises:
+        ValueError: a part of which nothing is trained, or an optimizer that does not hold its parameters.
+    """
+    own, held = {}, {id(value) for group in optimizer.param_groups for value in group["params"]}
+    found = dict.fromkeys(rates, 0)
+    for name, value in named:
+        part = part_of(name)
+        part = "connector" if part == GATE and GATE not in rates else part
+        if value.requires_grad and part in rates:
+            if id(value) not in held:
+                raise ValueError(
+                    f"learning_rates: {type(optimizer).__name__} does not hold {name}, so its rate cannot be set. "
+                    "Take another optim, or leave learning_rates out."
+                )
+            own[id(value)] = rates[part]
+            found[part] += 1
+    if idle := [part for part, count in found.items() if not count]:
+        raise ValueError(
+            f"learning_rates: nothing of {', '.join(idle)} is trained. Leave it out, or train it (train_groups, "
+            "adapters; a gate comes with a connector that has languages)."
+        )
+    split = []
+    for group in optimizer.param_groups:
+        by_rate: dict[float, list[nn.Parameter]] = {group["lr"]: []}  # the common one first: it is logged
+        for value in group["params"]:
+            by_rate.setdefault(own.get(id(value), group["lr"]), []).append(value)
+        split += [{**group, "params": values, "lr": rate} for rate, values in by_rate.items()]
+    optimizer.param_groups[:] = split
+
+
 def tie_head(model: PreTrainedModel) -> None:
     """Makes head and embeddings of an LLM one again, which PEFT has copied each for itself."""
     head, embeddings = (
@@ -116,4 +166,13 @@ def has_tied_head(model: PreTrainedModel) -> bool:
     return model.lm_head.weight is model.get_input_embeddings().weight
 
 
-__all__ = ["beside_adapters", "beside_quantized", "has_tied_head", "hold_in_float32", "tie_head", "train_groups"]
+__all__ = [
+    "PARTS",
+    "beside_adapters",
+    "beside_quantized",
+    "has_tied_head",
+    "hold_in_float32",
+    "set_learning_rates",
+    "tie_head",
+    "train_groups",
+]
