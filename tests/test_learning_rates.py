@@ -8,6 +8,7 @@ import torch
 from factories_training import tiny_parts, tone_rows
 from test_trainers import BANK, build, logged
 
+from benchmarks.claims import gate
 from trainers import SpeechAlignmentConfig, SpeechDistillationConfig, SpeechImitationConfig, SpeechImitationTrainer
 from trainers.checkpoints.lora import lora_config
 
@@ -117,3 +118,34 @@ def test_where_another_makes_the_optimizer_rates_are_refused(tmp_path):
     args.hf_deepspeed_config = SimpleNamespace(config={"optimizer": {"type": "AdamW"}})
     with pytest.raises(ValueError, match="DeepSpeed's config makes the optimizer"):
         SpeechImitationTrainer(model, args, rows, processing_class=processor)
+
+
+def test_what_each_term_asks_of_a_gate_is_told(tmp_path):
+    def lengths(**weights):
+        model, processor = tiny_parts(BANK)
+        settings = {"use_cpu": True, "max_steps": 1, "save_strategy": "no", "disable_tqdm": True} | weights
+        trainer = gate.Measured(
+            model, SpeechDistillationConfig(str(tmp_path), **settings), tone_rows(), None, processor
+        )
+        trainer.train()
+        return trainer.lengths[0]
+
+    plain, raised = lengths(), lengths(language_weight=100.0)
+    assert raised["language"] == pytest.approx(100 * plain["language"], rel=1e-4)
+    assert raised["output"] == pytest.approx(plain["output"], rel=1e-4) and plain["output"] > 0
+
+
+@pytest.mark.parametrize("kind", ["attention", "conv"])
+def test_a_gate_alone_learns_what_the_frames_tell(kind, tmp_path, monkeypatch):
+    class Encoded:
+        def __init__(self, place, name):
+            languages = (gate.LANGUAGES * (8 if name == "six" else 2))[: 48 if name == "six" else 12]
+            self.rows = [{"id": f"{n}", "language": language} for n, language in enumerate(languages)]
+            self.cache = self
+
+        def frames(self, name):
+            return torch.eye(6)[int(name) % 6].expand(20 + int(name) % 3, 6)
+
+    monkeypatch.setattr(gate, "Encoded", type("Encoded", (Encoded,), {"batch": gate.Encoded.batch}))
+    assert gate.learn_alone(tmp_path, kind, 1e-2, 60, size=16) == 1.0
+    assert gate.learn_alone(tmp_path, kind, 1e-9, 2, size=16) < 0.5
