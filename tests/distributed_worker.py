@@ -34,6 +34,7 @@ ACCUMULATED = {
 }
 AVERAGED = {"average_best": 2, "eval_strategy": "steps", "eval_steps": 2}
 BUDGET = {"max_steps": 2, "batch_seconds": 2.0}
+RATES = {"max_steps": 3, "learning_rates": {"gate": 1e-1, "connector": 2e-2}}
 
 
 def rows_of(kind: str) -> Dataset:
@@ -130,6 +131,8 @@ def whole_cases(out: Path) -> dict[str, dict]:
         results[f"{kind} ddp"] = trained(trainer)
         results[f"{kind} ddp mixed"] = trained(build(kind, out / kind, mixed_rows(kind), **MIXED))
     results["budget"] = trained(build("imitation", out / "budget", tone_rows(16, answered=True), **BUDGET))
+    kind = "distillation"
+    results["ddp rates"] = trained(build(kind, out / kind, rows_of(kind), **RATES))
     results["predicted ddp"] = predicted(out / "predicted")
     return results | saved_cases("ddp", out / "saved" / "ddp")
 
@@ -164,6 +167,8 @@ def fsdp_cases(out: Path) -> dict[str, dict]:
     trainer = build(kind, out / kind, rows, eval_rows=rows, max_steps=1, **FSDP)
     trainer.train()
     results["fsdp evaluated"] = trainer.evaluate()
+    kind = "distillation"
+    results["fsdp rates"] = trained(build(kind, out / kind, rows_of(kind), **RATES, **FSDP))
     results["predicted fsdp"] = predicted(out / "predicted", **FSDP)
     settings = SAVED | AVERAGED | FSDP
     results["fsdp averaged"] = trained(build("imitation", out / "averaged", rows, eval_rows=rows, **settings))

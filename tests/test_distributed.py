@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from distributed_worker import BUDGET, MIXED, curves, mixed_rows, predicted, rows_of, tied_parts
+from distributed_worker import BUDGET, MIXED, RATES, curves, mixed_rows, predicted, rows_of, tied_parts
 from factories_training import tiny_parts, tone_rows
 from safetensors.torch import load_file
 from test_trainers import BANK, CONFORMER, TRAINERS, build
@@ -95,6 +95,17 @@ def test_sharded_runs_accumulate_checkpoint_activations_and_evaluate_as_whole_on
     expected, found = once.evaluate(), two_processes[1]["fsdp evaluated"]
     for name in ("eval_loss", "eval_divergence", "eval_token_accuracy"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_parts_have_their_own_learning_rates_on_two_processes_too(sharding, two_processes, tmp_path):
+    settings = {"max_steps": 3, "per_device_train_batch_size": 8}
+    rows = rows_of("distillation")
+    trainer, plain = (build("distillation", tmp_path, rows, **settings | more) for more in (RATES, {}))
+    for run in (trainer, plain):
+        run.train()
+    assert_equal_curves(two_processes[1][f"{sharding} rates"], curves(trainer))
+    assert curves(plain)["loss"] != pytest.approx(curves(trainer)["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
