@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from factories_training import tiny_parts, tone_rows
 from test_trainers import BANK, build, logged
 
 from benchmarks.claims import gate
 from trainers import SpeechAlignmentConfig, SpeechDistillationConfig, SpeechImitationConfig, SpeechImitationTrainer
 from trainers.checkpoints.lora import lora_config
+from trainers.data.statistics import unlabelled_rows
 
 pytestmark = pytest.mark.slow
 
@@ -149,3 +151,24 @@ def test_a_gate_alone_learns_what_the_frames_tell(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "Encoded", type("Encoded", (Encoded,), {"batch": gate.Encoded.batch}))
     assert gate.learn_alone(tmp_path, kind, 1e-2, 60, size=16) == 1.0
     assert gate.learn_alone(tmp_path, kind, 1e-9, 2, size=16) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "finding"),
+    [
+        (["en", "de", "en", "de"], None),
+        (["en", "xx", None, "xx"], "3 of 4 training rows have no language that the connector lists (2 xx, 1 without"),
+        (None, "4 of 4 training rows"),
+    ],
+)
+def test_rows_that_teach_the_gate_nothing_are_told(labels, finding):
+    rows = Dataset.from_dict({"text": ["a"] * 4} | ({} if labels is None else {"language": labels}))
+    told = unlabelled_rows(rows, ["en", "de"])
+    assert told is None if finding is None else finding in told
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_trainer_tells_of_them_where_it_has_a_loss_on_languages(weight, tmp_path, caplog):
+    rows = tone_rows(4).map(lambda row: {"language": "xx"})
+    build("distillation", tmp_path, rows, language_weight=weight)
+    assert ("4 of 4 training rows have no language" in caplog.text) == bool(weight)

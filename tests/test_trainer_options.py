@@ -242,3 +242,14 @@ def test_rows_without_an_id_go_by_their_number(tmp_path):
     rows = Dataset.from_list([{**row, "id": None} for row in tone_rows(2)])
     trainer = build("alignment", tmp_path, rows)
     assert trainer.data_collator([rows[1] | {"draw": (0, 1)}])["ids"] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("output", False), ("eval_divergence", False), ("loss", False), ("token_accuracy", True)]
+)
+def test_a_distance_is_the_better_the_lower_it_is(metric, greater, tmp_path):
+    settings = {"use_cpu": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    args = SpeechImitationConfig(str(tmp_path), load_best_model_at_end=True, metric_for_best_model=metric, **settings)
+    assert args.greater_is_better is greater
+    other = SpeechImitationConfig(str(tmp_path), metric_for_best_model=metric, greater_is_better=True, use_cpu=True)
+    assert other.greater_is_better is True

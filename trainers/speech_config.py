@@ -46,6 +46,10 @@ NOT_ACTED_ON = {  # inherited settings, and what to do in their place
     "logging_nan_inf_filter": "A loss that is not finite stops the run.",
 }
 
+LOWER_IS_BETTER = set(  # terms and figures that evaluations have beside `loss`
+    "input output language divergence cross_entropy end_token ctc language_ctc infeasible cut_tokens".split()
+)
+
 
 @dataclass
 class SpeechTrainingConfig(SFTConfig):
@@ -184,6 +188,9 @@ class SpeechTrainingConfig(SFTConfig):
             self.bf16 = torch.accelerator.is_available()
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers asks for it
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if self.greater_is_better is None and metric in LOWER_IS_BETTER:
+            self.greater_is_better = False  # else transformers takes all but `loss` for the greater the better
         self.dataset_kwargs = (self.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
         super().__post_init__()
         self._check_speech()

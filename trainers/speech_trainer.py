@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import logging
 from trl import SFTTrainer
 
 from modeling_speechllm.attention_backends import attention_for_any_length
@@ -46,6 +48,7 @@ from .data.chats import IGNORED
 from .data.collators import SpeechCollator
 from .data.loaders import build_loader, is_stream
 from .data.loading import dataset_fingerprint
+from .data.statistics import unlabelled_rows
 from .objectives.divergences import Head, TopTokens, response_divergence, response_loss, top_k_divergence
 from .objectives.forward_redirection import through_forward
 from .objectives.speech_inputs import connect, embed_prompts, read_prompts
@@ -54,6 +57,8 @@ from .speech_config import SpeechTrainingConfig, check_given
 from .speed.attention import fast_backward
 from .speed.memory import activations_fit
 from .speed.prefix import SharedPrefix, read_on
+
+logger = logging.get_logger(__name__)
 
 
 def last_places(mask: torch.Tensor) -> torch.Tensor:
@@ -125,8 +130,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             from deepspeed.utils import set_z3_leaf_modules
 
             set_z3_leaf_modules(model, [AudioTower])  # gathered at once: how often its layers run depends on the batch
+        languages = getattr(model.model.multi_modal_projector.config, "languages", None)
         if data_collator is None:
-            languages = getattr(model.model.multi_modal_projector.config, "languages", None)
             data_collator = self.collator_class(processing_class, args, languages, self.frames_cache, self.bad_rows)
         with beside_quantized(model, adapters=peft_config is not None):
             super().__init__(
@@ -141,6 +146,9 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
                 **kwargs,
             )
         self.compute_loss_func = compute_loss_func
+        judged = languages and getattr(args, "language_weight", 0.0) and isinstance(train_dataset, Dataset)
+        if judged and (finding := unlabelled_rows(train_dataset, languages)):
+            logger.warning(finding)
         if tied and peft_config is not None:
             tie_head(self.speech_model)
         self._check_sharding()

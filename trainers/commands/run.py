@@ -262,7 +262,7 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     )
     trainer.card = card_facts(script, rows, report)
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    say(f"Training {trained / 1e6:.2f} M parameters ({', '.join(_what_is_trained(args, script))})")
+    say(f"Training {trained / 1e6:.2f} M parameters ({', '.join(_what_is_trained(args, script))}){_rates(args)}")
     if not script.streaming and args.process_index == 0:
         say(training_line(trainer, rows, processor))
     trainer.add_callback(TimeEstimate(say))
@@ -297,6 +297,12 @@ def _say_nothing(text: str) -> None:
 
 def _what_is_trained(args: SpeechTrainingConfig, script: ScriptArguments) -> list[str]:
     return [*args.train_groups, *(f"LoRA on {group}" for group in script.lora_groups or [])]
+
+
+def _rates(args: SpeechTrainingConfig) -> str:
+    """Peak learning rates, where there are several; only the common one is logged."""
+    own = [f"{part} {rate:g}" for part, rate in (args.learning_rates or {}).items()]
+    return f" at peak learning rates {', '.join(own)}, else {args.learning_rate:g}" if own else ""
 
 
 def load_data(

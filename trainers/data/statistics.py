@@ -68,6 +68,27 @@ class DataStatistics:
         return asdict(self)
 
 
+def unlabelled_rows(rows: Dataset, languages: Sequence[str] | int) -> str | None:
+    """
+    A line about the rows that a loss on languages leaves out, None if it leaves out none.
+
+    Args:
+        rows: with or without a column `language`.
+        languages: those of the connector, by name or how many they are.
+    """
+    labels = Counter(rows["language"]) if "language" in rows.column_names else Counter({None: len(rows)})
+    known = range(languages) if isinstance(languages, int) else languages
+    found = {label: count for label, count in labels.most_common() if label not in known}
+    if not found:
+        return None
+    kinds = ", ".join(f"{count} {'without one' if label is None else label}" for label, count in found.items())
+    return (
+        f"{sum(found.values())} of {len(rows)} training rows have no language that the connector lists ({kinds}); the "
+        "loss on languages leaves them out, the other losses do not. If they should have one, map the column language "
+        "(columns), say it (dataset_language), or list it in the connector's languages."
+    )
+
+
 def describe_rows(rows: Dataset) -> DataStatistics:
     """
     Counts over all rows; nothing is decoded.
