@@ -1,7 +1,7 @@
 """Parts of a model that learn at rates of their own."""
 
 import re
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -77,12 +77,40 @@ def test_all_parts_follow_the_one_schedule_and_a_resumed_run_goes_on_as_the_unbr
 
 
 @pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"learning_rates": {"gate": 1e-3}}, "learning_rates was .*0.05.*, is .*0.001"),
+        ({"learning_rates": {"connector": 5e-2}}, "learning_rates was"),
+        ({"learning_rates": None}, "learning_rates was .*, is None"),
+        ({"learning_rate": 5e-2}, "learning_rate was 0.01, is 0.05"),
+        ({"optim": "sgd"}, "optim was 'adamw_torch.*', is 'sgd'"),
+        ({"weight_decay": 0.1}, "weight_decay was 0.0, is 0.1"),
+    ],
+)
+def test_rates_that_the_checkpoint_s_optimizer_would_overrule_are_refused(changed, finding, tmp_path):
+    settings = {"learning_rates": {"gate": 5e-2}, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    build("distillation", tmp_path, **settings).train()
+    with pytest.raises(ValueError, match=f"cannot be resumed as it was: .*{finding}"):
+        build("distillation", tmp_path, **settings | {"max_steps": 2} | changed).train(resume_from_checkpoint=True)
+
+
+def test_what_is_logged_is_a_rate_that_is_in_use(tmp_path):
+    trainer = build("imitation", tmp_path, learning_rates={"connector": 3e-3}, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "learning_rate") == [3e-3]
+
+
+@pytest.mark.parametrize(
     ("rates", "finding"),
     [
         ({"projector": 1e-3}, "no part projector. Parts: encoder, connector, llm, gate"),
         ({"llm": "fast"}, "llm has 'fast'. Give a positive number"),
         ({"llm": 0}, "llm has 0. Give"),
         ({"llm": None}, "llm has None"),
+        ({"llm": True}, "llm has True"),
+        ("{'llm': 1e-3}", "learning_rates is no JSON"),
+        ('{"llm": 1, "llm": 2}', "a key stands twice"),
+        ("llm=1e-3", "must be a mapping"),
         ({"llm": float("nan")}, "llm has nan"),
         ({}, "must be a mapping"),
         ([1e-3], "must be a mapping"),
@@ -96,6 +124,9 @@ def test_rates_that_are_none_are_refused(rates, finding, tmp_path):
 def test_rates_come_as_yaml_and_command_line_give_them(tmp_path):
     args = SpeechDistillationConfig(str(tmp_path), use_cpu=True, learning_rates='{"gate": "5e-4", "llm": 2e-5}')
     assert args.learning_rates == {"gate": 5e-4, "llm": 2e-5}
+    given = MappingProxyType({"gate": "5e-4"})
+    assert SpeechDistillationConfig(str(tmp_path), use_cpu=True, learning_rates=given).learning_rates == {"gate": 5e-4}
+    assert given["gate"] == "5e-4"
 
 
 @pytest.mark.parametrize("optim", ["lomo", "galore_adamw_layerwise"])
@@ -106,8 +137,9 @@ def test_an_optimizer_that_has_one_rate_is_refused(optim, tmp_path):
 
 @pytest.mark.parametrize(("kind", "part"), [("imitation", "llm"), ("imitation", "gate"), ("distillation", "encoder")])
 def test_a_part_that_is_not_trained_is_named(kind, part, tmp_path):
-    with pytest.raises(ValueError, match=f"nothing of {part} is trained"):
-        build(kind, tmp_path, learning_rates={part: 1e-3}).train()
+    remedy = "only a query bank has one" if part == "gate" else "by train_groups, or by LoRA"
+    with pytest.raises(ValueError, match=f"nothing of {part} is trained. Leave it out, or have it trained .{remedy}"):
+        build(kind, tmp_path, learning_rates={part: 1e-3})
 
 
 def test_where_another_makes_the_optimizer_rates_are_refused(tmp_path):

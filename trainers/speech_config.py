@@ -1,7 +1,7 @@
 """What the configs of all speech trainers share."""
 
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from modeling_speechllm.pretrained_speechllm import GROUPS
 from processing_speechllm import SpeechLLMProcessor
 
 from .checkpoints.trained_parts import PARTS
+from .data.settings import read_mapping
 
 ANSWERS = "The loss stands on assistant turns always: leave it out."
 COLUMNS = "Rows come as load_rows gives them; name their columns there (`columns`)."
@@ -233,8 +234,7 @@ class SpeechTrainingConfig(SFTConfig):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
         for name in ("augmentation", "chat_template_kwargs", "learning_rates"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
+            setattr(self, name, read_mapping(getattr(self, name), name))
         self._check_learning_rates()
         if self.frames_cache and self.augmentation:
             raise ValueError(
@@ -253,27 +253,31 @@ class SpeechTrainingConfig(SFTConfig):
         if (self.average_best or self.early_stopping_patience) and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "loss", False
 
+    @staticmethod
+    def _rate(part: str, given: Any) -> float:
+        """A learning rate as a number; YAML reads 5e-4 as text."""
+        try:
+            rate = 0.0 if isinstance(given, bool) else float(given)
+        except (TypeError, ValueError):
+            rate = 0.0
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"learning_rates: {part} has {given!r}. Give a positive number.")
+        return rate
+
     def _check_learning_rates(self) -> None:
         """Raises a ValueError for rates of parts that there are not, for no numbers, and where they would not act."""
         if self.learning_rates is None:
             return
-        if not isinstance(self.learning_rates, dict) or not self.learning_rates:
+        if not isinstance(self.learning_rates, Mapping) or not self.learning_rates:
             raise ValueError(
                 f"learning_rates={self.learning_rates!r} must be a mapping of parts to rates: {{'llm': 2e-5}}."
             )
         if unknown := sorted(map(str, set(self.learning_rates) - set(PARTS))):
             raise ValueError(f"learning_rates: no part {', '.join(unknown)}. Parts: {', '.join(PARTS)}.")
-        for part, rate in self.learning_rates.items():
-            try:
-                self.learning_rates[part] = float(rate)  # YAML reads 5e-4 as text
-            except (TypeError, ValueError):
-                self.learning_rates[part] = 0.0
-            if not 0 < self.learning_rates[part] < float("inf"):
-                raise ValueError(f"learning_rates: {part} has {rate!r}. Give a positive number.")
-        if "lomo" in self.optim or "layerwise" in self.optim:
-            raise ValueError(
-                f"optim={self.optim!r} has one rate for all. Take another optim, or leave learning_rates out."
-            )
+        self.learning_rates = {part: self._rate(part, rate) for part, rate in self.learning_rates.items()}
+        optim = str(getattr(self.optim, "value", self.optim))
+        if "lomo" in optim or "layerwise" in optim:
+            raise ValueError(f"optim={optim!r} has one rate for all. Take another optim, or leave learning_rates out.")
 
 
 def spare_cores() -> int:

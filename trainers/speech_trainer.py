@@ -38,6 +38,7 @@ from .checkpoints.trained_parts import (
     beside_adapters,
     beside_quantized,
     has_tied_head,
+    own_rates,
     set_learning_rates,
     tie_head,
     train_groups,
@@ -175,10 +176,13 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             )
 
     def _check_learning_rates(self) -> None:
-        """Raises a ValueError for rates of parts where another than this trainer makes the optimizer."""
+        """Raises a ValueError for rates of parts that are not trained, or where another makes the optimizer."""
+        if not self.args.learning_rates:
+            return
+        own_rates(self.model.named_parameters(), self.args.learning_rates)
         deepspeed = getattr(self.args, "hf_deepspeed_config", None)
         elsewhere = deepspeed is not None and "optimizer" in deepspeed.config
-        if self.args.learning_rates and (elsewhere or self.optimizer is not None):
+        if elsewhere or self.optimizer is not None:
             maker = "DeepSpeed's config makes the optimizer" if elsewhere else "optimizers holds one"
             raise ValueError(
                 f"learning_rates are of the optimizer that the trainer makes, and {maker}. Take it out of there, or "
@@ -303,8 +307,8 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             parts = ", ".join(f"{name} {term.total.item():g}" for name, term in terms.items() if term.weight)
             raise FloatingPointError(
                 f"The loss is {loss.item()} in update {self.state.global_step + 1} ({parts}; rows "
-                f"{', '.join(inputs['ids'][:8])}). Nothing was updated. Resume from the last checkpoint with a lower "
-                "learning_rate or longer warm-up, in bf16 in place of fp16, or without these rows."
+                f"{', '.join(inputs['ids'][:8])}). Nothing was updated. Begin a new run from the last checkpoint's "
+                "weights (as `model`), with a lower learning_rate, in bf16 in place of fp16, or without these rows."
             )
         self._totals["train"].add(terms, inputs["counts"])
         loss = loss * self.accelerator.num_processes  # processes average their gradients
@@ -431,7 +435,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         optimizer = super().create_optimizer(model)
         if self.args.learning_rates and not given:
             named = (self.model if model is None else model).named_parameters()
-            set_learning_rates(optimizer, named, self.args.learning_rates)
+            set_learning_rates(optimizer, own_rates(named, self.args.learning_rates))
         return optimizer
 
     def before_step(self) -> None:

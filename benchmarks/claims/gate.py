@@ -10,7 +10,6 @@ bank, into whose choice the straight-through estimator lets L_OUT's gradient.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import random
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import get_cosine_schedule_with_warmup
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "1")
@@ -70,11 +70,7 @@ def learn_alone(place: Path, kind: str, rate: float, updates: int, size: int, se
     order = random.Random(seed).sample(train.rows, len(train.rows))
     gate = GATES[kind](train.cache.frames(order[0]["id"]).shape[-1], size, len(LANGUAGES))
     optimizer = torch.optim.AdamW(gate.parameters(), rate, weight_decay=0.0)
-    warmup = updates // 10
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / max(warmup, 1), (1 + math.cos(math.pi * max(step - warmup, 0) / updates)) / 2),
-    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, updates // 10, updates)
     for step in range(updates):
         rows = [order[(BATCH * step + number) % len(order)] for number in range(BATCH)]
         frames, lengths, languages = train.batch(rows)
@@ -141,8 +137,14 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=10, help="updates of the whole model whose gradients are told")
     arguments = parser.parse_args()
     place, parents = arguments.out / "real", arguments.parents.resolve()
-    if not (place / "done.json").exists():
-        parser.error(f"{place} holds no real world. Make it: python -m benchmarks.claims --world real --out ...")
+    wanted = [place / "done.json", place / "frames-six", parents / "whisper-base", parents / "gemma3-270m"]
+    if missing := [str(path) for path in wanted if not path.exists()]:
+        parser.error(
+            f"not there: {', '.join(missing)}. The real world is made by python -m benchmarks.claims --world real "
+            "--papers lad --out OUT --parents PARENTS --data DATA; README.md here tells what these folders hold."
+        )
+    if arguments.updates < 1 or arguments.measured < 1:
+        parser.error("--updates and --measured: give 1 or more.")
     size = (
         load_paper("lad", "real", {"parents": str(parents)}).variants["hard-conv"].settings["connector"]["gate_size"]
     )

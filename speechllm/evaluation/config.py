@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainers.commands.arguments import described, read_mapping
+from trainers.commands.arguments import described
+from trainers.data.settings import read_mapping
 
 TASKS = ("transcribe", "translate", "question", "classify", "instruct")
 MAX_NEW_TOKENS = {"transcribe": 200, "translate": 200, "question": 50, "classify": 50, "instruct": 256}

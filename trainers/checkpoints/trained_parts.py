@@ -108,45 +108,57 @@ def part_of(name: str) -> str | None:
     return GATE if group == "connector" and {"bank", GATE} <= set(parts) else group
 
 
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]], rates: Mapping[str, float]
-) -> None:
+def own_rates(named: Iterable[tuple[str, nn.Parameter]], rates: Mapping[str, float]) -> dict[nn.Parameter, float]:
     """
-    Splits the groups of a fresh optimizer, so that parts of the model have peak learning rates of their own.
+    The trained parameters whose learning rate is not the common one, with theirs.
 
     Args:
-        optimizer: that has made no step yet, and no scheduler.
         named: the model's parameters by name.
         rates: by part, of `PARTS`; a gate without one of its own goes with its connector.
 
     Raises:
-        ValueError: a part of which nothing is trained, or an optimizer that does not hold its parameters.
+        ValueError: a part of which nothing is trained.
     """
-    own, held = {}, {id(value) for group in optimizer.param_groups for value in group["params"]}
-    found = dict.fromkeys(rates, 0)
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in rates}
     for name, value in named:
         part = part_of(name)
         part = "connector" if part == GATE and GATE not in rates else part
         if value.requires_grad and part in rates:
-            if id(value) not in held:
-                raise ValueError(
-                    f"learning_rates: {type(optimizer).__name__} does not hold {name}, so its rate cannot be set. "
-                    "Take another optim, or leave learning_rates out."
-                )
-            own[id(value)] = rates[part]
-            found[part] += 1
-    if idle := [part for part, count in found.items() if not count]:
+            parts[part].append(value)
+    for part, values in parts.items():
+        if not values:
+            whence = "only a query bank has one: `languages` and `gate` among the connector's settings"
+            whence = whence if part == GATE else "by train_groups, or by LoRA on it"
+            raise ValueError(
+                f"learning_rates: nothing of {part} is trained. Leave it out, or have it trained ({whence})."
+            )
+    return {value: rates[part] for part, values in parts.items() for value in values}
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Mapping[nn.Parameter, float]) -> None:
+    """
+    Splits the groups of an optimizer that has made no step yet, and no scheduler, by their parameters' own rates.
+
+    Raises:
+        ValueError: an optimizer that does not hold the parameters.
+    """
+    held = {value for group in optimizer.param_groups for value in group["params"]}
+    if not held.issuperset(rates):
         raise ValueError(
-            f"learning_rates: nothing of {', '.join(idle)} is trained. Leave it out, or train it (train_groups, "
-            "adapters; a gate comes with a connector that has languages)."
+            f"learning_rates: {type(optimizer).__name__} does not hold the model's parameters one by one, so they "
+            "cannot have rates of their own. Take another optim, or leave learning_rates out."
         )
     split = []
     for group in optimizer.param_groups:
-        by_rate: dict[float, list[nn.Parameter]] = {group["lr"]: []}  # the common one first: it is logged
+        by_rate: dict[float | None, list[nn.Parameter]] = {}
         for value in group["params"]:
-            by_rate.setdefault(own.get(id(value), group["lr"]), []).append(value)
-        split += [{**group, "params": values, "lr": rate} for rate, values in by_rate.items()]
-    optimizer.param_groups[:] = split
+            by_rate.setdefault(rates.get(value), []).append(value)
+        split += [
+            {**group, "params": values, "lr": group["lr"] if rate is None else rate}
+            for rate, values in by_rate.items()
+        ]
+    common = optimizer.defaults["lr"]  # comes first where it is in use: the rate of the first group is logged
+    optimizer.param_groups[:] = sorted(split, key=lambda group: group["lr"] != common)
 
 
 def tie_head(model: PreTrainedModel) -> None:
@@ -172,6 +184,7 @@ __all__ = [
     "beside_quantized",
     "has_tied_head",
     "hold_in_float32",
+    "own_rates",
     "set_learning_rates",
     "tie_head",
     "train_groups",

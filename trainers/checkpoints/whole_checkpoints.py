@@ -57,10 +57,11 @@ class WholeCheckpoints(WritesCard):
         """What a resumed run must have in common with the run it resumes."""
         names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
         names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
+        names += ("learning_rate", "learning_rates", "weight_decay", "optim")  # an optimizer's state restores its own
         return {
             "dataset": self.data_fingerprint or "streaming",
             "processes": self.accelerator.num_processes,
-            **{name: getattr(self.args, name) for name in names},
+            **{name: getattr(value, "value", value) for name in names for value in [getattr(self.args, name)]},
         }
 
     def _check_resume(self, folder: Path) -> None:
@@ -70,10 +71,11 @@ class WholeCheckpoints(WritesCard):
                 "Resume from an earlier one, or with resume_from_checkpoint=True from the last whole one."
             )
         before, now = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")), self._run_settings()
+        before = {"learning_rates": None} | before  # earlier versions had one rate, and kept no optimizer's settings
         changed = [
-            f"{name} was {before.get(name)!r}, is {value!r}"
+            f"{name} was {before[name]!r}, is {value!r}"
             for name, value in now.items()
-            if before.get(name) != value
+            if name in before and before[name] != value
         ]
         if changed:
             raise ValueError(

@@ -1,29 +1,15 @@
 """What the commands need beside the config of a trainer or of the cache: which model, which data, how to launch."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.filters import FilterSettings
+from ..data.settings import read_mapping
 
 
 def described(text: str, default: Any = None) -> Any:
     """A dataclass field with its help."""
     return field(default=default, metadata={"help": text})
-
-
-def read_mapping(value: dict | str | None, name: str) -> dict | str | None:
-    """A setting that is a mapping or JSON of one; other text stays as it is.
-
-    Raises:
-        ValueError: broken JSON, by the setting's name.
-    """
-    if not isinstance(value, str) or not value.lstrip().startswith("{"):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is no JSON ({error}): {value!r}. Put it in single quotes on a shell.") from error
 
 
 @dataclass
@@ -177,4 +163,4 @@ class LaunchArguments:
     accelerate_config: str | None = described("Launch with single_gpu, ddp, fsdp2, zero2, zero3, or a file.")
 
 
-__all__ = ["DataArguments", "LaunchArguments", "ScriptArguments", "check_model_names", "read_mapping"]
+__all__ = ["DataArguments", "LaunchArguments", "ScriptArguments", "check_model_names"]

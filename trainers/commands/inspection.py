@@ -20,9 +20,10 @@ from transformers import PrinterCallback, TrainerCallback
 from processing_speechllm.audio import load_audio
 
 from ..data.bad_rows import BadRows
+from ..data.settings import read_mapping
 from ..data.shards import write_text
 from ..data.statistics import DataStatistics, describe_rows
-from .arguments import DataArguments, check_model_names, described, read_mapping
+from .arguments import DataArguments, check_model_names, described
 from .estimate import count_row_tokens, estimate_memory, in_bytes, in_time
 from .inputs import load_speech_model, load_training_rows
 

@@ -300,9 +300,9 @@ def _what_is_trained(args: SpeechTrainingConfig, script: ScriptArguments) -> lis
 
 
 def _rates(args: SpeechTrainingConfig) -> str:
-    """Peak learning rates, where there are several; only the common one is logged."""
+    """Peak learning rates of parts that have their own; only one is logged."""
     own = [f"{part} {rate:g}" for part, rate in (args.learning_rates or {}).items()]
-    return f" at peak learning rates {', '.join(own)}, else {args.learning_rate:g}" if own else ""
+    return f", learning rates of their own: {', '.join(own)}" if own else ""
 
 
 def load_data(
