@@ -364,7 +364,7 @@ def test_a_claim_holds_where_every_seed_says_so():
     assert verdict(claim, {"new": results(6.0), "old": results(5.0, 5.0)})[1:] == [
         "+1.00 (+20.0 %)",
         "1",
-        "did not hold",
+        "did not hold (one seed)",
     ]
     assert verdict(claim, {"new": {}, "old": results(5.0)}) is None
 

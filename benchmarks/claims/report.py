@@ -126,6 +126,7 @@ def verdict(claim: Claim, results: Results) -> list[str] | None:
     means = [number(statistics.fmean(values[seed] for seed in seeds)) for values in (better, than)]
     word = "held" if all(held) else "did not hold" if not any(held) else f"in {sum(held)} of {len(held)} seeds"
     word = word if any(differences) else "no difference"
+    word = word if len(seeds) > 1 else f"{word} (one seed)"
     difference = spread(differences)
     difference = difference if difference.startswith("-") else f"+{difference}"
     return [f"{means[0]} against {means[1]}", f"{difference}{share}", str(len(seeds)), word]
