@@ -253,3 +253,12 @@ def test_a_distance_is_the_better_the_lower_it_is(metric, greater, tmp_path):
     assert args.greater_is_better is greater
     other = SpeechImitationConfig(str(tmp_path), metric_for_best_model=metric, greater_is_better=True, use_cpu=True)
     assert other.greater_is_better is True
+
+
+@pytest.mark.parametrize("name", ["augmentation", "chat_template_kwargs"])
+@pytest.mark.parametrize(
+    ("given", "finding"), [("speed", "must be a mapping"), ('{"a": 1, "a": 2}', "stands twice"), ("{a}", "is no JSON")]
+)
+def test_a_mapping_that_is_none_is_named(name, given, finding, tmp_path):
+    with pytest.raises(ValueError, match=f"^{name}.*{finding}"):
+        SpeechImitationConfig(str(tmp_path), use_cpu=True, **{name: given})

@@ -1,7 +1,6 @@
 """What the configs of all speech trainers share."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,7 +12,7 @@ from modeling_speechllm.pretrained_speechllm import GROUPS
 from processing_speechllm import SpeechLLMProcessor
 
 from .checkpoints.trained_parts import PARTS
-from .data.settings import read_mapping
+from .data.settings import must_be_mapping
 
 ANSWERS = "The loss stands on assistant turns always: leave it out."
 COLUMNS = "Rows come as load_rows gives them; name their columns there (`columns`)."
@@ -234,7 +233,7 @@ class SpeechTrainingConfig(SFTConfig):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
         for name in ("augmentation", "chat_template_kwargs", "learning_rates"):
-            setattr(self, name, read_mapping(getattr(self, name), name))
+            setattr(self, name, must_be_mapping(getattr(self, name), name))
         self._check_learning_rates()
         if self.frames_cache and self.augmentation:
             raise ValueError(
@@ -268,10 +267,8 @@ class SpeechTrainingConfig(SFTConfig):
         """Raises a ValueError for rates of parts that there are not, for no numbers, and where they would not act."""
         if self.learning_rates is None:
             return
-        if not isinstance(self.learning_rates, Mapping) or not self.learning_rates:
-            raise ValueError(
-                f"learning_rates={self.learning_rates!r} must be a mapping of parts to rates: {{'llm': 2e-5}}."
-            )
+        if not self.learning_rates:
+            raise ValueError("learning_rates is empty. Name parts with their rates, {'llm': 2e-5}, or leave it out.")
         if unknown := sorted(map(str, set(self.learning_rates) - set(PARTS))):
             raise ValueError(f"learning_rates: no part {', '.join(unknown)}. Parts: {', '.join(PARTS)}.")
         self.learning_rates = {part: self._rate(part, rate) for part, rate in self.learning_rates.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainers.commands.arguments import described
-from trainers.data.settings import read_mapping
+from trainers.data.settings import must_be_mapping, read_mapping
 
 TASKS = ("transcribe", "translate", "question", "classify", "instruct")
 MAX_NEW_TOKENS = {"transcribe": 200, "translate": 200, "question": 50, "classify": 50, "instruct": 256}
@@ -93,7 +93,7 @@ class EvaluationConfig:
     def __post_init__(self):
         self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
         self.columns = read_mapping(self.columns, "columns")
-        self.chat_template_kwargs = read_mapping(self.chat_template_kwargs, "chat_template_kwargs") or {}
+        self.chat_template_kwargs = must_be_mapping(self.chat_template_kwargs, "chat_template_kwargs") or {}
         for name, example in (("columns", '{"sentence": "text"}'), ("chat_template_kwargs", '{"thinking": false}')):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a mapping, such as {example}.")

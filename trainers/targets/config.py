@@ -1,8 +1,9 @@
 """Settings of `speechllm targets`; each field's help is the command line's."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from ..data.settings import must_be_mapping, read_mapping
 
 TARGET_SETS = ("T", "BI", "MI", "TMI", "continuation", "free")
 
@@ -90,8 +91,7 @@ class TargetsConfig:
     api_key_variable: str | None = described("Environment variable that holds the endpoint's key.", None)
 
     def __post_init__(self):
-        if isinstance(self.chat_template_kwargs, str):
-            self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+        self.chat_template_kwargs = must_be_mapping(self.chat_template_kwargs, "chat_template_kwargs")
         if self.prompts_per_row is None:
             self.prompts_per_row = 2 if self.target_set in ("MI", "TMI") else 1
         if self.target_set not in TARGET_SETS:
@@ -102,8 +102,7 @@ class TargetsConfig:
             raise ValueError(f"target_set={self.target_set!r} asks an LLM. Give model, a Hub id or a folder.")
         if self.tasks is not None and self.target_set != "BI":
             raise ValueError(f"tasks are for target_set='BI', not {self.target_set!r}. Leave them out.")
-        if isinstance(self.task_weights, str):
-            self.task_weights = json.loads(self.task_weights)
+        self.task_weights = read_mapping(self.task_weights, "task_weights")
         if self.task_weights is not None:
             weights = list(self.task_weights.values()) if isinstance(self.task_weights, dict) else [-1]
             if not weights or any(not isinstance(w, (int, float)) or w < 0 for w in weights):
