@@ -148,7 +148,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
             )
         self.compute_loss_func = compute_loss_func
         judged = languages and getattr(args, "language_weight", 0.0) and isinstance(train_dataset, Dataset)
-        if judged and (finding := unlabelled_rows(train_dataset, languages)):
+        if judged and self.is_world_process_zero() and (finding := unlabelled_rows(train_dataset, languages)):
             logger.warning(finding)
         if tied and peft_config is not None:
             tie_head(self.speech_model)

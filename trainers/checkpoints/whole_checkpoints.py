@@ -71,11 +71,13 @@ class WholeCheckpoints(WritesCard):
                 "Resume from an earlier one, or with resume_from_checkpoint=True from the last whole one."
             )
         before, now = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")), self._run_settings()
-        before = {"learning_rates": None} | before  # earlier versions had one rate, and kept no optimizer's settings
+        # Earlier versions had one learning rate, and kept nothing of the optimizer.
+        unknown = {name: now[name] for name in ("learning_rate", "weight_decay", "optim")} | {"learning_rates": None}
+        before = unknown | before
         changed = [
-            f"{name} was {before[name]!r}, is {value!r}"
+            f"{name} was {before.get(name)!r}, is {value!r}"
             for name, value in now.items()
-            if name in before and before[name] != value
+            if before.get(name) != value
         ]
         if changed:
             raise ValueError(
