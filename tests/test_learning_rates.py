@@ -112,7 +112,7 @@ def test_what_is_logged_is_a_rate_that_is_in_use(tmp_path):
         ('{"llm": 1, "llm": 2}', "a key stands twice"),
         ("llm=1e-3", "must be a mapping"),
         ({"llm": float("nan")}, "llm has nan"),
-        ({}, "must be a mapping"),
+        ({}, "learning_rates is empty"),
         ([1e-3], "must be a mapping"),
     ],
 )
@@ -155,16 +155,16 @@ def test_where_another_makes_the_optimizer_rates_are_refused(tmp_path):
 
 
 def test_what_each_term_asks_of_a_gate_is_told(tmp_path):
-    def lengths(**weights):
+    def norms(**weights):
         model, processor = tiny_parts(BANK)
         settings = {"use_cpu": True, "max_steps": 1, "save_strategy": "no", "disable_tqdm": True} | weights
         trainer = gate.Measured(
             model, SpeechDistillationConfig(str(tmp_path), **settings), tone_rows(), None, processor
         )
         trainer.train()
-        return trainer.lengths[0]
+        return trainer.norms[0]
 
-    plain, raised = lengths(), lengths(language_weight=100.0)
+    plain, raised = norms(), norms(language_weight=100.0)
     assert raised["language"] == pytest.approx(100 * plain["language"], rel=1e-4)
     assert raised["output"] == pytest.approx(plain["output"], rel=1e-4) and plain["output"] > 0
 

@@ -3,7 +3,7 @@
     python -m benchmarks.claims.gate --out build/claims --parents PARENTS
 
 Needs the data of the real world (`python -m benchmarks.claims --world real --papers lad ...`). Its first table is the
-gate trained by nothing but L_LID; its second the length of each term's gradient in the gate's parameters, in a hard
+gate trained by nothing but L_LID; its second the norm of each term's gradient in the gate's parameters, in a hard
 bank, into whose choice the straight-through estimator lets L_OUT's gradient.
 """
 
@@ -33,6 +33,7 @@ from processing_speechllm import SpeechLLMProcessor
 from trainers import SpeechDistillationConfig, SpeechDistillationTrainer
 from trainers.cache.frame_cache import FrameCache, pad_frames
 from trainers.data.loading import load_rows
+from trainers.objectives.terms import Term
 
 TERMS = ("language", "output", "input")
 BATCH = 8
@@ -87,23 +88,25 @@ def learn_alone(place: Path, kind: str, rate: float, updates: int, size: int, se
 
 
 class Measured(SpeechDistillationTrainer):
-    """Notes how long each term's gradient is in the gate, update by update."""
+    """Notes the norm of each term's gradient in the gate, update by update."""
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         bank = next(module for module in self.speech_model.modules() if isinstance(module, QueryBank))
-        terms, gate = self.terms(model, inputs), list(bank.gate.parameters())
-        self.lengths = getattr(self, "lengths", [])
-        found = {}
+        self.gate, self.norms = list(bank.gate.parameters()), []
+
+    def terms(self, model: Any, batch: dict[str, Any]) -> dict[str, Term]:
+        terms, found = super().terms(model, batch), {}
         for name in TERMS:
-            share = terms[name].total * terms[name].weight / inputs["counts"][terms[name].items]
-            gradients = torch.autograd.grad(share, gate, retain_graph=True)
+            share = terms[name].total * terms[name].weight / batch["counts"][terms[name].items]
+            gradients = torch.autograd.grad(share, self.gate, retain_graph=True)
             found[name] = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
-        self.lengths.append(found)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        self.norms.append(found)
+        return terms
 
 
 def gradients_of(place: Path, parents: Path, kind: str, updates: int) -> list[dict[str, float]]:
-    """Lengths of the gradients by term, in the first updates of LAD's hard bank with such a gate."""
+    """Norms of the gradients by term, in the first updates of LAD's hard bank with such a gate."""
     variant = load_paper("lad", "real", {"parents": str(parents)}).variants[f"hard-{kind}"]
     audio, text = str(parents / "whisper-base"), str(parents / "gemma3-270m")
     torch.manual_seed(0)
@@ -124,7 +127,7 @@ def gradients_of(place: Path, parents: Path, kind: str, updates: int) -> list[di
         rows = load_rows(str(place / "data" / "six"))
         trainer = Measured(model, config, rows, processing_class=processor)
         trainer.train()
-    return trainer.lengths
+    return trainer.norms
 
 
 def main() -> None:
@@ -155,8 +158,8 @@ def main() -> None:
             print(f"| {kind} | {rate:g} | {arguments.updates} | {100 * share:.0f} |", flush=True)
     lines = ["| gate | update | " + " | ".join(f"of {name}" for name in TERMS) + " |", "|---|---:|---:|---:|---:|"]
     for kind in GATES:
-        for number, lengths in enumerate(gradients_of(place, parents, kind, arguments.measured), 1):
-            lines.append(f"| {kind} | {number} | " + " | ".join(f"{lengths[name]:.3g}" for name in TERMS) + " |")
+        for number, norms in enumerate(gradients_of(place, parents, kind, arguments.measured), 1):
+            lines.append(f"| {kind} | {number} | " + " | ".join(f"{norms[name]:.3g}" for name in TERMS) + " |")
     print("", *lines, sep="\n")
 
 
