@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from benchmarks.claims.commands import run_command
 from benchmarks.claims.interference import measure
 from benchmarks.claims.nano import choose
 from benchmarks.claims.nano_rows import Spoken, asked
+from benchmarks.claims.real import describe
 from benchmarks.claims.report import figure, load_results, renew, verdict, write_reports
 from benchmarks.claims.runner import Job, mean_of, missing_before, run_job, training_facts
 from benchmarks.claims.variants import Claim, Column, Paper, Variant, fill, load_paper, merge, papers
@@ -153,6 +154,7 @@ def test_every_variant_of_every_paper_is_a_recipe_of_its_command(name, world):
     for variant in paper.variants.values():
         assert set(variant.settings) <= known
         assert not variant.after or paper.variants[variant.after].keep
+        assert not variant.frames or variant.frames in describe(Path("out"), None).frames
         if variant.same_as:
             other, _, same = variant.same_as.partition("/")
             assert same in load_paper(other, world, {"parents": "parents"}).variants
@@ -308,6 +310,14 @@ def test_parts_divide_the_updates_and_their_figures_are_averaged(tmp_path, world
     assert [settings["max_steps"] for settings in trainings] == [5, 5]
     assert [settings["dataset"] for settings in trainings] == [["rows-en"], ["rows-de"]]
     assert figure(result, "set.overall.speech.f1") == 60.0 and result["parts"] == 2
+
+
+def test_frames_are_those_of_the_data_or_those_that_the_variant_names(tmp_path, world, called):
+    world = replace(world, frames={"rows": "frames", "reading": "frames-reading"})
+    run_job(Job(tmp_path, world, variant(), seed=0))
+    run_job(Job(tmp_path, world, variant(name="reads", frames="reading"), seed=0))
+    trainings = [settings for name, settings in called if name == "imitate"]
+    assert [settings["frames_cache"] for settings in trainings] == ["frames", "frames-reading"]
 
 
 def test_a_variant_goes_on_from_another_ones_model(tmp_path, world, called):

@@ -5,6 +5,7 @@
     OUT/real/questions/SET/         built by `speechllm benchmark`, on speakers and texts that no training hears
     OUT/real/frames-six/            what Whisper makes of LAD's rows, and where reading them leads Gemma
     OUT/real/frames-english/        what it makes of the English ones; rows of two utterances are heard on line
+    OUT/real/frames-reading/        the same with the silence after them that a connector that reads needs
 
 `--parents` holds `whisper-base`, `gemma3-270m`, `smollm2-135m-instruct`; `--data` holds `common_voice`,
 `common_voice_en` (each with `manifest.jsonl`: `audio`, `text`, `language`, `speaker`), `xquad` (SQuAD files),
@@ -240,6 +241,9 @@ def encode(place: Path, world: World, device: str) -> None:
     )
     english = {"dataset": [str(place / "data" / "english")], "output_dir": world.frames["en-tasks"]}
     run_command("encode", dict(world.parents["mtbi"]) | common | english)
+    reader = {"type": "whisper_reader", "decoder": world.parents["mtbi"]["audio"]}
+    reading = {"connector": reader, "output_dir": world.frames["reading"]}
+    run_command("encode", dict(world.parents["mtbi"]) | common | english | reading)
 
 
 def describe(place: Path, parents: Path | None) -> World:
@@ -273,7 +277,11 @@ def describe(place: Path, parents: Path | None) -> World:
             **dict.fromkeys(("mtbi", "bloomzmms", "across"), smollm),
         },
         data={name: str(place / "data" / name) for name in names},
-        frames={"six": str(place / "frames-six"), **dict.fromkeys(ONE_UTTERANCE, str(place / "frames-english"))},
+        frames={
+            "six": str(place / "frames-six"),
+            **dict.fromkeys(ONE_UTTERANCE, str(place / "frames-english")),
+            "reading": str(place / "frames-reading"),
+        },
         questions=settings,
         languages=LANGUAGES,
     )

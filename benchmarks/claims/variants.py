@@ -9,7 +9,8 @@
     variants: NAME: ...        `title`, and whatever differs: the keys above, `parts: languages` (a model per
                                language, the updates divided among them), `after: VARIANT` (goes on with its model),
                                `starts: NAME` (from a model that the world has made), `same_as: PAPER/VARIANT` (shown,
-                               not run again), `keep: true` (its model, which others go on from), `changes_llm: true`
+                               not run again), `frames: NAME` (of the world, in place of the data's), `keep: true` (its
+                               model, which others go on from), `changes_llm: true`
     columns: [...]             of the table: `title`, `of` (a path into a result), `better: higher | lower`
     claims: [...]              `says`, `paper` (its figure), `better`, `than` (variants), `of`, `higher` (of the claim)
 
@@ -26,7 +27,7 @@ import yaml
 
 PAPERS = Path(__file__).parent / "papers"
 MERGED = ("command", "settings", "data", "validation", "questions")
-KEYS = (*MERGED, "title", "parts", "after", "starts", "same_as", "keep", "changes_llm")
+KEYS = (*MERGED, "title", "parts", "after", "starts", "same_as", "frames", "keep", "changes_llm")
 VALUE = re.compile(r"\$(\w+)")
 
 
@@ -46,6 +47,7 @@ class Variant:
     after: str | None = None
     starts: str | None = None
     same_as: str | None = None
+    frames: str | None = None
     keep: bool = False
     changes_llm: bool = False
 

@@ -19,7 +19,8 @@ class World:
         name: `nano` or `real`; which block of `worlds` in a paper's file applies.
         parents: paper -> settings that name encoder and LLM, as a command takes them.
         data: name -> folder of training rows.
-        frames: name of the data -> folder of `speechllm encode`; without, frames are computed on line.
+        frames: name of the data, or one that a variant gives -> folder of `speechllm encode`; without, frames are
+            computed on line.
         questions: name -> settings of `EvaluationConfig`: `dataset`, `task`, `headline`, ...
         models: name -> folder of a whole model that variants start from in place of the parents.
         helpers: folder that is put beside each trained model: what a cascade with the model's own encoder needs.
