@@ -258,6 +258,29 @@ def test_an_mp3_that_ends_a_percent_early_is_used_with_a_warning():
         load_audio(content[: int(len(content) * 0.98)])
 
 
+def ogg_pages(content: bytes) -> list[bytes]:
+    return [b"OggS" + page for page in content.split(b"OggS")[1:]]
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_without_its_end_mark_is_used_with_a_warning(recwarn, subtype):
+    content = encoded(0.1 * NOISE(20 * RATE).astype(np.float32), format="OGG", subtype=subtype)
+    whole = load_audio(content)
+    assert not recwarn
+    pages = ogg_pages(content)
+    assert len(pages) > 4 and b"".join(pages) == content
+    with pytest.warns(UserWarning, match="the Ogg has no mark of its end.*copy or export"):
+        early = load_audio(b"".join(pages[:-1]))
+    assert 0 < len(early) < len(whole)
+    with pytest.raises(AudioError, match="truncated Ogg"):
+        load_audio(content[:-1])
+
+
+def test_two_ogg_files_one_behind_the_other_are_whole(recwarn):
+    content = encoded(sine(1.0), format="OGG")
+    assert len(load_audio(content + content)) > 0 and not recwarn
+
+
 def test_a_header_that_announces_more_than_any_memory_holds_costs_none():
     content = bytearray(encoded(sine(), format="FLAC"))
     content[22:26] = b"\xff\xff\xff\xff"  # 2**32 and more samples, 17 GB

@@ -63,6 +63,8 @@ BAD_AUDIO = {
     ),
     "WAV cut in its header": (lambda d: wav_header_only(), "truncated WAV: the file ends before", "Copy or export"),
     "truncated FLAC": (lambda d: write(d, "t.flac", cut("FLAC")), "t.flac: .*FLAC.* truncated", "Copy or export"),
+    "truncated Ogg": (lambda d: write(d, "t.ogg", cut("OGG")), "t.ogg: truncated Ogg: .* last page", "Copy or export"),
+    "Ogg cut in a page's header": (lambda d: encoded(sine(), format="OGG")[:40], "truncated Ogg", "Copy or export"),
     "truncated MP3": (lambda d: write(d, "t.mp3", cut("MP3")), "t.mp3: truncated MP3", "Copy or export"),
     "truncated MP3, no header": (lambda d: stripped_mp3(), "truncated MP3: .* last frame", "Copy or export"),
     "text file object": (lambda d: io.StringIO("no audio"), "reads text, not bytes", "binary mode"),
