@@ -494,7 +494,8 @@ def test_the_config_is_a_command_line_and_refuses_nonsense():
     assert (config.layers, config.teacher, config.connector) == ([0, 6, 12], "hidden", {"type": "conv"})
     assert EncodeConfig(**asdict(config)) == config
     assert parser.parse_args_into_dataclasses(["--layers", "all"])[0].layers == "all"
-    for wrong in ({"storage_dtype": "int8"}, {"teacher": "other"}, {"top_k": 0}, {"layers": ["first"]}):
+    broken = {"connector": '{"type":'}
+    for wrong in ({"storage_dtype": "int8"}, {"teacher": "other"}, {"top_k": 0}, {"layers": ["first"]}, broken):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             EncodeConfig(**wrong)
 

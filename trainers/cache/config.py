@@ -1,37 +1,19 @@
 """What `speechllm encode` is told: which model, where to, how much and how exact."""
 
-import json
 from dataclasses import dataclass, field
+
+from ..data.settings import ModelSettings
 
 STORAGE_DTYPES = ("float16", "bfloat16", "float32")
 TEACHERS = ("none", "hidden", "top_k")
 
 
 @dataclass
-class EncodeConfig:
+class EncodeConfig(ModelSettings):
     """
-    Arguments of [`encode_dataset`].
+    Arguments of [`encode_dataset`], beside [`ModelSettings`]. Train with the same `dtype`, or the cache is refused.
 
     Args:
-        > Parameters that control the model
-
-        model (`str`, *optional*):
-            Folder or Hub id of a SpeechLLM. Either it, or `audio` and `text`.
-        audio (`str`, *optional*):
-            Folder or Hub id of the speech encoder, to compose the model as the training will.
-        text (`str`, *optional*):
-            Folder or Hub id of the LLM.
-        gguf_file (`str`, *optional*):
-            GGUF file in `text` that holds the LLM's weights.
-        connector (`str` or `dict`, *optional*):
-            Connector of the composed model, by name or settings; its `layers` are what is cached by default.
-        pad_to_window (`bool`, *optional*, defaults to `False`):
-            Of the composed model, see [`SpeechLLMConfig`].
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the weights, `"auto"` for the checkpoint's own. Train with the same, or the cache is refused.
-        device (`str`, *optional*):
-            Where the frozen parts run; by default each process takes its accelerator, or the CPU.
-
         > Parameters that control what is stored
 
         output_dir (`str`, *optional*, defaults to `"cache"`):
@@ -62,6 +44,8 @@ class EncodeConfig:
 
         > Parameters that control speed
 
+        device (`str`, *optional*):
+            Where the frozen parts run; by default each process takes its accelerator, or the CPU.
         batch_seconds (`float`, *optional*, defaults to `240.0`):
             Seconds of audio in a batch, padding included; longer audio runs alone.
         teacher_batch_size (`int`, *optional*, defaults to `8`):
@@ -70,17 +54,6 @@ class EncodeConfig:
             Threads that decode audio while the encoder runs, 0 for none.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Folder or Hub id of a SpeechLLM."})
-    audio: str | None = field(default=None, metadata={"help": "Folder or Hub id of the speech encoder, with text."})
-    text: str | None = field(default=None, metadata={"help": "Folder or Hub id of the LLM, with audio."})
-    gguf_file: str | None = field(default=None, metadata={"help": "GGUF file in text that holds the LLM's weights."})
-    connector: dict | str | None = field(
-        default=None, metadata={"help": "Connector of the composed model: a name, or settings as JSON."}
-    )
-    pad_to_window: bool = field(
-        default=False, metadata={"help": "The composed Whisper hears 30-second windows padded with silence."}
-    )
-    dtype: str = field(default="auto", metadata={"help": "Precision of the weights; train with the same."})
     device: str | None = field(default=None, metadata={"help": "Device of the frozen parts; by default the best."})
     output_dir: str = field(default="cache", metadata={"help": "Folder of the cache; a killed run goes on there."})
     layers: list[str] | None = field(
@@ -112,14 +85,13 @@ class EncodeConfig:
     decoding_threads: int = field(default=4, metadata={"help": "Threads that decode audio, 0 for none."})
 
     def __post_init__(self):
+        super().__post_init__()
         for name, allowed in (("storage_dtype", STORAGE_DTYPES), ("teacher", TEACHERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         for name in ("shard_bytes", "shard_seconds", "top_k", "temperature", "batch_seconds", "teacher_batch_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        if isinstance(self.connector, str) and self.connector.startswith("{"):
-            self.connector = json.loads(self.connector)
         if self.layers in ("all", ["all"]):
             self.layers = "all"
         elif self.layers is not None:

@@ -1,15 +1,9 @@
 """What the commands need beside the config of a trainer or of the cache: which model, which data, how to launch."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..data.filters import FilterSettings
-from ..data.settings import read_mapping
-
-
-def described(text: str, default: Any = None) -> Any:
-    """A dataclass field with its help."""
-    return field(default=default, metadata={"help": text})
+from ..data.settings import ModelSettings, described, read_mapping
 
 
 @dataclass
@@ -70,24 +64,12 @@ class DataArguments:
 
 
 @dataclass
-class ScriptArguments(DataArguments):
+class ScriptArguments(DataArguments, ModelSettings):
     """
-    Model and data of `speechllm align`, `imitate` and `distill`, beside [`DataArguments`].
+    Adapters and evaluation data of `speechllm align`, `imitate` and `distill`, beside [`DataArguments`] and
+    [`ModelSettings`].
 
     Args:
-        model (`str`, *optional*):
-            SpeechLLM to go on from, a folder or Hub id, or `nano`, the embedded one. With `connector`, its encoder and
-            LLM get a new connector.
-        audio (`str`, *optional*), text (`str`, *optional*):
-            Speech encoder and LLM to join, in place of `model`.
-        gguf_file (`str`, *optional*):
-            GGUF file in `text` that holds the LLM's weights.
-        connector (`dict` or `str`, *optional*):
-            Connector between them: a preset or `{"type": ..., settings}`.
-        pad_to_window (`bool`, *optional*, defaults to `False`):
-            Pad audio to the encoder's window, as Whisper was pretrained. With `audio` and `text` only.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the weights. `"auto"` is that of the checkpoint.
         quantization (`str`, *optional*):
             `"8bit"` or `"4bit"`: the LLM's linear layers by bitsandbytes, frozen. Needs `speechllm[quantization]`.
         lora_groups (`list[str]`, *optional*):
@@ -104,13 +86,6 @@ class ScriptArguments(DataArguments):
             as they are.
     """
 
-    model: str | None = described("SpeechLLM to go on from: a folder or Hub id, or nano.")
-    audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
-    text: str | None = described("LLM to join with audio, a folder or Hub id.")
-    gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
-    connector: dict | str | None = described("New connector: a preset, or settings with a type.")
-    pad_to_window: bool = described("Pad audio to the encoder's window; many times slower for short clips.", False)
-    dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
     quantization: str | None = described("The frozen LLM in 8bit or 4bit, by bitsandbytes.")
     lora_groups: list[str] | None = described("Groups that get LoRA adapters: encoder, connector, llm.")
     lora_rank: int = described("Rank of the adapters.", 16)
@@ -122,9 +97,9 @@ class ScriptArguments(DataArguments):
     target_weights: dict | str | None = described('Target sets and their weights, {"T": 1, "MI": 2}.')
 
     def __post_init__(self):
-        super().__post_init__()
+        DataArguments.__post_init__(self)
+        ModelSettings.__post_init__(self)
         self.eval_dataset = [self.eval_dataset] if isinstance(self.eval_dataset, str) else self.eval_dataset
-        self.connector = read_mapping(self.connector, "connector")
         self.target_weights = read_mapping(self.target_weights, "target_weights")
         if self.target_weights is not None:
             weights = self.target_weights if isinstance(self.target_weights, dict) else {}
@@ -132,21 +107,9 @@ class ScriptArguments(DataArguments):
                 raise ValueError(
                     f'target_weights={self.target_weights!r} must give each set a weight, such as {{"T": 1, "MI": 2}}.'
                 )
-        check_model_names(self)
-
-
-def check_model_names(arguments: Any) -> None:
-    """Refuses settings that name no model, or two."""
-    if arguments.model is None and (arguments.audio is None or arguments.text is None):
-        raise ValueError("Name a model: `model`, or both `audio` (speech encoder) and `text` (LLM).")
-    if arguments.model is not None and (arguments.audio is not None or arguments.text is not None):
-        raise ValueError("Give either `model`, or `audio` and `text`, not both.")
-    if arguments.model is not None and arguments.gguf_file is not None:
-        raise ValueError("gguf_file is a file of `text`; a `model` knows its own. Leave it out.")
-    if arguments.gguf_file is not None and getattr(arguments, "quantization", None) is not None:
-        raise ValueError("gguf_file is dequantised as it is read. Leave quantization out, or give no gguf_file.")
-    if arguments.model is not None and arguments.pad_to_window:
-        raise ValueError("pad_to_window is for `audio` and `text`; a `model` has its own. Leave it out.")
+        self.check_names()
+        if self.gguf_file is not None and self.quantization is not None:
+            raise ValueError("gguf_file is dequantised as it is read. Leave quantization out, or give no gguf_file.")
 
 
 @dataclass
@@ -163,4 +126,4 @@ class LaunchArguments:
     accelerate_config: str | None = described("Launch with single_gpu, ddp, fsdp2, zero2, zero3, or a file.")
 
 
-__all__ = ["DataArguments", "LaunchArguments", "ScriptArguments", "check_model_names"]
+__all__ = ["DataArguments", "LaunchArguments", "ScriptArguments"]

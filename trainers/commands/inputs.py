@@ -20,20 +20,20 @@ from ..data.filters import FilterReport, filter_rows
 from ..data.layouts.layout import SPLIT_NAMES
 from ..data.layouts.recognition import local_splits
 from ..data.loading import load_rows, with_durations
-from .arguments import DataArguments, check_model_names
+from ..data.settings import ModelSettings
+from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
 
 def load_speech_model(
-    arguments: Any, trained_groups: Sequence[str] = (), quantization: str | None = None
+    arguments: ModelSettings, trained_groups: Sequence[str] = (), quantization: str | None = None
 ) -> tuple[SpeechLLMForConditionalGeneration, SpeechLLMProcessor]:
     """
     The model and processor that settings name.
 
     Args:
-        arguments: settings with `model`, `audio`, `text`, `gguf_file`, `connector`, `pad_to_window` and `dtype`, as
-            [`ScriptArguments`] and [`EncodeConfig`] have.
+        arguments: settings that name a model.
         trained_groups: groups that will be trained. A checkpoint whose other groups were trained before is no longer
             its parents and a connector, so these are forgotten and it is saved whole.
         quantization: `8bit` or `4bit` for the LLM, see [`quantization_config`].
@@ -42,7 +42,7 @@ def load_speech_model(
         ValueError: settings that name no model or two, or a checkpoint that is no SpeechLLM.
         OSError: a model that cannot be found.
     """
-    check_model_names(arguments)
+    arguments.check_names()
     if arguments.model is None:
         options = {"dtype": arguments.dtype}
         if quantization is not None:

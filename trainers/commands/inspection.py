@@ -20,10 +20,10 @@ from transformers import PrinterCallback, TrainerCallback
 from processing_speechllm.audio import load_audio
 
 from ..data.bad_rows import BadRows
-from ..data.settings import read_mapping
+from ..data.settings import ModelSettings, described
 from ..data.shards import write_text
 from ..data.statistics import DataStatistics, describe_rows
-from .arguments import DataArguments, check_model_names, described
+from .arguments import DataArguments
 from .estimate import count_row_tokens, estimate_memory, in_bytes, in_time
 from .inputs import load_speech_model, load_training_rows
 
@@ -34,16 +34,13 @@ TARGET_SECONDS = 240.0  # audio per batch above which larger batches gain little
 
 
 @dataclass
-class InspectConfig:
+class InspectConfig(ModelSettings):
     """
-    What is looked at beside the data of [`DataArguments`].
+    What is looked at beside the data of [`DataArguments`]; a model, as for a training, is not needed.
 
     Args:
         output_dir (`str`, *optional*):
             Folder for the figures as JSON and the lengths as a picture. `--out` is the same.
-        model (`str`, *optional*), audio (`str`, *optional*), text (`str`, *optional*), gguf_file (*optional*),
-        connector (*optional*), pad_to_window (`bool`), dtype (`str`):
-            The model that is to be trained, as for a training.
         objective (`str`, *optional*, defaults to `"imitate"`):
             The command that is planned: align, imitate or distill.
         batch_size (`int`, *optional*, defaults to 8):
@@ -53,25 +50,18 @@ class InspectConfig:
     """
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder for figures.", "aliases": ["--out"]})
-    model: str | None = described("SpeechLLM that is to be trained: a folder or Hub id, or nano.")
-    audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
-    text: str | None = described("LLM to join with audio, a folder or Hub id.")
-    gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
-    connector: dict | str | None = described("New connector: a preset, or settings with a type.")
-    pad_to_window: bool = described("Pad audio to the encoder's window.", False)
-    dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
     objective: str = described("The command that is planned: align, imitate, distill.", "imitate")
     batch_size: int = described("Rows per batch of estimate and probe.", 8)
     probe_updates: int = described("Updates that are timed; 0 for none.", 4)
 
     def __post_init__(self):
-        self.connector = read_mapping(self.connector, "connector")
+        super().__post_init__()
         if self.objective not in ("align", "imitate", "distill"):
             raise ValueError(f"objective={self.objective!r} is not one of align, imitate, distill.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
         if self.has_model():
-            check_model_names(self)
+            self.check_names()
 
     def has_model(self) -> bool:
         """Whether a model was named."""

@@ -208,7 +208,8 @@ class _Parser(HfArgumentParser):
 
 GROUP_TITLES = {  # class: what its settings are about
     "DataArguments": "data",
-    "ScriptArguments": "model, adapters and evaluation data",
+    "ModelSettings": "model",
+    "ScriptArguments": "adapters and evaluation data",
     "LaunchArguments": "launch",
     "SpeechTrainingConfig": "speech training: what is trained, batches, cache, augmentation",
     "SFTConfig": "TRL",

@@ -1,7 +1,8 @@
-"""Settings that are mappings, as Python, YAML and the command line give them."""
+"""Settings that several commands share: which model, and mappings as Python, YAML and the command line give them."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -31,6 +32,58 @@ def must_be_mapping(value: Mapping | str | None, name: str) -> Mapping | None:
     return found
 
 
+def described(text: str, default: Any = None) -> Any:
+    """A dataclass field with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelSettings:
+    """
+    Which model a command is about.
+
+    Args:
+        model (`str`, *optional*):
+            SpeechLLM, a folder or Hub id, or `nano`, the embedded one. With `connector`, its encoder and LLM get a new
+            connector.
+        audio (`str`, *optional*), text (`str`, *optional*):
+            Speech encoder and LLM to join, in place of `model`.
+        gguf_file (`str`, *optional*):
+            GGUF file in `text` that holds the LLM's weights.
+        connector (`dict` or `str`, *optional*):
+            Connector between them: a preset or `{"type": ..., settings}`.
+        pad_to_window (`bool`, *optional*, defaults to `False`):
+            Pad audio to the encoder's window, as Whisper was pretrained. With `audio` and `text` only.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Precision of the weights. `"auto"` is that of the checkpoint.
+    """
+
+    model: str | None = described("SpeechLLM: a folder or Hub id, or nano.")
+    audio: str | None = described("Speech encoder to join with text, a folder or Hub id.")
+    text: str | None = described("LLM to join with audio, a folder or Hub id.")
+    gguf_file: str | None = described("GGUF file in text that holds the LLM's weights.")
+    connector: dict | str | None = described("New connector: a preset, or settings with a type.")
+    pad_to_window: bool = described("Pad audio to the encoder's window; many times slower for short clips.", False)
+    dtype: str = described("Precision of the weights: auto, float32, bfloat16, float16.", "auto")
+
+    def __post_init__(self):
+        self.connector = read_mapping(self.connector, "connector")
+
+    def check_names(self) -> None:
+        """
+        Raises:
+            ValueError: no model is named, or two are, or a setting that the named one has of its own.
+        """
+        if self.model is None and (self.audio is None or self.text is None):
+            raise ValueError("Name a model: `model`, or both `audio` (speech encoder) and `text` (LLM).")
+        if self.model is not None and (self.audio is not None or self.text is not None):
+            raise ValueError("Give either `model`, or `audio` and `text`, not both.")
+        if self.model is not None and self.gguf_file is not None:
+            raise ValueError("gguf_file is a file of `text`; a `model` knows its own. Leave it out.")
+        if self.model is not None and self.pad_to_window:
+            raise ValueError("pad_to_window is for `audio` and `text`; a `model` has its own. Leave it out.")
+
+
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -38,4 +91,4 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-__all__ = ["must_be_mapping", "read_mapping"]
+__all__ = ["ModelSettings", "described", "must_be_mapping", "read_mapping"]
