@@ -4,7 +4,8 @@ What is unusual here:
 - Whatever a decoder raises on a damaged file comes out as an `AudioError` with the file's name: no file ends a
   training or the answers about other files.
 - A file that holds less than its header announces is an error, never silently short. An MP3 may lack one per cent,
-  with a warning: many encoders and downloads end so. So may an Ogg lack its end mark, as live recordings do.
+  with a warning: many encoders and downloads end so. So may an Ogg lack its end mark, as live recordings do, but no
+  page (`ogg_pages`).
 - Samples are read in blocks, as a damaged header may announce more than any memory holds.
 - soundfile decodes first (WAV, FLAC, OGG, MP3); torchcodec is imported only for what soundfile cannot read.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from . import ogg_pages
 from .mp3_frames import walk, with_length_header
 
 BLOCK = 1 << 20  # samples of all channels that are decoded at once
@@ -94,14 +96,27 @@ def decode(name: str, content: Any, limit: AudioLimit = NO_LIMIT) -> tuple[np.nd
     Raises:
         AudioError: not audio, damaged, cut short, or over the limit; `name` begins the message.
     """
-    import soundfile
-
     if not isinstance(content, (bytes, bytearray)):
         raise AudioError(f'{name}: "bytes" holds a {type(content).__name__}. Pass the content of an audio file.')
     if not content:
         raise AudioError(f"{name}: the file is empty (0 bytes). Record or copy it again.")
     _check_wav_is_whole(name, content)
-    _check_ogg_is_whole(name, content)
+    fault, ended = ogg_pages.walk(content)
+    if fault:
+        raise AudioError(f"{name}: {fault}. Copy or export the file again.")
+    decoded = _decode_container(name, content, limit)
+    if not ended:
+        warnings.warn(
+            f"{name}: the Ogg has no mark of its end, so it may have been cut. What is there is used; copy or export "
+            "the file again if its last words matter.",
+            stacklevel=2,
+        )
+    return decoded
+
+
+def _decode_container(name: str, content: bytes, limit: AudioLimit) -> tuple[np.ndarray, float]:
+    import soundfile
+
     try:
         file = soundfile.SoundFile(_Content(content))
     except Exception as error:  # soundfile has errors of its own, and passes on others
@@ -214,29 +229,6 @@ def _check_wav_is_whole(name: str, content: bytes) -> None:
             return
         position += 8 + size + size % 2
     raise AudioError(f"{name}: truncated WAV: the file ends before its samples begin. Copy or export it again.")
-
-
-def _check_ogg_is_whole(name: str, content: bytes) -> None:
-    """libsndfile leaves out an Ogg's last page where its end is missing, and announces the shorter length. So walk
-    from page to page: each tells its size, and the last one of a stream is marked (RFC 3533, section 6)."""
-    position, opened, size = 0, set(), len(content)
-    while content[position : position + 4] == b"OggS":
-        header = content[position : position + 27]
-        segments = header[26] if len(header) == 27 else 0
-        table = content[position + 27 : position + 27 + segments]
-        position += 27 + segments + sum(table)
-        if len(header) < 27 or len(table) < segments or position > size:
-            raise AudioError(
-                f"{name}: truncated Ogg: the end of its last page is missing. Copy or export the file again."
-            )
-        stream, kind = header[14:18], header[5]
-        opened = opened - {stream} if kind & 4 else opened | {stream}
-    if opened and position == size:
-        warnings.warn(
-            f"{name}: the Ogg has no mark of its end, so it may have been cut. What is there is used; copy or export "
-            "the file again if its last words matter.",
-            stacklevel=3,
-        )
 
 
 def _decode_with_torchcodec(name: str, content: bytes, limit: AudioLimit, reason: str) -> tuple[np.ndarray, float]:

@@ -13,6 +13,7 @@ import torch
 from datasets import Audio, Dataset
 from factories_processing import RATE, encoded, sine
 
+from processing_speechllm import ogg_pages
 from processing_speechllm.audio import AudioError, as_audio_list, load_audio
 from processing_speechllm.mp3_frames import frame_size, walk, with_length_header
 
@@ -258,8 +259,8 @@ def test_an_mp3_that_ends_a_percent_early_is_used_with_a_warning():
         load_audio(content[: int(len(content) * 0.98)])
 
 
-def ogg_pages(content: bytes) -> list[bytes]:
-    return [b"OggS" + page for page in content.split(b"OggS")[1:]]
+def pages_of(content: bytes) -> list[bytes]:
+    return [content[start : start + size] for start, size in ogg_pages.pages(content)]
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -267,18 +268,39 @@ def test_an_ogg_without_its_end_mark_is_used_with_a_warning(recwarn, subtype):
     content = encoded(0.1 * NOISE(20 * RATE).astype(np.float32), format="OGG", subtype=subtype)
     whole = load_audio(content)
     assert not recwarn
-    pages = ogg_pages(content)
+    pages = pages_of(content)
     assert len(pages) > 4 and b"".join(pages) == content
     with pytest.warns(UserWarning, match="the Ogg has no mark of its end.*copy or export"):
         early = load_audio(b"".join(pages[:-1]))
     assert 0 < len(early) < len(whole)
-    with pytest.raises(AudioError, match="truncated Ogg"):
-        load_audio(content[:-1])
 
 
-def test_two_ogg_files_one_behind_the_other_are_whole(recwarn):
+@pytest.mark.parametrize(
+    ("damage", "finding"),
+    [
+        (lambda c, p: c[:-1], "truncated Ogg: its last page is not whole"),
+        (lambda c, p: c[: len(p[0]) + 9], "truncated Ogg: its last page is not whole"),
+        (lambda c, p: c[: len(c) // 2] + bytes(len(c) // 2), "damaged Ogg: the checksum of page"),
+        (lambda c, p: c[:-9] + bytes([c[-9] ^ 1]) + c[-8:], "damaged Ogg: the checksum of page"),
+        (lambda c, p: b"".join(p[:3] + p[4:]), "damaged Ogg: pages before page 4 are missing"),
+        (lambda c, p: b"".join(p[:4]) + p[4][:3], "after page 4 comes something else"),
+        (lambda c, p: c + c, "several recordings, one behind the other"),
+    ],
+)
+def test_an_ogg_of_which_libsndfile_would_leave_something_out_is_refused(damage, finding):
+    content = encoded(0.1 * NOISE(20 * RATE).astype(np.float32), format="OGG", subtype="VORBIS")
+    damaged = damage(content, pages_of(content))
+    for form in (damaged, bytearray(damaged)):
+        with pytest.raises(AudioError, match=f"{finding}.*Copy or export"):
+            load_audio({"bytes": form, "path": None})
+
+
+def test_a_whole_ogg_may_be_a_bytearray_with_something_behind_it(recwarn):
     content = encoded(sine(1.0), format="OGG")
-    assert len(load_audio(content + content)) > 0 and not recwarn
+    whole = load_audio(content)
+    for behind in (b"", bytes(100), b"TAG" + bytes(125)):
+        np.testing.assert_array_equal(load_audio({"bytes": bytearray(content + behind), "path": None}), whole)
+    assert not recwarn
 
 
 def test_a_header_that_announces_more_than_any_memory_holds_costs_none():

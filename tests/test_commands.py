@@ -144,6 +144,7 @@ def test_unknown_settings_are_refused_with_the_nearest(command, tmp_path, capsys
         ("- max_steps", "holds no settings"),
         ("max_steps: [1", "while parsing"),
         ("connector: '{type: conv}'\nmodel: m\ndataset: [d]", "connector is no JSON"),
+        ("model: [a, b]\ndataset: [d]", "model=['a', 'b'] is not one name"),
         ("dataset: [d]", "Name a model"),
         ("model: m", "Name the data"),
         ("model: m\naudio: a\ntext: t\ndataset: [d]", "not both"),

@@ -119,6 +119,15 @@ def test_with_a_model_the_command_measures_an_update_and_chooses_settings(folder
     assert np.isclose(model["epoch_seconds"], model["probe"]["seconds_per_update"] * 5 / 2)
 
 
+def test_a_row_that_turns_out_to_be_cut_is_told_and_ends_nothing(folder, capsys):
+    for number in (0, 1):  # the first, and one that the probe alone meets
+        path = folder / f"{number}.wav"
+        path.write_bytes(path.read_bytes()[:-1000])
+    assert main(["inspect", "--dataset", str(folder), "--model", "nano", "--probe_updates", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "cannot be decoded" in said and "0.wav: truncated WAV" in said and "on disk" in said
+
+
 def test_without_transcripts_nothing_is_timed_and_that_is_said(tmp_path, capsys):
     soundfile.write(tmp_path / "0.wav", tone(0, 0.5), RATE)
     assert main(["inspect", "--dataset", str(tmp_path), "--model", "nano"]) == 0

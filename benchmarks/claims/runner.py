@@ -180,7 +180,7 @@ def data_of(job: Job, suffix: str, steps: int | None) -> dict[str, Any]:
     settings: dict[str, Any] = {"dataset": [job.world.data[f"{name}{suffix}"]]}
     if validation:
         settings |= {"eval_dataset": [job.world.data[f"{validation}{suffix}"]], "eval_steps": steps}
-    cache = job.world.frames.get(job.variant.frames or name)
+    cache = job.world.frames[job.variant.frames] if job.variant.frames else job.world.frames.get(name)
     return settings | ({"frames_cache": cache} if cache else {})
 
 

@@ -64,7 +64,7 @@ class DataArguments:
 
 
 @dataclass
-class ScriptArguments(DataArguments, ModelSettings):
+class ScriptArguments(ModelSettings, DataArguments):
     """
     Adapters and evaluation data of `speechllm align`, `imitate` and `distill`, beside [`DataArguments`] and
     [`ModelSettings`].

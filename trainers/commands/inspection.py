@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from processing_speechllm.audio import load_audio
+from processing_speechllm.audio import AudioError, load_audio
 
 from ..data.bad_rows import BadRows
 from ..data.settings import ModelSettings, described
@@ -214,15 +214,20 @@ def device_memory() -> dict[str, Any]:
     return {"device": "cpu", "bytes": pages}
 
 
-def cache_cost(model: Any, processor: Any, rows: Dataset, total: float) -> dict[str, float]:
-    """Bytes of the encoder's frames on disk in 16 bits, and seconds to make them, from a few rows timed here."""
+def cache_cost(model: Any, processor: Any, rows: Dataset, total: float) -> dict[str, Any]:
+    """Bytes of the encoder's frames on disk in 16 bits, and seconds to make them, from a few rows timed here; and what
+    is wrong with those of them that cannot be decoded, which their headers did not tell."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tower = model.model.audio_tower.to(device).eval()
     rate = processor.feature_extractor.sampling_rate
-    heard, frames, elapsed = 0.0, 0, 0.0
+    heard, frames, elapsed, unreadable = 0.0, 0, 0.0, []
     for row in rows.select(range(0, len(rows), max(len(rows) // 4, 1))):
         audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
-        samples = [load_audio(one, rate) for one in audio if one is not None]
+        try:
+            samples = [load_audio(one, rate) for one in audio if one is not None]
+        except AudioError as error:
+            unreadable.append(str(error))
+            continue
         if not samples:
             continue
         inputs = processor.audio_inputs(samples)
@@ -238,7 +243,8 @@ def cache_cost(model: Any, processor: Any, rows: Dataset, total: float) -> dict[
     heard = max(heard, 1e-3)
     layers = len(model.config.audio_layers) or 1
     size = frames / heard * total * model.config.audio_size * layers * 2
-    return {"bytes": size, "seconds": elapsed / heard * total, "frames_per_second": frames / heard}
+    seconds = elapsed / heard * total
+    return {"bytes": size, "seconds": seconds, "frames_per_second": frames / heard, "unreadable": unreadable}
 
 
 class _Times(TrainerCallback):
@@ -338,8 +344,12 @@ def plan_lines(found: dict[str, Any], config: InspectConfig) -> list[str]:
         )
         lines.append(f"  time               not measured: {reason}")
     share = f", {cache['seconds'] / found['epoch_seconds']:.0%} of an epoch" if probe_ else ""
+    cost = "not measured: no row that was tried can be decoded"
+    if cache["frames_per_second"]:
+        cost = f"{in_bytes(cache['bytes'])} on disk, {in_time(cache['seconds'])} of encoding{share}"
+    lines += [f"  cannot be decoded  {finding}" for finding in cache["unreadable"]]
     lines += [
-        f"  caching frames     {in_bytes(cache['bytes'])} on disk, {in_time(cache['seconds'])} of encoding{share}",
+        f"  caching frames     {cost}",
         "  settings           " + ", ".join(f"{name}: {value}" for name, value in found["settings"].items()),
     ]
     return lines

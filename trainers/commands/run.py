@@ -407,6 +407,7 @@ def targets(config: TargetsConfig, data: DataArguments) -> None:
 
 def encode(config: EncodeConfig, data: DataArguments) -> None:
     """Writes the cache of the rows, and says what it holds."""
+    config.check_names()
     # The first process to finish waits for the last one: longer than the half hour that is the default.
     state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=7))
     # Not the folder's `bad_rows`, which a new run empties.

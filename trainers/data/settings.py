@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
 
@@ -68,6 +69,9 @@ class ModelSettings:
 
     def __post_init__(self):
         self.connector = read_mapping(self.connector, "connector")
+        for name in ("model", "audio", "text", "gguf_file"):
+            if not isinstance(value := getattr(self, name), str | PathLike | None):
+                raise ValueError(f"{name}={value!r} is not one name. Give one folder, file or Hub id.")
 
     def check_names(self) -> None:
         """
