@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from . import ogg_pages
 from .mp3_frames import walk, with_length_header
+from .ogg_pages import examine
 
 BLOCK = 1 << 20  # samples of all channels that are decoded at once
 MP3_FRAME = 1152  # samples; an MP3's announced length may be off by one frame of encoder padding
@@ -101,7 +101,7 @@ def decode(name: str, content: Any, limit: AudioLimit = NO_LIMIT) -> tuple[np.nd
     if not content:
         raise AudioError(f"{name}: the file is empty (0 bytes). Record or copy it again.")
     _check_wav_is_whole(name, content)
-    fault, ended = ogg_pages.walk(content)
+    fault, ended = examine(content)
     if fault:
         raise AudioError(f"{name}: {fault}. Copy or export the file again.")
     decoded = _decode_container(name, content, limit)

@@ -32,7 +32,7 @@ def checksum(page: bytes) -> int:
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
-def walk(content: bytes) -> tuple[str, bool]:
+def examine(content: bytes) -> tuple[str, bool]:
     """What is wrong with an Ogg's pages, empty if nothing is, and whether the end of each stream is marked."""
     opened: dict[bytes, int] = {}  # stream -> number of its latest page
     end = count = 0
@@ -56,4 +56,4 @@ def walk(content: bytes) -> tuple[str, bool]:
     return "", not opened
 
 
-__all__ = ["checksum", "pages", "walk"]
+__all__ = ["checksum", "examine", "pages"]

@@ -45,6 +45,9 @@ FORGETFUL = (
     "{% if message['role'] != 'assistant' or loop.last %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+KINDS = ["whisper", "waveform"]
+TEMPLATES = {"marked": CHATML_MARKED, "unmarked": CHATML, "blocks": BLOCKS, "plain": None}
+SPELLED = "say </s> and <|audio|> and <|im_end|> twice </s>"
 
 
 def make_tokenizer(chat_template: str | None = None, adds_bos: bool = False, **kwargs) -> PreTrainedTokenizerFast:
@@ -113,3 +116,20 @@ def encoded(samples: np.ndarray, rate: int = RATE, format: str = "WAV", **kwargs
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=format, **kwargs)
     return file.getvalue()
+
+
+def clip(seconds: float = 0.5) -> tuple[np.ndarray, int]:
+    """A tone as an audio of its own."""
+    return sine(seconds), RATE
+
+
+def ask(text: str = "hello world", seconds: float = 0.5, answer: str | None = None, **block) -> list[dict]:
+    """One user turn with an audio and a text block, and an answer if given."""
+    audio = block or {"audio": clip(seconds)}
+    chat = [{"role": "user", "content": [{"type": "audio", **audio}, {"type": "text", "text": text}]}]
+    return chat if answer is None else [*chat, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+
+def tokens(processor, chats, **kwargs):
+    """A chat or several as the processor encodes them for the model."""
+    return processor.apply_chat_template(chats, tokenize=True, return_dict=True, **kwargs)

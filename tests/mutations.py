@@ -191,14 +191,14 @@ MUTATIONS = [
         CHATS,
         '{"type": "text", "text": prefix}',
         '{"type": "text", "text": prefix + "\\n" * bool(prefix)}',
-        "test_processor.py::test_an_instruction_may_say_where_the_speech_stands",
+        "test_processor_chats.py::test_an_instruction_may_say_where_the_speech_stands",
     ),
     Mutation(
         "template and target",
         "processing_speechllm/chat_format.py",
         "('' if message",
         "('\\\\n' if message",
-        "test_processor.py::test_an_instruction_may_say_where_the_speech_stands",
+        "test_processor_chats.py::test_an_instruction_may_say_where_the_speech_stands",
     ),
     Mutation(
         "MI count",

@@ -13,9 +13,9 @@ import torch
 from datasets import Audio, Dataset
 from factories_processing import RATE, encoded, sine
 
-from processing_speechllm import ogg_pages
 from processing_speechllm.audio import AudioError, as_audio_list, load_audio
 from processing_speechllm.mp3_frames import frame_size, walk, with_length_header
+from processing_speechllm.ogg_pages import pages
 
 NOISE = np.random.default_rng(0).standard_normal
 
@@ -260,7 +260,7 @@ def test_an_mp3_that_ends_a_percent_early_is_used_with_a_warning():
 
 
 def pages_of(content: bytes) -> list[bytes]:
-    return [content[start : start + size] for start, size in ogg_pages.pages(content)]
+    return [content[start : start + size] for start, size in pages(content)]
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -268,10 +268,10 @@ def test_an_ogg_without_its_end_mark_is_used_with_a_warning(recwarn, subtype):
     content = encoded(0.1 * NOISE(20 * RATE).astype(np.float32), format="OGG", subtype=subtype)
     whole = load_audio(content)
     assert not recwarn
-    pages = pages_of(content)
-    assert len(pages) > 4 and b"".join(pages) == content
+    parts = pages_of(content)
+    assert len(parts) > 4 and b"".join(parts) == content
     with pytest.warns(UserWarning, match="the Ogg has no mark of its end.*copy or export"):
-        early = load_audio(b"".join(pages[:-1]))
+        early = load_audio(b"".join(parts[:-1]))
     assert 0 < len(early) < len(whole)
 
 
