@@ -230,7 +230,9 @@ def ask(job: Job, place: Path, model: Path, questions: str) -> dict[str, Any]:
     if not job.variant.changes_llm:
         borrow(bound, output)
     settings: dict[str, Any] = {"batch_size": BATCH, "text_bound": True, "bootstrap_samples": 100, "limit": job.limit}
-    settings |= dict(job.world.questions[questions])
+    given = job.world.questions[questions].items()
+    # The cascade that is shown is that of the frozen LLM.
+    settings |= {name: value for name, value in given if not (job.variant.changes_llm and name.startswith("cascade"))}
     found = evaluate(EvaluationConfig(model=str(model), output_dir=str(output), **settings))
     if not job.variant.changes_llm:
         lend(output, bound)
