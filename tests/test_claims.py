@@ -345,6 +345,18 @@ def test_the_bound_is_asked_once_and_lent_to_the_other_variants(tmp_path, world,
     assert [json.loads(line)["system"] for line in lines] == ["text_bound"]
 
 
+def test_the_cascade_is_asked_of_the_frozen_llm_alone(tmp_path, world, called, monkeypatch):
+    from speechllm.evaluation import run
+
+    cascades, evaluate = [], run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda config: cascades.append(config.cascade) or evaluate(config))
+    asked = {"set": {**world.questions["set"], "cascade": "whisper", "cascade_num_beams": 1}}
+    world = replace(world, questions=asked)
+    run_job(Job(tmp_path, world, variant(), seed=0))
+    run_job(Job(tmp_path, world, variant(name="changed", changes_llm=True), seed=0))
+    assert cascades == ["whisper", None]
+
+
 # The report
 
 
