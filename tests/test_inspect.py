@@ -146,6 +146,7 @@ def test_a_training_begins_with_its_estimate(tmp_path, capsys, folder):
     assert any("s per update:" in line and "6 updates" in line for line in lines)
 
 
-def test_a_part_of_a_model_is_refused_with_what_is_missing(folder, capsys):
-    assert main(["inspect", "--dataset", str(folder), "--audio", speechllm.NANO]) == 2
+@pytest.mark.parametrize("given", [["--audio", speechllm.NANO], ["--pad_to_window"], ["--gguf_file", "x.gguf"]])
+def test_a_part_of_a_model_is_refused_with_what_is_missing(folder, capsys, given):
+    assert main(["inspect", "--dataset", str(folder), *given]) == 2
     assert "both `audio` (speech encoder) and `text` (LLM)" in capsys.readouterr().err

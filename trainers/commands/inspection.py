@@ -64,8 +64,9 @@ class InspectConfig(ModelSettings):
             self.check_names()
 
     def has_model(self) -> bool:
-        """Whether a model was named."""
-        return any(value is not None for value in (self.model, self.audio, self.text, self.connector))
+        """Whether a model was named, or a part or setting of one."""
+        named = (self.model, self.audio, self.text, self.connector, self.gguf_file)
+        return any(value is not None for value in named) or self.pad_to_window
 
 
 def inspect(config: InspectConfig, data: DataArguments, trainers: dict[str, tuple[type, type]]) -> dict[str, Any]:
