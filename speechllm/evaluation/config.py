@@ -94,9 +94,8 @@ class EvaluationConfig:
         self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
         self.columns = read_mapping(self.columns, "columns")
         self.chat_template_kwargs = must_be_mapping(self.chat_template_kwargs, "chat_template_kwargs") or {}
-        for name, example in (("columns", '{"sentence": "text"}'), ("chat_template_kwargs", '{"thinking": false}')):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a mapping, such as {example}.")
+        if self.columns is not None and not isinstance(self.columns, dict):
+            raise ValueError(f'columns={self.columns!r} must be a mapping, such as {{"sentence": "text"}}.')
         for name, remedy in (
             ("model", "--model FOLDER"),
             ("dataset", "--dataset FOLDER"),
