@@ -15,6 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from benchmarks.claims import __main__ as claims
 from benchmarks.claims import runner
 from benchmarks.claims.__main__ import main
 from benchmarks.claims.commands import run_command
@@ -398,6 +399,20 @@ def test_a_page_keeps_its_paragraphs_when_its_tables_are_renewed(tmp_path):
     assert page.read_text() == "before\n<!-- claims: nano lad -->\n| new |\n<!-- end -->\nafter\n"
     with pytest.raises(ValueError, match="no place for nano mtbi"):
         renew(page, "nano", "mtbi", "")
+
+
+def test_a_regime_that_was_looked_for_is_made_by_its_name_alone(tmp_path, monkeypatch, world):
+    begun: list[str] = []
+    monkeypatch.setattr(claims, "build_world", lambda arguments: world)
+    monkeypatch.setattr(claims, "run_all", lambda jobs, workers, run: begun.extend(job.variant.name for job in jobs))
+    command = ["claims", "--world", "nano", "--papers", "mtbi", "--seeds", "0", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    assert "phrases-interleaved" in begun and "phrases-few-interleaved" not in begun
+    begun.clear()
+    monkeypatch.setattr(sys, "argv", [*command, "--variants", "phrases-few-interleaved"])
+    main()
+    assert begun == ["phrases-few-interleaved"]
 
 
 def test_a_report_of_nothing_run_says_so(tmp_path, capsys):

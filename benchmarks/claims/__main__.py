@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--world", choices=("nano", "real"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and reports; goes on in it")
     parser.add_argument("--papers", nargs="+", default=papers(), choices=papers(), help="by default all")
-    parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--variants", nargs="+", help="only these; by default all but those that say by_name")
     parser.add_argument("--seeds", type=int, nargs="+", help="by default 0 1 2; in the real world on a CPU 0")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="variants at a time, each in a process of its own")
@@ -111,7 +111,8 @@ def run_papers(arguments: argparse.Namespace, chosen: list[Paper], seeds: list[i
             Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
             for paper in chosen
             for variant in map(asked_only, paper.variants.values())
-            if not variant.same_as and (not arguments.variants or variant.name in arguments.variants)
+            if not variant.same_as
+            and (variant.name in arguments.variants if arguments.variants else not variant.by_name)
         ]
         for job in missing_before(jobs):
             raise ValueError(

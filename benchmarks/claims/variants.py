@@ -10,7 +10,8 @@
                                language, the updates divided among them), `after: VARIANT` (goes on with its model),
                                `starts: NAME` (from a model that the world has made), `same_as: PAPER/VARIANT` (shown,
                                not run again), `frames: NAME` (of the world, in place of the data's), `keep: true` (its
-                               model, which others go on from), `changes_llm: true`
+                               model, which others go on from), `changes_llm: true`,
+                               `by_name: true` (made where --variants names it: a regime that was looked for)
     columns: [...]             of the table: `title`, `of` (a path into a result), `better: higher | lower`
     claims: [...]              `says`, `paper` (its figure), `better`, `than` (variants), `of`, `higher` (of the claim)
 
@@ -27,7 +28,7 @@ import yaml
 
 PAPERS = Path(__file__).parent / "papers"
 MERGED = ("command", "settings", "data", "validation", "questions")
-KEYS = (*MERGED, "title", "parts", "after", "starts", "same_as", "frames", "keep", "changes_llm")
+KEYS = (*MERGED, "title", "parts", "after", "starts", "same_as", "frames", "keep", "changes_llm", "by_name")
 VALUE = re.compile(r"\$(\w+)")
 
 
@@ -50,6 +51,7 @@ class Variant:
     frames: str | None = None
     keep: bool = False
     changes_llm: bool = False
+    by_name: bool = False
 
 
 @dataclass(frozen=True)
