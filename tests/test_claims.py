@@ -305,12 +305,18 @@ def test_a_job_with_other_settings_is_refused_by_what_changed(tmp_path, world, c
         run_job(Job(tmp_path, world, variant(after="two"), seed=0))
 
 
-def test_parts_divide_the_updates_and_their_figures_are_averaged(tmp_path, world, called):
-    result = run_job(Job(tmp_path, world, variant(parts="languages"), seed=0))
+def test_parts_divide_the_updates_and_their_figures_are_averaged_and_their_seconds_added(tmp_path, world, called):
+    job = Job(tmp_path, world, variant(parts="languages"), seed=0)
+    result = run_job(job)
     trainings = [settings for name, settings in called if name == "imitate"]
     assert [settings["max_steps"] for settings in trainings] == [5, 5]
     assert [settings["dataset"] for settings in trainings] == [["rows-en"], ["rows-de"]]
     assert figure(result, "set.overall.speech.f1") == 60.0 and result["parts"] == 2
+    for part, seconds in (("en", 3.0), ("de", 5.0)):
+        trained = job.folder / part / "trained.json"
+        trained.write_text(json.dumps(json.loads(trained.read_text()) | {"seconds": seconds}))
+    job.result.unlink()
+    assert run_job(job)["seconds"]["training"] == 8.0
 
 
 def test_frames_are_those_of_the_data_or_those_that_the_variant_names(tmp_path, world, called):

@@ -76,6 +76,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "parts": len(found),
         **mean_of(found),
+        "seconds": {name: round(sum(part["seconds"][name] for part in found), 1) for name in found[0]["seconds"]},
     }
     asked_for = {"steps": (job.overrides or {}).get("max_steps"), "limit": job.limit}
     if shortened := {name: value for name, value in asked_for.items() if value is not None}:
