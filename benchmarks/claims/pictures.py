@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 
 from benchmarks.claims.variants import Column
 
@@ -10,6 +11,7 @@ COLOURS = {"text_bound": "#E69F00", "cascade": "#009E73"}  # Okabe and Ito, as i
 TITLES = {"text_bound": "text bound", "cascade": "cascade"}
 BLUE = "#0072B2"
 PER_LINE = 3  # panels
+WIDE = 44  # characters of a line of a variant's title
 
 
 def draw(
@@ -34,31 +36,30 @@ def draw(
     matplotlib.use("Agg", force=False)
     from matplotlib import pyplot
 
-    names = list(lines)
+    labels = [fill(name, WIDE) for name in lines]
     down = -(-len(columns) // PER_LINE)
     across = min(len(columns), PER_LINE)
     style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}
     with pyplot.rc_context(style):
-        size = (2.4 * across + 3.2, (0.22 * len(names) + 0.8) * down + 0.5)
+        size = (2.4 * across + 3.2, (0.28 * len(labels) + 0.8) * down + 0.5)
         figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained", sharey=True)
         for place, axis in enumerate(axes.flat):
             if place >= len(columns):
                 axis.set_axis_off()
                 continue
             column = columns[place]
-            for line, name in enumerate(names):
-                values = lines[name][place]
+            for line, figures in enumerate(lines.values()):
+                values = figures[place]
                 if values:
                     axis.plot(values, [line] * len(values), "o", color=BLUE, markersize=3, alpha=0.5)
                     axis.plot([fmean(values)], [line], "|", color=BLUE, markersize=11, markeredgewidth=2)
             for system, values in beside.items():
                 if values[place] is not None:
                     axis.axvline(values[place], color=COLOURS[system], linewidth=1.2, label=TITLES[system])
-            axis.set_title(
-                f"{column.title} ({'lower' if column.better == 'lower' else 'higher'} is better)", fontsize=8
-            )
-            axis.set_yticks(range(len(names)), names)
-            axis.set_ylim(len(names) - 0.5, -0.5)
+            better = "lower" if column.better == "lower" else "higher"
+            axis.set_title(f"{column.title}\n({better} is better)", fontsize=8)
+            axis.set_yticks(range(len(labels)), labels)
+            axis.set_ylim(len(labels) - 0.5, -0.5)
             axis.grid(axis="x", linewidth=0.3)
             axis.margins(x=0.12)
             low, high = axis.get_xlim()
