@@ -443,6 +443,19 @@ def test_a_report_of_shortened_runs_says_so_and_stays_off_the_page(tmp_path, wor
     assert "old" in page.read_text() and "keeps its tables" in capsys.readouterr().out
 
 
+def test_a_page_keeps_lines_that_there_are_no_results_of(tmp_path, world, called, capsys):
+    page = tmp_path / "claims.md"
+    mark = "<!-- claims: nano paper -->\n"
+    paper = Paper("paper", "Paper", "source", {"one": variant()}, (Column("F1", "set.overall.speech.f1"),))
+    run_job(Job(tmp_path, world, variant(), seed=0))
+    page.write_text(f"{mark}| one (`one`) | 0.98 | 3 | 50.0 |\n<!-- end -->\n")
+    write_reports(tmp_path, "nano", [paper], page)
+    assert "| 50.0 |" in page.read_text() and "runs that are not here (one)" in capsys.readouterr().out
+    page.write_text(f"{mark}| one (`one`) | 0.98 | 1 | 50.0 |\n| gone (`gone`) | 0.98 | 3 | 50.0 |\n<!-- end -->\n")
+    write_reports(tmp_path, "nano", [paper], page)
+    assert "gone" not in page.read_text() and "| one (`one`) |" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -452,6 +465,8 @@ def test_a_report_of_shortened_runs_says_so_and_stays_off_the_page(tmp_path, wor
         ),
         (["--world", "nano", "--papers", "across", "--variants", "stack-mlp"], "--papers bloomzmms --variants TMI"),
         (["--world", "nano", "--papers", "lad", "--questions", "nosuch"], "no questions nosuch in lad; there are six"),
+        (["--world", "nano", "--variants", "tasks-lora"], "tasks-lora is left out of the nano world"),
+        (["--world", "nano", "--report", "--seeds", "0"], "leave out --variants, --seeds and --questions"),
         (["--world", "nano", "--workers", "0"], "--workers 0: give 1 or more"),
         (["--world", "nano", "--report"], "nothing to report on"),
         (["--world", "nano", "--docs", "nosuch.md"], "nosuch.md is no file"),

@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="Markdown page whose marked tables are renewed")
     arguments = parser.parse_args()
     if arguments.world == "real" and not arguments.report and not (arguments.parents and arguments.data):
-        parser.error("--world real needs --parents and --data, folders; README.md here tells what is in them.")
+        parser.error(
+            "--world real needs --parents and --data: benchmarks/claims/README.md tells what is in these folders."
+        )
     seeds = arguments.seeds
     if seeds is None:
         seeds = [0] if arguments.world == "real" and arguments.device == "cpu" else [0, 1, 2]
@@ -71,6 +73,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     """Ends with a message if something that was asked for is not there: now, not after hours of work."""
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: give 1 or more.")
+    if arguments.report and (arguments.variants or arguments.seeds or arguments.questions):
+        parser.error("--report tells of all that has been run: leave out --variants, --seeds and --questions.")
     if arguments.report and not (arguments.out / arguments.world).is_dir():
         parser.error(f"{arguments.out / arguments.world} is not there, so there is nothing to report on.")
     if arguments.docs and (arguments.steps or arguments.limit):
@@ -87,7 +91,10 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     for name in arguments.questions or ():
         if name not in sets:
             parser.error(f"no questions {name} in {', '.join(arguments.papers)}; there are {', '.join(sets)}.")
+    left_out = {name for paper in chosen for name in paper.left_out}
     for name in arguments.variants or ():
+        if name in left_out and name not in known:
+            parser.error(f"{name} is left out of the {arguments.world} world: papers/*.yaml in benchmarks/claims.")
         if name not in known:
             parser.error(f"no variant {name} in {', '.join(arguments.papers)}; there are {', '.join(known)}.")
         if known[name].same_as:

@@ -179,8 +179,8 @@ def write_reports(out: Path, world: str, chosen: Sequence[Paper], docs: Path | N
         draw(paper.title, known, drawn(seen, results), systems, folder / f"{paper.name}.png")
         text = f"# {paper.title}\n\n{paper.source}; {world} world.\n\n{block(paper, results, f'{paper.name}.png')}\n"
         (folder / f"{paper.name}.md").write_text(text, encoding="utf-8")
-        if docs is not None and shortened(results):
-            print(f"{docs} keeps its tables of {paper.name}: {shortened(results)}")
+        if docs is not None and (reason := shortened(results) or lost(docs, world, paper, results)):
+            print(f"{docs} keeps its tables of {paper.name}: {reason}")
         elif docs is not None:
             picture = docs.parent / "images" / f"claims-{world}-{paper.name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
@@ -206,6 +206,16 @@ def mark_of(world: str, paper: str) -> str:
 def block_pattern(world: str, paper: str) -> re.Pattern:
     """A paper's tables on a page, with their marks."""
     return re.compile(f"{re.escape(mark_of(world, paper))}\n.*?<!-- end -->", re.DOTALL)
+
+
+def lost(page: Path, world: str, paper: Paper, results: Results) -> str:
+    """That a page tells of variants, or of more seeds of them, that there are no results of, where it does."""
+    block = block_pattern(world, paper.name).search(page.read_text(encoding="utf-8"))
+    lines = re.findall(r"^\|.*\(`([^`]+)`\) \|[^|]*\| (\d+) \|", block[0] if block else "", re.MULTILINE)
+    missing = [name for name, seeds in lines if name in results and len(results[name]) < int(seeds)]
+    if not missing:
+        return ""
+    return f"it tells of runs that are not here ({', '.join(missing)}). Run them too, or give another page."
 
 
 def check_page(page: Path, world: str, papers: Sequence[str]) -> None:

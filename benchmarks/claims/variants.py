@@ -86,6 +86,7 @@ class Paper:
     variants: Mapping[str, Variant]
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...] = field(default=())
+    left_out: tuple[str, ...] = ()
 
 
 def papers() -> list[str]:
@@ -131,7 +132,7 @@ def load_paper(name: str, world: str, given: Mapping[str, Any] | None = None) ->
     if missing:
         raise ValueError(f"{path.name} names the variants {', '.join(missing)}, which it does not have.")
     claims = tuple(claim for claim in claims if claim.better in variants and claim.than in variants)
-    return Paper(name, content["title"], content["source"], variants, columns, claims)
+    return Paper(name, content["title"], content["source"], variants, columns, claims, tuple(left_out))
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
