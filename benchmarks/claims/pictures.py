@@ -56,8 +56,7 @@ def draw(
             for system, values in beside.items():
                 if values[place] is not None:
                     axis.axvline(values[place], color=COLOURS[system], linewidth=1.2, label=TITLES[system])
-            better = "lower" if column.better == "lower" else "higher"
-            axis.set_title(f"{column.title}\n({better} is better)", fontsize=8)
+            axis.set_title(f"{column.title}\n({column.better} is better)", fontsize=8)
             axis.set_yticks(range(len(labels)), labels)
             axis.set_ylim(len(labels) - 0.5, -0.5)
             axis.grid(axis="x", linewidth=0.3)
