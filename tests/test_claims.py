@@ -421,11 +421,18 @@ def test_a_regime_that_was_looked_for_is_made_by_its_name_alone(tmp_path, monkey
     assert begun == ["phrases-few-interleaved"]
 
 
-def test_a_report_of_nothing_run_says_so(tmp_path, capsys):
+def test_a_report_of_nothing_run_says_so_and_fails(tmp_path, monkeypatch, capsys):
     paper = Paper("paper", "Paper", "source", {"one": variant()}, ())
     assert load_results(tmp_path, "nano", paper) == {"one": {}}
-    write_reports(tmp_path, "nano", [paper])
-    assert "paper: nothing has been run" in capsys.readouterr().out
+    (tmp_path / "nano").mkdir()
+    monkeypatch.setattr(
+        sys, "argv", ["claims", "--world", "nano", "--papers", "lad", "--out", str(tmp_path), "--report"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "lad: nothing has been run" in said.out and "no results" in said.err
 
 
 def test_a_report_of_shortened_runs_says_so_and_stays_off_the_page(tmp_path, world, called, capsys):

@@ -66,7 +66,9 @@ def main() -> None:
             parser.exit(2, f"{error}\n")
     from benchmarks.claims.report import write_reports
 
-    write_reports(arguments.out, arguments.world, chosen, arguments.docs)
+    written = write_reports(arguments.out, arguments.world, chosen, arguments.docs)
+    if arguments.report and not written:
+        parser.exit(1, f"There are no results in {arguments.out / arguments.world / 'runs'}: leave out --report.\n")
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, chosen: list[Paper]) -> None:

@@ -164,10 +164,11 @@ def block(paper: Paper, results: Results, picture: str) -> str:
     return "\n".join([*parts, f"![{paper.title}]({picture})"]).strip("\n")
 
 
-def write_reports(out: Path, world: str, chosen: Sequence[Paper], docs: Path | None = None) -> None:
-    """Writes the reports of the papers of which something has been run, and renews the page."""
+def write_reports(out: Path, world: str, chosen: Sequence[Paper], docs: Path | None = None) -> int:
+    """Writes the reports of the papers of which something has been run, and renews the page; how many there are."""
     folder = out / world / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    written = 0
     for paper in chosen:
         results = load_results(out, world, paper)
         if not any(results.values()):
@@ -187,6 +188,8 @@ def write_reports(out: Path, world: str, chosen: Sequence[Paper], docs: Path | N
             picture.write_bytes((folder / f"{paper.name}.png").read_bytes())
             renew(docs, world, paper.name, block(paper, results, f"images/{picture.name}"))
         print(f"{paper.name}: {folder / paper.name}.md")
+        written += 1
+    return written
 
 
 def drawn(paper: Paper, results: Results) -> dict[str, list[list[float]]]:
