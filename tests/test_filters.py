@@ -34,6 +34,12 @@ def test_every_filtered_row_is_counted_under_its_reason(streaming):
     assert str(report).startswith("1 of 7 rows kept, ") and "1 removed by max_wer" in str(report)
 
 
+def test_chats_without_audio_are_neither_too_short_nor_too_fast():
+    rows = Dataset.from_dict({"text": ["hello", "hello"], "duration": [0.0, 0.1]})
+    kept, report = filter_rows(rows, FilterSettings(min_seconds=1.0, max_characters_per_second=30.0))
+    assert kept["duration"][:] == [0.0] and dict(report.removed) == {"min_seconds": 1}
+
+
 def test_no_limits_remove_nothing():
     rows, report = filter_rows(COUNTED, FilterSettings())
     assert len(rows) == report.rows == 7 and not report.removed

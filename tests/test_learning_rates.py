@@ -189,8 +189,11 @@ def test_a_gate_alone_learns_what_the_frames_tell(kind, tmp_path, monkeypatch):
     ("labels", "finding"),
     [
         (["en", "de", "en", "de"], None),
-        (["en", "xx", None, "xx"], "3 of 4 training rows have no language that the connector lists (2 xx, 1 without"),
-        (None, "4 of 4 training rows"),
+        (
+            ["en", "xx", None, "xx"],
+            "3 of 4 training utterances have no language that the connector lists (2 xx, 1 without",
+        ),
+        (None, "4 of 4 training utterances"),
     ],
 )
 def test_rows_that_teach_the_gate_nothing_are_told(labels, finding):
@@ -203,4 +206,4 @@ def test_rows_that_teach_the_gate_nothing_are_told(labels, finding):
 def test_a_trainer_tells_of_them_where_it_has_a_loss_on_languages(weight, tmp_path, caplog):
     rows = tone_rows(4).map(lambda row: {"language": "xx"})
     build("distillation", tmp_path, rows, language_weight=weight)
-    assert ("4 of 4 training rows have no language" in caplog.text) == bool(weight)
+    assert ("4 of 4 training utterances have no language" in caplog.text) == bool(weight)

@@ -260,6 +260,24 @@ def test_splits_of_a_parquet_folder_are_its_folders(corpus):
     assert load_rows(corpus / "both", split="train[:1]")["text"][:] == ["one"]
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+def test_paths_in_parquet_start_at_its_folder(streaming, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    (folder / "clips").mkdir(parents=True)
+    Dataset.from_list([{"audio": f"clips/{name}.wav", "text": "a"} for name in "ab"]).to_parquet(folder / "a.parquet")
+    for place in (folder / "clips/a.wav", tmp_path / "clips/b.wav"):
+        place.parent.mkdir(exist_ok=True)
+        soundfile.write(place, np.zeros(1600), 16000)
+    monkeypatch.chdir(tmp_path)  # where the second file is
+    for source in (folder / "a.parquet", folder):
+        rows = list(load_rows(source, streaming=streaming))
+        assert [row["audio"]["path"] for row in rows] == [str(folder / "clips/a.wav"), "clips/b.wav"]
+    pairs = Dataset.from_list([{"audio": ["clips/a.wav", "clips/a.wav"], "text": ["a", "b"]}])
+    pairs.to_parquet(tmp_path / "data/a.parquet")
+    (row,) = load_rows(folder / "a.parquet")
+    assert [audio["path"] for audio in row["audio"]] == [str(folder / "clips/a.wav")] * 2
+
+
 def test_a_hub_dataset_is_asked_for_by_id_name_and_split(corpus, monkeypatch):
     asked = []
 

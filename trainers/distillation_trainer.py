@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from modeling_speechllm.query_bank import QueryBank, teacher_forcing_probability
 
-from .data.chats import question_chat
+from .data.chats import question_chat, up_to_answer
 from .data.collators import Example, whole
 from .data.interleaving import Segment
 from .distillation_config import SpeechDistillationConfig
@@ -35,7 +35,7 @@ class DistillationCollator(ImitationCollator):
     def chat(self, example: Example) -> list[dict]:
         """A row's chat up to its answer, and with it for response distillation."""
         if self.args.response_weight and example.row.get("messages"):
-            return example.row["messages"]
+            return up_to_answer(example.row["messages"], example.id)
         return question_chat(example.row, len(example.utterances), self.args.instruction)
 
     def segments(self, example: Example) -> list[list[Segment]]:
@@ -80,13 +80,13 @@ class SpeechDistillationTrainer(SpeechTrainer):
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         connected = connect(model, batch)
         hidden = self.hidden(model, batch, connected)
-        rows = torch.arange(len(hidden), device=hidden.device)
+        rows = torch.arange(batch["counts"]["rows"], device=hidden.device)  # none where all were bad
         terms, teacher = {}, None
         if "teacher_input_ids" in batch:
             teacher = self.teacher_hidden(model, batch)
         if self.args.output_weight:
-            read = batch["teacher_hidden"] if teacher is None else teacher[rows, batch["teacher_prompt_end"]]
-            total = output_distance(hidden[rows, batch["prompt_end"]], read)
+            read = batch["teacher_hidden"] if teacher is None else teacher[rows, batch["teacher_prompt_end"][rows]]
+            total = output_distance(hidden[rows, batch["prompt_end"][rows]], read)
             terms["output"] = Term(total, "rows", self.args.output_weight)
         with torch.no_grad():
             text = model.model.embed_text(batch["transcript_ids"])

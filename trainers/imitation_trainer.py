@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 from .data.chats import (
     IGNORED,
     answered_chat,
-    check_answered,
     pad_chats,
     read_chat,
     tokenize_chats,
     unlabel_cut_ends,
+    up_to_answer,
     with_segments,
 )
 from .data.collators import Example, SpeechCollator, Utterance, keep_masks, whole
@@ -29,14 +29,15 @@ class ImitationCollator(SpeechCollator):
     """Chats with speech, and where a teacher is asked for the same chats with transcripts."""
 
     def prompts(self, examples: list[Example]) -> dict[str, Any]:
-        instruction = self.args.transcription_instruction
-        for example in examples:
-            check_answered(example.row.get("messages"), example.id)
-        chats = [
-            example.row["messages"] if example.row.get("messages") else answered_chat(example.texts, instruction)
-            for example in examples
-        ]
+        chats = [self.chat(example) for example in examples]
         return self.chat_inputs(examples, chats, teacher=self.args.divergence_weight > 0)
+
+    def chat(self, example: Example) -> list[dict]:
+        """A row's chat up to its last answer; without one its transcripts are the answer."""
+        messages = example.row.get("messages")
+        if messages:
+            return up_to_answer(messages, example.id)
+        return answered_chat(example.texts, self.args.transcription_instruction)
 
     def chat_inputs(self, examples: list[Example], chats: list[list[dict]], teacher: bool) -> dict[str, Any]:
         """Prompts of student and teacher, and which audio tokens stand in the student's."""
@@ -57,9 +58,9 @@ class ImitationCollator(SpeechCollator):
             check_same_answers(examples, labels, teacher_labels)
             batch |= pad_chats(teacher_ids, teacher_labels, padding, "teacher_")
         batch["counts"] = {
-            "input_tokens": int(batch["attention_mask"].sum()),
+            "input_tokens": int(batch["attention_mask"].sum()) if examples else 0,
             "answer_tokens": int((batch["labels"] != IGNORED).sum()),
-            "answers": int((batch["labels"][:, 1:] != IGNORED).any(-1).sum()) if examples else 0,
+            "answers": int((batch["labels"][:, 1:] != IGNORED).any(-1).sum()),
         }
         return batch
 
@@ -71,12 +72,15 @@ class ImitationCollator(SpeechCollator):
 
     def cached_states(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """What the cache holds of the teacher: `teacher_hidden` (batch, dim), or `teacher_log_probabilities` and
-        `teacher_indices` (answer tokens, k) of all rows one after the other."""
-        states = [self.frames_cache.teacher(example.id) for example in examples]
-        if states and "hidden" in states[0]:
-            return {"teacher_hidden": torch.stack([state["hidden"].float() for state in states])}
+        `teacher_indices` (answer tokens, k) of all rows one after the other; of no rows all of them, empty."""
         names = ("log_probabilities", "indices")
-        return {f"teacher_{name}": torch.cat([state[name] for state in states]) for name in names} if states else {}
+        if not examples:
+            empty = {name: torch.zeros(0, 1, dtype=torch.long if name == "indices" else None) for name in names}
+            return {f"teacher_{name}": value for name, value in (empty | {"hidden": torch.zeros(0, 1)}).items()}
+        states = [self.frames_cache.teacher(example.id) for example in examples]
+        if "hidden" in states[0]:
+            return {"teacher_hidden": torch.stack([state["hidden"].float() for state in states])}
+        return {f"teacher_{name}": torch.cat([state[name] for state in states]) for name in names}
 
     def segments(self, example: Example) -> list[list[Segment]]:
         """What stands in place of each of a row's audio blocks."""
@@ -95,8 +99,13 @@ class ImitationCollator(SpeechCollator):
         """An utterance some of whose words stand as text.
 
         Raises:
-            ValueError: no word times, or a connector that does not follow time.
+            ValueError: no word times, of no row or not of this one.
         """
+        if utterance.words is None and "words" in example.row:
+            raise ValueError(
+                f"Row {example.id} could not be aligned: its words are None, and span_probability needs their times. "
+                'Leave such rows out: dataset.filter(lambda row: row["words"] is not None).'
+            )
         if utterance.words is None:
             raise ValueError(
                 f"Row {example.id} has no word times in its column 'words', which span_probability needs. Add them "

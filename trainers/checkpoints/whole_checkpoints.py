@@ -58,11 +58,20 @@ class WholeCheckpoints(WritesCard):
         names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
         names += ("batch_seconds", "batch_tokens", "train_sampling_strategy")
         names += ("learning_rate", "learning_rates", "weight_decay", "optim")  # an optimizer's state restores its own
+        names += ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+        names += ("buffer_size",) if self.data_fingerprint is None else ()
         return {
             "dataset": self.data_fingerprint or "streaming",
             "processes": self.accelerator.num_processes,
+            "adapters": self._adapters(),
             **{name: getattr(value, "value", value) for name in names for value in [getattr(self.args, name)]},
         }
+
+    def _adapters(self) -> dict[str, list]:
+        """Rank and alpha of adapters, whose weights mean something else under others."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        configs = getattr(model, "peft_config", None) or {}
+        return {name: [getattr(one, "r", None), getattr(one, "lora_alpha", None)] for name, one in configs.items()}
 
     def _check_resume(self, folder: Path) -> None:
         if not is_whole(folder):
@@ -71,9 +80,7 @@ class WholeCheckpoints(WritesCard):
                 "Resume from an earlier one, or with resume_from_checkpoint=True from the last whole one."
             )
         before, now = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")), self._run_settings()
-        # Earlier versions had one learning rate, and kept nothing of the optimizer.
-        unknown = {name: now[name] for name in ("learning_rate", "weight_decay", "optim")} | {"learning_rates": None}
-        before = unknown | before
+        before = now | {"learning_rates": None} | before  # earlier versions kept less, and had one learning rate
         changed = [
             f"{name} was {before.get(name)!r}, is {value!r}"
             for name, value in now.items()

@@ -8,7 +8,15 @@ import torch
 from processing_speechllm import SpeechLLMProcessor
 
 from ..cache.config import EncodeConfig
-from ..data.chats import answered_chat, pad_chats, question_chat, read_chat, tokenize_chats
+from ..data.chats import (
+    answered_chat,
+    pad_chats,
+    question_chat,
+    read_chat,
+    tokenize_chats,
+    unlabel_cut_ends,
+    up_to_answer,
+)
 from ..data.collators import no_transcript
 from ..imitation_config import SpeechImitationConfig
 
@@ -33,10 +41,14 @@ def make_teacher_inputs(
                 raise ValueError(no_transcript(row["id"]))
             if config.teacher == "hidden":
                 chat = question_chat(row, len(texts), config.instruction)
+            elif row.get("messages"):
+                chat = up_to_answer(row["messages"], row["id"])
             else:
-                chat = row.get("messages") or answered_chat(texts, config.instruction or TRANSCRIBE)
+                chat = answered_chat(texts, config.instruction or TRANSCRIBE)
             chats.append(read_chat(chat, texts))
-        padded = pad_chats(*tokenize_chats(processor, chats), processor.tokenizer.pad_token_id)
+        ids, labels = tokenize_chats(processor, chats)
+        unlabel_cut_ends(processor, rows, labels)
+        padded = pad_chats(ids, labels, processor.tokenizer.pad_token_id)
         return {name: padded[name] for name in ("input_ids", "attention_mask", "labels")}
 
     return teacher_inputs

@@ -26,7 +26,8 @@ class AugmentationSettings:
 
     Args:
         speed_factors (`Sequence[float]`, *optional*, defaults to `(1.0,)`): one of these is drawn per audio; BLOOMZMMS
-            and Kaldi use 0.9, 1.0, 1.1. As with sox `speed`, pitch changes too.
+            and Kaldi use 0.9, 1.0, 1.1. As with sox `speed`, pitch changes too. In a training an audio keeps its
+            speed where a slower one would make it longer than the processor takes.
         noise_probability (`float`, *optional*, defaults to 0.0): share of audios that get noise.
         noise_snr_range (`Sequence[float]`, *optional*, defaults to `(10.0, 30.0)`): signal-to-noise ratio in dB, drawn
             evenly between the two.
@@ -68,7 +69,9 @@ class AugmentationSettings:
                 raise ValueError(f"{message}, not as in {self}.")
 
 
-def augment_samples(samples: np.ndarray, rate: int, rng: random.Random, settings: AugmentationSettings) -> np.ndarray:
+def augment_samples(
+    samples: np.ndarray, rate: int, rng: random.Random, settings: AugmentationSettings, longest: float | None = None
+) -> np.ndarray:
     """
     Change speed and add noise.
 
@@ -77,6 +80,7 @@ def augment_samples(samples: np.ndarray, rate: int, rng: random.Random, settings
         rate: their sampling rate in Hz.
         rng: where all random choices come from.
         settings: see `AugmentationSettings`.
+        longest (`float`, *optional*): seconds; audio that its speed would make longer than that keeps its own speed.
 
     Returns:
         `np.ndarray`: float32 samples; with a speed factor f, 1 / f as many.
@@ -84,7 +88,9 @@ def augment_samples(samples: np.ndarray, rate: int, rng: random.Random, settings
     Raises:
         AudioError: a noise recording that cannot be used.
     """
-    samples = change_speed(samples, rate, rng.choice(list(settings.speed_factors)))
+    factor = rng.choice(list(settings.speed_factors))
+    if longest is None or len(samples) / factor <= longest * rate:
+        samples = change_speed(samples, rate, factor)
     if rng.random() < settings.noise_probability and samples.any():
         snr = rng.uniform(*settings.noise_snr_range)
         samples = add_noise(samples, _draw_noise(len(samples), rate, rng, settings), snr)

@@ -7,7 +7,7 @@ import torch
 from processing_speechllm import SpeechLLMProcessor
 
 from .chat_rows import read_messages
-from .chats import answered_chat, check_answered, pad_chats, tokenize_chats, unlabel_cut_ends, with_segments
+from .chats import answered_chat, pad_chats, tokenize_chats, unlabel_cut_ends, up_to_answer, with_segments
 from .interleaving import AudioSegment
 
 INSTRUCTION = "Repeat the sentence:"
@@ -49,10 +49,9 @@ class SpeechChatCollator:
         for number, row in enumerate(rows):
             name = str(row.get("id") or f"row {number} of the batch")
             chat, audios = self._read(row, name)
-            check_answered(chat, name)
             heard = [self.processor.load_audio(audio) for audio in audios]
             tokens = [self.processor.audio_token_count(len(one)) for one in heard]
-            chats.append(with_segments(chat, [[AudioSegment(0, count)] for count in tokens]))
+            chats.append(with_segments(up_to_answer(chat, name), [[AudioSegment(0, count)] for count in tokens]))
             samples += heard
         ids, labels = tokenize_chats(self.processor, chats, **self.chat_template_kwargs)
         unlabel_cut_ends(self.processor, rows, labels)

@@ -17,10 +17,23 @@ def answered_chat(texts: list[str], instruction: str) -> list[dict]:
     return [*SpeechLLMProcessor.instruction_chat([None] * len(texts), instruction), answer]
 
 
-def check_answered(messages: list[dict] | None, name: str) -> None:
-    """Raises a ValueError for a chat without an assistant turn, from which nothing would be learned."""
-    if messages and not any(message["role"] == "assistant" for message in messages):
+def up_to_answer(messages: list[dict], name: str) -> list[dict]:
+    """
+    A chat up to its last assistant turn: what stands behind it teaches nothing.
+
+    Raises:
+        ValueError: no assistant turn, or audio behind the last one.
+    """
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
         raise ValueError(f"Row {name}: its messages have no assistant turn to learn. Add the answer, or leave it out.")
+    rest = [block for message in messages[answers[-1] + 1 :] for block in message["content"]]
+    if any(isinstance(block, dict) and block["type"] == "audio" for block in rest):
+        raise ValueError(
+            f"Row {name}: behind the last assistant turn of its messages there is audio without an answer. Add the "
+            "answer, or leave that turn and its audio out."
+        )
+    return messages[: answers[-1] + 1]
 
 
 def question_chat(row: dict[str, Any], audios: int, instruction: str | None) -> list[dict]:
@@ -100,16 +113,18 @@ def unlabel_cut_ends(processor: SpeechLLMProcessor, rows: list[dict[str, Any]], 
     special = {number for number, token in added.items() if token.special}
     for row, line in zip(rows, labels, strict=True):
         if row.get("finish_reason") == "length":
-            last = max(place for place, label in enumerate(line) if label != IGNORED and label not in special)
-            line[last + 1 :] = [IGNORED] * (len(line) - last - 1)
+            taught = [place for place, label in enumerate(line) if label != IGNORED and label not in special]
+            end = taught[-1] + 1 if taught else 0  # of a question alone, or an empty answer, nothing is taught
+            line[end:] = [IGNORED] * (len(line) - end)
 
 
 def pad_chats(
     ids: list[list[int]], labels: list[list[int]], padding: int, prefix: str = ""
 ) -> dict[str, torch.Tensor]:
     """Padded to the right: `input_ids`, `attention_mask`, `labels`, and `prompt_end`, the place (batch,) of each row's
-    last token before its answer."""
-    size = max(map(len, ids), default=0)
+    last token before its answer. Of no rows it is one of padding, so that in a sharded run all modules are run."""
+    ids, labels = ids or [[padding]], labels or [[IGNORED]]
+    size = max(map(len, ids))
     ends = [next((place for place, label in enumerate(row) if label != IGNORED), len(row)) - 1 for row in labels]
     return {
         f"{prefix}input_ids": torch.tensor([row + [padding] * (size - len(row)) for row in ids]),
@@ -122,11 +137,11 @@ def pad_chats(
 __all__ = [
     "IGNORED",
     "answered_chat",
-    "check_answered",
     "pad_chats",
     "question_chat",
     "read_chat",
     "tokenize_chats",
     "unlabel_cut_ends",
+    "up_to_answer",
     "with_segments",
 ]

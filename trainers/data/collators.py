@@ -185,7 +185,8 @@ class SpeechCollator:
         samples = self.processor.load_audio(utterance.source)
         if self.training:
             length = len(samples)
-            samples = augment_samples(samples, rate, utterance.rng, self.augmentation)
+            longest = self.processor.audio_limit.seconds
+            samples = augment_samples(samples, rate, utterance.rng, self.augmentation, longest)
             if utterance.words is not None and len(samples) != length:
                 utterance.words = at_speed(utterance.words, length / len(samples))
         utterance.samples, utterance.seconds = samples, len(samples) / rate
@@ -233,7 +234,8 @@ class SpeechCollator:
     def transcripts(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """Tokens of every utterance's transcript: `transcript_ids` (audios, tokens) and `transcript_lengths`."""
         texts = [text for example in examples for text in example.texts]
-        rows = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] or [[]]
+        options = {"add_special_tokens": False, "split_special_tokens": True}  # one that is spelled stays text
+        rows = [self.processor.tokenizer(text, **options)["input_ids"] for text in texts] or [[]]
         lengths = torch.tensor([len(row) for row in rows])
         padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
         return {"transcript_ids": padded, "transcript_lengths": lengths}

@@ -19,7 +19,8 @@ READ_ROWS = 1000
 @dataclass
 class FilterSettings:
     """
-    Limits on the rows; None is no limit. A row with several utterances is measured as a whole.
+    Limits on the rows; None is no limit. A row with several utterances is measured as a whole; one without audio, of 0
+    seconds, is neither too short nor too fast.
 
     Args:
         min_seconds (`float`, *optional*): shortest audio.
@@ -146,12 +147,12 @@ class _Judge:
             seconds = row["duration"]
             if seconds is None:
                 return "no duration"
-            if settings.min_seconds is not None and seconds < settings.min_seconds:
+            if settings.min_seconds is not None and 0 < seconds < settings.min_seconds:
                 return "min_seconds"
             if settings.max_seconds is not None and seconds > settings.max_seconds:
                 return "max_seconds"
             pace = settings.max_characters_per_second
-            if pace is not None and len(_text(row)) > pace * seconds:
+            if pace is not None and seconds and len(_text(row)) > pace * seconds:
                 return "max_characters_per_second"
         if settings.max_wer is not None:
             rate = row[settings.wer_column]

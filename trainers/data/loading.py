@@ -85,7 +85,8 @@ def load_rows(
         opened = _open(source, split, streaming, name, columns or {}, revision, transcribed)
     except DatasetGenerationError as error:  # a builder of `datasets`, whose own message says nothing
         raise ValueError(f"{_name(source)}: {error.__cause__ or error}") from error
-    rows = _with_chats(_undecoded(opened.rows, _name(source)), _name(source))
+    rows = _undecoded(_below_root(opened.rows, opened.root), _name(source))
+    rows = _with_chats(rows, _name(source))
     found = column_names(rows)
     needed = ["audio", "text"] if transcribed and "messages" not in found else ["audio"]
     missing = [column for column in needed if column not in found]
@@ -272,6 +273,24 @@ def _open(source, split, streaming, name, columns, revision, transcribed) -> Ope
         raise ValueError(f"{source}: {error} Set dataset_config and dataset_split.") from error
     rows, notes = renamed(rows, columns, str(source))
     return Opened(rows, None, "Hub dataset", split, notes)
+
+
+def _below_root(rows: Dataset | Stream, root: Path | None) -> Dataset | Stream:
+    """Rows of a local source whose `audio` is text: relative paths start at the source's folder if the file is there,
+    else where the command was started."""
+    feature = (rows.features or {}).get("audio")
+    inner = feature.feature if isinstance(feature, List) else feature
+    if root is None or not (isinstance(inner, Value) and inner.dtype in ("string", "large_string")):
+        return rows
+
+    def placed(path: Any) -> Any:
+        if isinstance(path, list):
+            return [placed(part) for part in path]
+        below = None if path is None else root / path
+        return str(below) if below is not None and below.exists() else path
+
+    fresh = {} if isinstance(rows, Stream) else {"load_from_cache_file": False}  # a file may have come since
+    return rows.map(lambda path: {"audio": placed(path)}, input_columns=["audio"], features=rows.features, **fresh)
 
 
 def _undecoded(rows: Dataset | Stream, name: str) -> Dataset | Stream:

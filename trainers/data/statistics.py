@@ -70,22 +70,24 @@ class DataStatistics:
 
 def unlabelled_rows(rows: Dataset, languages: Sequence[str] | int) -> str | None:
     """
-    A line about the rows that a loss on languages leaves out, None if it leaves out none.
+    A line about the utterances that a loss on languages leaves out, None if it leaves out none.
 
     Args:
         rows: with or without a column `language`.
         languages: those of the connector, by name or how many they are.
     """
-    labels = Counter(rows["language"]) if "language" in rows.column_names else Counter({None: len(rows)})
+    labels: Counter = Counter({None: len(rows)})
+    if "language" in rows.column_names:  # of several utterances a list
+        labels = Counter(one for row in rows["language"] for one in (row if isinstance(row, list) else [row]))
     known = range(languages) if isinstance(languages, int) else languages
     found = {label: count for label, count in labels.most_common() if label not in known}
     if not found:
         return None
     kinds = ", ".join(f"{count} {'without one' if label is None else label}" for label, count in found.items())
     return (
-        f"{sum(found.values())} of {len(rows)} training rows have no language that the connector lists ({kinds}); the "
-        "loss on languages leaves them out, the other losses do not. If they should have one, map the column language "
-        "(columns), say it (dataset_language), or list it in the connector's languages."
+        f"{sum(found.values())} of {labels.total()} training utterances have no language that the connector lists "
+        f"({kinds}); the loss on languages leaves them out, the other losses do not. If they should have one, map the "
+        "column language (columns), say it (dataset_language), or list it in the connector's languages."
     )
 
 
