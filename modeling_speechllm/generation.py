@@ -152,6 +152,12 @@ class SpeechGenerationMixin(GenerationMixin):
                 f"generate: the assistant, a {type(assistant).__name__}, cannot hear. Give a smaller SpeechLLM with "
                 "the same tokenizer and as many audio tokens, or use prompt_lookup_num_tokens."
             )
+        if assistant is not None and assistant.model.multi_modal_projector.leaves_out:
+            raise ValueError(
+                f"generate: the assistant's connector, {assistant.config.connector['type']}, leaves audio tokens out "
+                "of the prompt, which an assistant reads as a whole. Use prompt_lookup_num_tokens, or an assistant "
+                "with another connector."
+            )
         if assistant is not None and kwargs.get("assistant_tokenizer") is not None:
             raise ValueError("generate: an assistant with another tokenizer cannot be had with audio. Leave it out.")
         rereads = assistant is not None or asked("prompt_lookup_num_tokens") or asked("use_cache") is False
@@ -234,9 +240,18 @@ class SpeechGenerationMixin(GenerationMixin):
             return inputs
         all_of_it = read.shape[1] == input_ids.shape[1] and read.shape[1] > 1
         # After a cache of earlier turns the first pass reads the end of the prompt only.
-        if all_of_it or (is_first_iteration and bool((read == self.config.audio_token_id).any())):
+        if all_of_it:
             inputs["audio_embeds"] = audio_embeds
+        elif is_first_iteration and bool((read == self.config.audio_token_id).any()):
+            inputs["audio_embeds"] = self._heard_now(input_ids, read, audio_embeds)
         return inputs
+
+    def _heard_now(self, input_ids: torch.LongTensor, read: torch.LongTensor, audio: torch.Tensor) -> torch.Tensor:
+        """Of the audio tokens of all turns those whose placeholders are read now; of fewer, all."""
+        given, wanted = ((ids == self.config.audio_token_id).sum(-1).tolist() for ids in (input_ids, read))
+        if len(audio) != sum(given):
+            return audio
+        return torch.cat([part[len(part) - count :] for part, count in zip(audio.split(given), wanted, strict=True)])
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any

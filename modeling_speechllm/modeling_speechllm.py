@@ -264,10 +264,24 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         return (inputs_embeds == self.get_input_embeddings()(token).to(inputs_embeds.device)).all(-1)
 
     def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """The LLM's embeddings of ids, `(..., dim)`; those of placeholders stand for nothing."""
+        """The LLM's embeddings of ids, `(..., dim)`; those of placeholders stand for nothing.
+
+        Raises:
+            ValueError: an id that is neither a placeholder nor in the embedding table.
+        """
         # A placeholder id may lie outside the table: any row will do, it is replaced.
-        outside = input_ids >= self.config.text_config.vocab_size
-        return self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
+        rows, placeholder = self.config.text_config.vocab_size, self.config.audio_token_id
+        input_ids = input_ids.masked_fill(input_ids == placeholder, 0)
+        if input_ids.shape[-1] > 1:  # a prompt, whose check costs little; what is generated is in the table
+            torch_compilable_check(
+                (input_ids < rows).all(),
+                lambda: (
+                    f"The prompt has the token id {int(input_ids.max())}, the LLM's embedding table has {rows} rows. "
+                    "Take the processor saved beside this model; of tokens added since, tell the model: "
+                    "model.resize_token_embeddings(len(processor.tokenizer))."
+                ),
+            )
+        return self.get_input_embeddings()(input_ids)
 
     def get_inputs_embeds(
         self,
@@ -441,6 +455,10 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Sp
     def get_audio_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See [`SpeechLLMModel.get_audio_features`]."""
         return self.model.get_audio_features(*args, **kwargs)
+
+    def embedding_weight(self) -> torch.Tensor:
+        """(vocabulary, dim) input embeddings of the LLM, from disk where they are offloaded there."""
+        return self.model._embedding_weight()
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits `(..., vocabulary)` of last hidden states `(..., dim)`, scaled and capped as the LLM's own."""

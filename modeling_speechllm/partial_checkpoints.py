@@ -225,7 +225,7 @@ def connector_copies(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """What the connector copied out of the LLM's embeddings, or would, by key of the model's state."""
     connector = model.base_model.multi_modal_projector
     name = next(name for name, module in model.named_modules() if module is connector)
-    embeddings = model.base_model._embedding_weight()
+    embeddings = model.embedding_weight()
     return {f"{name}.{key}": value for key, value in connector.copied(embeddings).items()}
 
 

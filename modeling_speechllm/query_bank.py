@@ -98,9 +98,14 @@ class QueryBank(Initialized):
             queries `(batch, L, query_size)` and the gate's logits `(batch, K)`, None without a gate.
 
         Raises:
-            ValueError: a label outside the bank.
+            ValueError: a label outside the bank, or not one for each audio.
         """
         languages = len(self.queries)
+        if language is not None and language.shape != (len(frames),):
+            raise ValueError(
+                f"There are {len(frames)} audios and language labels of shape {tuple(language.shape)}. Give one label "
+                "per audio, -1 for unknown."
+            )
         if language is not None and ((language < -1) | (language >= languages)).any():
             raise ValueError(
                 f"Language labels must be from 0 to {languages - 1}, or -1 for unknown, not {language.tolist()}."

@@ -8,7 +8,7 @@ What is unusual here:
 
 import os
 from collections.abc import Iterable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import Dataset, get_worker_info
@@ -32,6 +32,7 @@ class Prompt:
     languages: list[dict] | None = None  # what was heard in each audio, if asked for
     confidences: list[dict] | None = None  # how surely each audio was made out, if asked for
     no_speech: bool | None = None  # whether nothing was read in its audios, where that is looked for
+    continued: list[int] = field(default_factory=list)  # tokens of a prompt that ends in an answer to be continued
 
     @property
     def continues(self) -> bool:

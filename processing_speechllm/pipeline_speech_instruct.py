@@ -72,6 +72,10 @@ class SpeechInstructPipeline(Pipeline):
             self.processor.max_position_embeddings = positions(self.model)
         self.feature_extractor = None  # else the base class collates features itself, see above
         self._fixed_generation = self._forward_params.pop("generate_kwargs", {})
+        if isinstance(assistant := self._fixed_generation.get("assistant_model"), str):
+            kind = type(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model)
+            assistant = kind.from_pretrained(assistant, dtype=self.model.dtype).to(self.device)
+            self._fixed_generation["assistant_model"] = assistant
 
     def _sanitize_parameters(
         self,
@@ -274,10 +278,15 @@ class SpeechInstructPipeline(Pipeline):
             if not isinstance(output, ModelOutput):  # then the answer about silence is given, whole
                 reasons = [["stop"] * len(row) if quiet else row for row, quiet in zip(reasons, silent, strict=True)]
             beside = [row | {"finish_reason": each} for row, each in zip(beside, reasons, strict=True)]
+        if any(continues):
+            prompts = [
+                replace(prompt, continued=row[kept.bool()].tolist())
+                for prompt, row, kept in zip(prompts, encoded["input_ids"], encoded["attention_mask"], strict=True)
+            ]
         if return_language:
             prompts = self._with_languages(prompts, posteriors)
         if return_confidence:
-            scores = [] if read is None else audio_confidences(*read, self.model.get_input_embeddings().weight)
+            scores = [] if read is None else audio_confidences(*read, self.model.embedding_weight())
             prompts = with_confidences(prompts, scores, self.processor.min_audio_confidence)
         return {"new_tokens": new_tokens, "prompt": prompts, "details": beside}
 
@@ -287,7 +296,7 @@ class SpeechInstructPipeline(Pipeline):
         labels = None
         if language is not None:
             index = self.model.config.connector["languages"].index(language)
-            labels = features.new_full((len(features),), index).long()
+            labels = torch.full((len(features),), index, device=features.device)
         audio = self.model.get_audio_features(features, encoded["input_features_mask"], labels)
         heard = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         return heard | {"audio_embeds": audio.pooler_output}, audio.connector.language_logits.float().softmax(-1)
@@ -359,18 +368,27 @@ class SpeechInstructPipeline(Pipeline):
         extra = model_outputs["details"]
         extra = extra[0] if isinstance(extra, list) else extra
         sequences = model_outputs["new_tokens"][0]
-        extras = [{key: value[index] for key, value in extra.items()} for index in range(len(sequences))]
+        heard = {"language": prompt.languages, "confidence": prompt.confidences, "no_speech": prompt.no_speech}
+        heard = {key: value for key, value in heard.items() if value is not None}
+        extras = [heard | {key: value[index] for key, value in extra.items()} for index in range(len(sequences))]
         if return_tensors:
             pairs = zip(sequences, extras, strict=True)
             return [{"generated_token_ids": sequence, **each} for sequence, each in pairs]
         full = prompt.is_chat if return_full_text is None else return_full_text
-        answers = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
-        heard = {"language": prompt.languages, "confidence": prompt.confidences, "no_speech": prompt.no_speech}
-        heard = {key: value for key, value in heard.items() if value is not None}
+        answers = [self._decoded(prompt.continued, ids, skip_special_tokens) for ids in sequences]
         return [
-            {"generated_text": with_answer(prompt, answer) if full else answer, **heard, **each}
+            {"generated_text": with_answer(prompt, answer) if full else answer, **each}
             for answer, each in zip(answers, extras, strict=True)
         ]
+
+    def _decoded(self, before: list[int], ids: torch.Tensor, skip_special_tokens: bool) -> str:
+        """The text of new tokens behind those that they continue, without which a first space would be lost."""
+        options = {"skip_special_tokens": skip_special_tokens}
+        text = self.tokenizer.decode(ids, **options)
+        if not before:
+            return text
+        start, whole = (self.tokenizer.decode(part, **options) for part in (before, [*before, *ids.tolist()]))
+        return whole[len(start) :] if whole.startswith(start) else text
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save model and processor, so that `pipeline("speech-instruct", model=save_directory)` finds both."""

@@ -101,6 +101,11 @@ class SpeechLLMProcessor(ProcessorMixin):
             raise ValueError(
                 f"trailing_silence={trailing_silence!r} must be 0 seconds or more. Leave it out for none."
             )
+        if not (isinstance(max_audio_seconds, (int, float)) and 0 < max_audio_seconds < float("inf")):
+            raise ValueError(
+                f"max_audio_seconds={max_audio_seconds!r} must be a number of seconds over 0. For next to no limit "
+                "give a large one, such as 1e6."
+            )
         if audio_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(audio_token, special=True, normalized=False)], special_tokens=True)
         if tokenizer.pad_token is None:

@@ -174,6 +174,15 @@ def test_generation_matches_a_loop_of_forwards(model):
     assert torch.equal(generated, input_ids)
 
 
+def test_an_id_beyond_the_embeddings_is_refused(model):
+    """Unlike a placeholder's, it would be read as another token."""
+    beyond = torch.tensor([[1, model.config.text_config.vocab_size + 5, 2]])
+    with pytest.raises(ValueError, match="token id .*embedding table has .*resize_token_embeddings"):
+        model(beyond)
+    with pytest.raises(ValueError, match="token id"):
+        model.generate(beyond, max_new_tokens=1)
+
+
 def test_logit_processors_cope_with_a_placeholder_outside_the_vocabulary(model):
     features, mask = random_audio(model, [16])
     input_ids = torch.tensor([prompt(model, [16])])

@@ -121,6 +121,12 @@ def test_the_limit_names_the_silence_that_the_processor_adds_and_says_where_it_l
         processor.load_audio((sine(0.2), RATE))
 
 
+@pytest.mark.parametrize("seconds", [None, float("inf"), float("nan"), 0, "60"])
+def test_a_longest_audio_that_is_none_is_refused(seconds):
+    with pytest.raises(ValueError, match="max_audio_seconds=.* must be a number of seconds over 0"):
+        make_processor("whisper", max_audio_seconds=seconds)
+
+
 def test_the_limit_is_saved_and_the_permission_to_read_files_is_not(tmp_path):
     processor = make_processor(config={"positions": 160})
     processor.allow_local_files = False

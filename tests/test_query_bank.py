@@ -49,6 +49,15 @@ def test_straight_through(gate):
         torch.testing.assert_close(parameter.grad, other.grad, msg=name, **CLOSE)
 
 
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2, 0, 1]])
+def test_there_is_a_label_for_each_audio(labels):
+    values, lengths = frames()
+    with pytest.raises(
+        ValueError, match=f"4 audios and language labels of shape .{len(labels)},.*one label per audio"
+    ):
+        bank(gate="conv").eval()(values, lengths, torch.tensor(labels))
+
+
 @pytest.mark.parametrize("gate", ["conv", "attention"])
 def test_the_gate_hears_valid_frames_only(gate):
     module = bank(gate=gate)

@@ -237,9 +237,19 @@ def test_a_conversation_goes_on_from_its_cache(model):
     features[:1, :, :16], features[1:] = first["input_features"], second["input_features"]
     whole = {"input_ids": ids, "input_features": features, "input_features_mask": mask}
     assert torch.equal(found, by_hand(model, whole))
+    cache = DynamicCache(config=model.config.text_config)  # and with the audios of all turns, as a chat gives them
+    model.generate(**first, **GREEDY | {"max_new_tokens": 3}, past_key_values=cache)
+    assert torch.equal(model.generate(**whole, **GREEDY, past_key_values=cache), found)
 
 
 # --- What cannot be had ---
+
+
+def test_an_assistant_that_leaves_audio_tokens_out_is_refused():
+    model = tiny_speechllm()
+    compress = {"type": "ctc_compress", "vocabulary": 5, "hidden_size": 16, "heads": 2, "blocks": 1, "ffn_size": 24}
+    with pytest.raises(ValueError, match="the assistant's connector, ctc_compress, leaves audio tokens out"):
+        model.generate(**ask(model, 16), **GREEDY, assistant_model=tiny_speechllm(connector=compress))
 
 
 @pytest.mark.parametrize(
