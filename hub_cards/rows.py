@@ -122,7 +122,7 @@ def instructions(rows: Any) -> list[str]:
     counts: Counter = Counter()
     for batch in column_batches(rows, ["messages"]):
         for chat in batch["messages"]:
-            for message in chat:
+            for message in chat or []:  # None of rows that have transcripts alone, beside others
                 if message["role"] == "user" and isinstance(message["content"], list):
                     text = "".join(block.get("text") or "" for block in message["content"] if block["type"] == "text")
                     counts[text.strip()] += 1

@@ -275,6 +275,11 @@ def reading_tokens(generation: GenerationConfig, config: PreTrainedConfig, langu
             known = ", ".join(sorted(name.strip("<|>") for name in languages))
             raise ValueError(f"whisper_reader: language {language!r} is not one that this Whisper knows: {known}.")
         prompt += [languages[code], generation.task_to_id["transcribe"]]
+    elif language not in (None, "en"):
+        raise ValueError(
+            f"whisper_reader: language {language!r}, but this Whisper knows English alone. Take a multilingual one, "
+            "or leave language out."
+        )
     return {
         "tokens": config.vocab_size,
         "end": end,

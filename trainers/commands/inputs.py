@@ -182,7 +182,8 @@ def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[
     """
     Rows drawn by their column `target`, each set as often as its weight says.
 
-    The sets are interleaved at random until every row of every set has come at least once
+    Rows without one, recordings with their transcripts beside generated targets, are of the set `T`. The sets are
+    interleaved at random until every row of every set has come at least once
     (`stopping_strategy="all_exhausted"`), so nothing is lost, and rows of sets that are smaller than their weight come
     more than once in an epoch. Sets of weight 0 are left out.
 
@@ -204,7 +205,7 @@ def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[
             f"target_weights needs the column 'target'; the rows have {', '.join(rows.column_names)}. Make targets "
             "with `speechllm targets`, or leave target_weights out."
         )
-    targets = rows["target"][:]
+    targets = ["T" if target is None else target for target in rows["target"][:]]
     found = Counter(targets)
     missing = sorted(str(name) for name in found if name not in weights)
     absent = sorted(name for name, weight in weights.items() if weight and name not in found)
@@ -226,7 +227,7 @@ def weigh_targets(rows: Dataset, weights: dict[str, float], seed: int) -> tuple[
     if len(sets) > 1:
         shares = [weights[name] / total for name in names]
         mixed = interleave_datasets(sets, shares, seed=seed, stopping_strategy="all_exhausted")
-    return mixed, Counter(mixed["target"][:])
+    return mixed, Counter("T" if target is None else target for target in mixed["target"][:])
 
 
 __all__ = ["evaluation_split", "load_checkpoint", "load_speech_model", "load_training_rows", "weigh_targets"]

@@ -86,7 +86,7 @@ def check_keys(names: Sequence[str], classes: Sequence[type], source: str) -> No
             near = RENAMED.get(name) or difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             unknown.append(f"{name} (did you mean {near}?)")
     if unknown:
-        raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. `--help` lists all.")
+        raise ValueError(f"{source}: unknown setting {', '.join(unknown)}. `--help all` lists all.")
 
 
 def parse(

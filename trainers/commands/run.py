@@ -267,6 +267,8 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
         say(training_line(trainer, rows, processor))
     trainer.add_callback(TimeEstimate(say))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if evaluation is not None and args.eval_strategy == "no":
+        evaluate_once(trainer, say)
     place = save_final(trainer, processor)
     found = trainer.bad_rows.read()
     if found:
@@ -276,11 +278,21 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
         say(what_next(trainer_class, place))
 
 
+def evaluate_once(trainer: SpeechTrainer, say: Callable[[str], None]) -> None:
+    """The losses on the evaluation data at the end of a training; what fails there costs no model."""
+    try:
+        metrics = trainer.evaluate()
+    except (ValueError, RuntimeError) as error:
+        say(f"The evaluation failed, the model does not: {error}")
+        return
+    say(f"Evaluation loss {metrics['eval_loss']:.4g}. On the way too: --eval_strategy steps --eval_steps N")
+
+
 def what_next(trainer_class: type[SpeechTrainer], place: Path) -> str:
     """What to do with a trained model: an aligned one spells, it does not answer yet."""
     if trainer_class is SpeechAlignmentTrainer:
         return (
-            "It has learned to spell what it hears, not to answer. Next, teach it that: speechllm targets --model "
+            "Alignment teaches to spell what is heard, not to answer. Next, teach it that: speechllm targets --model "
             f"{place} --dataset DATA --output_dir TARGETS; then speechllm imitate --model {place} --dataset TARGETS "
             "--output_dir NEW (a recipe: bloomzmms-2)"
         )
@@ -322,8 +334,14 @@ def load_data(
     splits = {evaluation_split(source, script.eval_split) for source in script.eval_dataset}
     if len(splits) > 1:
         raise ValueError("eval_dataset: name the split of all by eval_split, they differ by default.")
-    evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, splits.pop(), say=say)
+    split = splits.pop()
+    evaluation, report = load_training_rows(script.eval_dataset, script, bad_rows, seed, split, say=say)
     say(f"Evaluation data: {report}")
+    if split == script.dataset_split and (both := sorted(set(script.dataset) & set(script.eval_dataset))):
+        say(
+            f"Warning: {', '.join(both)}, split {split}, is trained and evaluated on, so its loss tells nothing of "
+            "other rows. Keep some apart: --dataset_split 'train[:90%]' --eval_split 'train[90%:]'."
+        )
     return rows, evaluation, filtered
 
 

@@ -126,6 +126,7 @@ def with_durations(
         `Dataset | IterableDataset`: the rows with `duration`.
 
     Raises:
+        ValueError: no row is readable.
         RuntimeError: too many rows are unreadable (see `BadRows.check`).
     """
     bad_rows = bad_rows or BadRows(None, max_share=1.0, minimum=1)
@@ -143,6 +144,12 @@ def with_durations(
     )
     findings = measured["finding"][:]
     bad = [index for index, finding in enumerate(findings) if finding is not None]
+    if bad and len(bad) == len(dataset):
+        first = dataset.select_columns(["audio"])[0]["audio"]
+        raise ValueError(
+            f"None of the {len(bad)} rows has audio that can be read. The first: {findings[0]} ({source_name(first)}) "
+            "Relative paths start at the folder of the data. Correct them, or the columns that hold them."
+        )
     names = dataset.select_columns(["id", "audio"]).select(bad)
     for index, row in zip(bad, names, strict=True):
         bad_rows.record(row["id"], source_name(row["audio"]), findings[index])

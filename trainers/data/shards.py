@@ -61,7 +61,8 @@ def open_run(output: Path, fingerprint: dict[str, Any]) -> None:
         if changes:
             raise ValueError(
                 f"{output} holds a run that differs: {'; '.join(changes)}. Resume it with its own settings and "
-                "source, or give another folder."
+                "source (its content are the rows' ids, texts, languages and audios: dataset, dataset_split, "
+                "dataset_language, filters), or give another folder."
             )
         return
     if any(output.glob("data/*.parquet")):
