@@ -18,7 +18,7 @@ from typing import Any
 
 from .facts import FACTS_FILE, read_facts
 from .findings import Finding, guarded
-from .licenses import BINDING, KNOWN, conflicts
+from .licenses import BINDING, KNOWN, OTHER_LICENSE, conflicts
 
 NEEDED = ("config.json", "processor_config.json", "README.md", FACTS_FILE)
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
@@ -38,6 +38,10 @@ SECRETS = {
 ROOTS = "home|Users|root|tmp|mnt|media|scratch|workspace|work|data|var|opt|private|gpfs|lustre|content"
 PATHS = rf"(?<![\w./:<-])/(?:{ROOTS})/[\w.-]+|\b[A-Za-z]:\\\\?[\w.-]+\\"
 LARGEST_FILE, LARGE_FILE = 50e9, 20e9  # the Hub's limit of a file, and above what it advises to split
+# Sections of a card that a command fills.
+EVALUATE = "speechllm evaluate, then export --results"
+OVERLAP = "speechllm overlap --card"
+REMEDIES = {"Results": EVALUATE, "Text ability": EVALUATE, "Overlap of training and evaluation": OVERLAP}
 LONG_LOADING = 3600  # seconds
 
 # Loads the folder and answers its questions. Printed: one JSON object on the last line.
@@ -54,9 +58,7 @@ if way == "own code":
 else:
     import speechllm
 from transformers import pipeline
-options = {"trust_remote_code": True}
-if way != "own code":
-    options = {"pipeline_class": speechllm.SpeechInstructPipeline}
+options = {"trust_remote_code": True} if way == "own code" else {}
 pipe = pipeline("speech-instruct", model=folder, **options)
 found = {"classes": [type(part).__name__ for part in (pipe.model, pipe.processor, pipe)]}
 found["modules"] = [type(part).__module__ for part in (pipe.model, pipe.processor, pipe)]
@@ -247,12 +249,13 @@ def check_code(folder: Path) -> Iterator[Finding]:
     processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     named = (config.get("auto_map") or {}) | (processor.get("auto_map") or {})
     lacking = sorted(set(MODEL_AUTO_MAP | PROCESSOR_AUTO_MAP) - set(named))
-    if set(CUSTOM_PIPELINES) - set(config.get("custom_pipelines") or {}):
-        lacking.append("custom_pipelines")
     if lacking:
         yield Finding("FAIL", "code", f"the configs do not name {', '.join(lacking)}", "export the checkpoint anew")
+    if config.get("custom_pipelines"):
+        detail = "config.json has custom_pipelines: `pipeline` asks for remote code even where speechllm is installed"
+        yield Finding("FAIL", "code", detail, "export the checkpoint anew")
     modules = {reference.partition(".")[0] for reference in named.values()}
-    modules |= {task["impl"].partition(".")[0] for task in (config.get("custom_pipelines") or {}).values()}
+    modules |= {task["impl"].partition(".")[0] for task in CUSTOM_PIPELINES.values()}
     seen: set[str] = set()
     while modules - seen:
         name = (modules - seen).pop()
@@ -280,7 +283,6 @@ def check_card(folder: Path) -> Iterator[Finding]:
 
     from .metadata import eval_result_files
     from .model_card import render_model_card
-    from .tables import MISSING
 
     text = (folder / "README.md").read_text(encoding="utf-8")
     data = ModelCard(text).data  # raises on metadata that the Hub would not read
@@ -310,9 +312,11 @@ def check_card(folder: Path) -> Iterator[Finding]:
             import yaml
 
             parse_eval_result_entries(yaml.safe_load(content))
-    blanks = text.count(MISSING)
+    blanks = missing_facts(text)
     if blanks:
-        yield Finding("note", "card", f"{blanks} facts are not measured", "speechllm evaluate, then export --results")
+        told = ", ".join(name if count == 1 else f"{name} ({count})" for name, count in blanks.items())
+        remedies = dict.fromkeys(REMEDIES.get(name, "update_facts, see docs/publish.md") for name in blanks)
+        yield Finding("note", "card", f"not measured: {told}", "; ".join(remedies))
     results = len(found.get("model-index") or [])
     yield Finding(
         "ok",
@@ -320,6 +324,15 @@ def check_card(folder: Path) -> Iterator[Finding]:
         f"metadata valid, {', '.join(map(str, found.get('language') or ['no language']))}"
         + (", with results" if results else ""),
     )
+
+
+def missing_facts(card: str) -> dict[str, int]:
+    """How many facts each section of a card says are not measured, by title."""
+    from .tables import MISSING
+
+    sections = (section.partition("\n") for section in re.split(r"^## ", card, flags=re.MULTILINE)[1:])
+    counts = {title: body.count(MISSING) for title, _, body in sections}
+    return {title: count for title, count in counts.items() if count}
 
 
 def check_license(folder: Path) -> Iterator[Finding]:
@@ -334,9 +347,7 @@ def check_license(folder: Path) -> Iterator[Finding]:
     if stated not in KNOWN:
         yield Finding("note", "licence", f"{stated!r} is not known here", "compare it with the Hub's list of licences")
     if stated == "other" and not (name and data.get("license_link")):
-        yield Finding(
-            "FAIL", "licence", "other, without name and link", "export --license_name NAME --license_link URL"
-        )
+        yield Finding("FAIL", "licence", OTHER_LICENSE, "export --license_name NAME --license_link URL")
     found = conflicts(stated, name, read_facts(folder).get("parents") or [])
     for conflict in found:
         yield Finding("FAIL" if conflict.sure else "note", "licence", conflict.finding, conflict.remedy)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .facts import FACTS_FILE, merge_facts, read_facts, without_places, write_facts, write_text
 from .findings import Finding
-from .licenses import read_license
+from .licenses import OTHER_LICENSE, read_license
 from .model_card import fence
 from .rows import ParquetRows, describe_rows, instructions, sample_rows
 from .tables import MISSING, OVERLAP_TITLE, cell, duration, overlap_section, pairs
@@ -26,7 +26,12 @@ Writer = Callable[[Path], None]
 
 
 def export_dataset(
-    folder: str | Path, out: str | Path, name: str | None = None, license: str | None = None, rows: Any = None
+    folder: str | Path,
+    out: str | Path,
+    name: str | None = None,
+    license: str | None = None,
+    rows: Any = None,
+    card: dict[str, Any] | None = None,
 ) -> Path:
     """
     Writes a Hub repository of a data set, whole or not at all: every recording is put into the files.
@@ -37,6 +42,7 @@ def export_dataset(
         name: for the card, by default the folder's.
         license: identifier of the data set's licence, by default the one that all its rows state.
         rows: a `datasets.Dataset` with undecoded `audio`, in place of the folder's parquet files.
+        card: `summary`, `repository`, `languages`, `license_name`, `license_link`, in place of what the facts say.
 
     Returns:
         `out`.
@@ -44,7 +50,7 @@ def export_dataset(
     Raises:
         FileExistsError: `out` exists.
         FileNotFoundError: no rows, or a recording is not where its row says.
-        ValueError: a data set that has not been written to its end.
+        ValueError: a data set that has not been written to its end, or words for a card that others made.
     """
     folder, out = Path(folder), Path(out)
     if out.exists():
@@ -55,6 +61,13 @@ def export_dataset(
     manifest = read_manifest(folder)
     if manifest and not (manifest.get("report") or {}).get("complete"):
         raise ValueError(f"{folder} is not finished. Give the same speechllm targets command again, then export.")
+    stated = {"name": name, "license": license} | (card or {})
+    stated = {key: value for key, value in stated.items() if value is not None}
+    if stated and has_own_card(folder):
+        raise ValueError(
+            f"{folder / 'README.md'} was not made from facts and stays as it is, so {', '.join(stated)} would be "
+            "lost. Write them into that card, or remove it."
+        )
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         (partial / "data").mkdir(parents=True)
@@ -71,7 +84,7 @@ def export_dataset(
             shutil.copyfile(folder / "README.md", partial / "README.md")
         else:
             facts = merge_facts(read_facts(folder), dataset_facts(partial, name or folder.resolve().name))
-            write_dataset_card(partial, merge_facts(facts, {"model": {"license": license} if license else {}}))
+            write_dataset_card(partial, merge_facts(facts, {"model": stated}))
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -198,6 +211,8 @@ def card_data(facts: dict[str, Any]) -> Any:
     optional = {
         "language": model.get("languages") or None,
         "license": model.get("license"),
+        "license_name": model.get("license_name"),
+        "license_link": model.get("license_link"),
         "annotations_creators": ["machine-generated"] if generated else None,
     }
     return DatasetCardData(
@@ -222,10 +237,11 @@ def _head(facts: dict[str, Any]) -> str:
         if facts["data"][0].get("targets")
         else "Recordings of speech with transcripts."
     )
+    name = model.get("repository") or "owner/name"
     return (
         f"# {model.get('name')}\n\n{summary}\n\n```python\nfrom datasets import Audio, load_dataset\n\n"
-        'rows = load_dataset("owner/name", split="train").cast_column("audio", Audio(decode=False))\n```\n\n'
-        "Train on it: `speechllm imitate --dataset owner/name ...`"
+        f'rows = load_dataset("{name}", split="train").cast_column("audio", Audio(decode=False))\n```\n\n'
+        f"Train on it: `speechllm imitate --dataset {name} ...`"
     )
 
 
@@ -291,7 +307,7 @@ def _overlap(facts: dict[str, Any]) -> str:
 
 def _licence(facts: dict[str, Any]) -> str:
     model, entry = facts.get("model") or {}, facts["data"][0]
-    text = f"## Licence\n\nThis data set: {model.get('license') or 'not stated'}."
+    text = f"## Licence\n\nThis data set: {model.get('license_name') or model.get('license') or 'not stated'}."
     text += f" Recordings and transcripts: {entry.get('license') or 'unknown'}."
     for writer in (entry.get("targets") or {}).get("models") or []:
         text += f" Answers by {writer['model']}: its licence is {writer.get('license') or 'unknown'}."
@@ -348,6 +364,8 @@ def check_dataset_card(folder: Path) -> Iterator[Finding]:
     found = DatasetCard(text).data.to_dict()
     if not found.get("license"):
         yield Finding("FAIL", "card", "no licence is stated", "speechllm export --license ID")
+    if found.get("license") == "other" and not (found.get("license_name") and found.get("license_link")):
+        yield Finding("FAIL", "card", OTHER_LICENSE, "export --license_name NAME --license_link URL")
     if not found.get("language"):
         yield Finding("note", "card", "no language is stated: the rows have none", "add a column language")
     if not has_own_card(folder) and text != render_dataset_card(read_facts(folder)):

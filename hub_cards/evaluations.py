@@ -57,7 +57,7 @@ def run_entries(results: dict[str, Any]) -> list[dict[str, Any]]:
         if "speech" in systems and metric.get("higher_is_better") is not None:
             told = {"task": settings.get("task"), "language": "all", "headline": name == headline}
             entries.append(_entry(metric, systems, common | told))
-    for grouping, values in (results.get("groups") or {}).items():
+    for grouping, values in (results.get("groups") or {}).items() if headline else ():
         metric = results["metrics"][headline]
         lines = {value: {s: found.get(headline) for s, found in systems.items()} for value, systems in values.items()}
         means = (results.get("means") or {}).get(grouping)

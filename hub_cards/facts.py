@@ -6,8 +6,8 @@ carries it on, and the card is rendered from it alone. Sections, all optional:
     schema         1
     model          name, summary, license, license_name, license_link, code_license, languages [codes], dtype,
                    encoder, connector {settings}, llm (model types), parameters {total, encoder, connector, llm},
-                   weight_bytes, max_audio_seconds, sampling_rate, repository (owner/name), embedded (in the
-                   package), contents ("whole" or "trained parts")
+                   weight_bytes, max_audio_seconds, sampling_rate, repository (owner/name), package_name (of a model in
+                   the package), contents ("whole" or "trained parts"), vllm (why it does not run there, "" if it does)
     parents        [{role, id, revision, license, license_name, relation}]
     prompt         {template, example, instructions [..]}: chat template, a rendered prompt, what is asked in training
     training       [stage], oldest first: {objective, trainer, method [citation keys], base, train_groups, lora,

@@ -39,7 +39,7 @@ def print_findings(findings: Iterator[Finding]) -> int:
     """Prints findings as they come; returns how many are failures."""
     failures = 0
     for finding in findings:
-        print(f"{finding.status:<6}{finding.subject:<17}{finding.detail}", flush=True)
+        print(f"{finding.status:<6}{finding.subject:<16} {finding.detail}", flush=True)
         if finding.remedy:
             print(f"{'':<23}-> {finding.remedy}", flush=True)
         failures += finding.status == "FAIL"

@@ -41,6 +41,7 @@ NON_COMMERCIAL = set(
     "cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 "
     "cc-by-nc-sa-4.0 fair-noncommercial-research-license intel-research".split()
 )
+OTHER_LICENSE = "licence other, without its name and link"
 OWN_TERMS = {"other", "unknown"}
 KNOWN = PERMISSIVE | set(BINDING) | SHARE_ALIKE | NON_COMMERCIAL | OWN_TERMS
 FAMILIES = {"gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma", "gemma3_text": "gemma"}  # by model type
@@ -73,7 +74,7 @@ def conflicts(stated: str | None, license_name: str | None, parents: list[dict[s
     for parent in parents:
         name, license = parent["id"], parent.get("license")
         if license is None or license == "unknown":
-            remedy = f"read {name}'s card, then state a licence that fits (export --license) and note it in the facts"
+            remedy = f"look where {name} is from, and note `license` of this parent by update_facts: docs/publish.md"
             found.append(Conflict(f"the licence of {name} ({parent['role']}) is unknown", remedy, sure=False))
         elif license == "other":
             terms = parent.get("license_name") or "terms of its own"

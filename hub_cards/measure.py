@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from modeling_speechllm.under_vllm import check_under_vllm
+
 PACKAGES = ("speechllm", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -25,6 +27,7 @@ def model_facts(model: Any, processor: Any) -> dict[str, Any]:
             "encoder": config.audio_config.model_type,
             "connector": {name: value for name, value in config.connector.items() if value is not None},
             "llm": config.text_config.model_type,
+            "vllm": why_not_vllm(config),
         }
     }
     if config.parents:
@@ -39,6 +42,15 @@ def model_facts(model: Any, processor: Any) -> dict[str, Any]:
         facts["model"]["sampling_rate"] = processor.feature_extractor.sampling_rate
         facts["prompt"] = prompt_facts(processor)
     return facts
+
+
+def why_not_vllm(config: Any) -> str:
+    """Why vLLM refuses the model of this config, "" if it does not."""
+    try:
+        check_under_vllm(config)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def count_parameters(model: Any) -> dict[str, int]:

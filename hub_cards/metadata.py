@@ -2,11 +2,13 @@
 the older `model-index`."""
 
 import os
+from collections import Counter
 from typing import Any
 
 from .tables import interval
 
 TASK_TYPES = {"asr": "automatic-speech-recognition", "transcribe": "automatic-speech-recognition"}
+HUB_METRICS = {"word error rate": "wer", "character error rate": "cer"}
 
 
 def card_data(facts: dict[str, Any]) -> Any:
@@ -17,11 +19,10 @@ def card_data(facts: dict[str, Any]) -> Any:
     parents = [parent["id"] for parent in facts.get("parents") or [] if is_hub_id(parent.get("id"))]
     names = [entry.get("id") or entry.get("name") for entry in facts.get("data") or []]
     results = eval_results(facts)
-    trained = {group for stage in facts.get("training") or [] for group in stage.get("train_groups") or []}
     whole = model.get("contents", "whole") == "whole"
     optional = {
         "base_model": list(dict.fromkeys(parents)) or None,
-        "base_model_relation": _relation(parents, trained, whole),
+        "base_model_relation": _relation(parents, trained_groups(facts), whole),
         "datasets": list(dict.fromkeys(name for name in names if is_hub_id(name))) or None,
         "language": languages(facts) or None,
         "license": model.get("license"),
@@ -48,6 +49,13 @@ def _relation(parents: list[str], trained: set[str], whole: bool) -> str | None:
     return "merge" if len(set(parents)) > 1 and not trained & {"encoder", "llm"} else "finetune"
 
 
+def trained_groups(facts: dict[str, Any]) -> set[str]:
+    """Groups that any stage trained, whole or by LoRA."""
+    stages = facts.get("training") or []
+    whole = {group for stage in stages for group in stage.get("train_groups") or []}
+    return whole | {group for stage in stages for group in (stage.get("lora") or {}).get("groups") or []}
+
+
 def is_hub_id(name: str | None) -> bool:
     """Whether a name has the form `owner/name` and is no folder here."""
     from huggingface_hub.errors import HFValidationError
@@ -71,19 +79,23 @@ def languages(facts: dict[str, Any]) -> list[str]:
     for entry in facts.get("data") or []:
         for code, value in (entry.get("languages") or {}).items():
             hours[code] = hours.get(code, 0.0) + (value or 0.0)
-    return sorted((code for code in hours if code not in ("", "unknown")), key=lambda code: -hours[code])
+    return sorted((code for code in hours if code not in ("", "unknown", "several")), key=lambda code: -hours[code])
+
+
+def _chosen(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Evaluations for the metadata that have a score of the speech system: the headlines, or all if there is none."""
+    entries = facts.get("evaluation") or []
+    headlines = [entry for entry in entries if entry.get("headline")]
+    return [e for e in headlines or entries if (e["systems"].get("speech") or {}).get("value") is not None]
 
 
 def eval_results(facts: dict[str, Any]) -> list[Any]:
     """`EvalResult`s of the speech system, for `model-index`."""
     from huggingface_hub import EvalResult
 
-    results, entries = [], facts.get("evaluation") or []
-    headlines = [entry for entry in entries if entry.get("headline")]
-    for entry in headlines or entries:
-        score, dataset = entry["systems"].get("speech"), entry["dataset"]
-        if not score or score.get("value") is None:
-            continue
+    results = []
+    for entry in _chosen(facts):
+        score, dataset = entry["systems"]["speech"], entry["dataset"]
         name = ", ".join(filter(None, (entry["metric"], entry.get("task"), entry.get("language")))).replace("_", " ")
         results.append(
             EvalResult(
@@ -94,7 +106,7 @@ def eval_results(facts: dict[str, Any]) -> list[Any]:
                 dataset_config=dataset.get("config"),
                 dataset_split=dataset.get("split"),
                 dataset_revision=dataset.get("revision"),
-                metric_type=entry["metric"].replace(" ", "_"),
+                metric_type=HUB_METRICS.get(entry["metric"], entry["metric"].replace(" ", "_")),
                 metric_name=name,
                 metric_value=round(score["value"], 4),
             )
@@ -103,16 +115,18 @@ def eval_results(facts: dict[str, Any]) -> list[Any]:
 
 
 def eval_result_files(facts: dict[str, Any]) -> dict[str, str]:
-    """Files of `.eval_results`, by name: the speech system's scores on data sets of the Hub."""
+    """Files of `.eval_results`, by name: the speech system's scores on data sets of the Hub. A task with several
+    scores of which none is the headline has no entry: the form knows no metrics."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     entries: dict[str, list] = {}
-    for entry in facts.get("evaluation") or []:
-        score, dataset = entry["systems"].get("speech"), entry["dataset"]
-        if not score or score.get("value") is None or not is_hub_id(dataset.get("id")):
+    chosen = [entry for entry in _chosen(facts) if is_hub_id(entry["dataset"].get("id"))]
+    uses = Counter((entry["dataset"]["id"], _task_id(entry)) for entry in chosen)
+    for entry in chosen:
+        score, dataset, task = entry["systems"]["speech"], entry["dataset"], _task_id(entry)
+        if uses[dataset["id"], task] > 1:
             continue
-        task = entry.get("task_id") or "_".join(filter(None, (entry.get("task"), entry.get("language")))) or "default"
         source = entry.get("source") or {}
         notes = ", ".join(filter(None, (entry["metric"], interval(score), entry.get("interval"))))
         entries.setdefault(dataset["id"], []).append(
@@ -135,9 +149,13 @@ def eval_result_files(facts: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _task_id(entry: dict[str, Any]) -> str:
+    return entry.get("task_id") or "_".join(filter(None, (entry.get("task"), entry.get("language")))) or "default"
+
+
 def model_name(facts: dict[str, Any]) -> str:
     """The model's name, for the card's title."""
     return (facts.get("model") or {}).get("name") or "SpeechLLM"
 
 
-__all__ = ["card_data", "eval_result_files", "eval_results", "is_hub_id", "languages", "model_name"]
+__all__ = ["card_data", "eval_result_files", "eval_results", "is_hub_id", "languages", "model_name", "trained_groups"]

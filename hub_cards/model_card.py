@@ -14,11 +14,12 @@ from typing import Any
 from .citations import WORKS, works_of
 from .facts import read_facts, write_text
 from .licenses import is_permissive
-from .metadata import card_data, eval_result_files, is_hub_id, model_name
+from .metadata import card_data, eval_result_files, is_hub_id, model_name, trained_groups
 from .tables import MISSING, cell, duration, millions, overlap_section, pairs, results_section, score_text
 
 CARD = "README.md"
 RESULTS_FOLDER = ".eval_results"
+TRAINED_PARTS = "it holds trained parts alone, and vLLM does not fetch their parents."
 
 
 def render_model_card(facts: dict[str, Any]) -> str:
@@ -79,21 +80,26 @@ def _loading(facts: dict[str, Any]) -> str:
     model = facts.get("model") or {}
     name = model.get("repository") or "owner/name"
     notes = "" if model.get("repository") else "`owner/name` stands for this repository's name. "
-    notes += '`pipeline("speech-instruct")` without a model is this one. ' if model.get("embedded") else ""
+    package_name = model.get("package_name")
+    if package_name:
+        notes += f"The package has this model: `speechllm.{package_name.upper()}`, `--model {package_name}`. "
     rate = (
         f" --mm-processor-kwargs '{{\"sampling_rate\": {model['sampling_rate']}}}'"
         if model.get("sampling_rate")
         else ""
     )
+    vllm = f"\nvllm serve {name} --trust-remote-code --model-impl transformers{rate}\n```"
+    refused = TRAINED_PARTS if model.get("contents") == "trained parts" else model.get("vllm")
+    vllm = f"\n```\n\nNot under vLLM: {refused}" if refused else vllm
     return f"""## Use
 
-{notes}With the package (`pip install speechllm`), no remote code:
+{notes}With the package speechllm, installed from a clone of its repository, no remote code:
 
 ```python
 import speechllm
 from transformers import pipeline
 
-pipe = pipeline("speech-instruct", model="{name}", pipeline_class=speechllm.SpeechInstructPipeline)
+pipe = pipeline("speech-instruct", model="{name}")
 print(pipe("recording.wav", instruction="Transcribe the speech.")[0]["generated_text"])
 ```
 
@@ -111,13 +117,11 @@ print(processor.batch_decode(output, skip_special_tokens=True)[0])
 ```
 
 On the command line, and as a server with OpenAI's API, where recordings come as `input_audio` (`speechllm serve` needs
-`pip install "speechllm[serve]"`):
+the extra `serve`: `pip install ".[serve]"` in the clone):
 
 ```sh
 speechllm ask recording.wav "Transcribe the speech." --model {name}
-speechllm serve {name}
-vllm serve {name} --trust-remote-code --model-impl transformers{rate}
-```"""
+speechllm serve {name}{vllm}"""
 
 
 def _text_ability(facts: dict[str, Any]) -> str:
@@ -139,10 +143,7 @@ def _text_ability(facts: dict[str, Any]) -> str:
 
 
 def _llm_is_untouched(facts: dict[str, Any]) -> bool:
-    stages = facts.get("training") or []
-    groups = {group for stage in stages for group in stage.get("train_groups") or []}
-    adapted = {group for stage in stages for group in (stage.get("lora") or {}).get("groups", [])}
-    return bool(stages) and "llm" not in groups | adapted
+    return bool(facts.get("training")) and "llm" not in trained_groups(facts)
 
 
 def _behaviour(facts: dict[str, Any]) -> str:
@@ -196,8 +197,10 @@ def _parts(facts: dict[str, Any]) -> str:
         revision = (parent.get("revision") or "unknown")[:12]
         lines.append(f"| {role} | {_parent_name(parent)} | {revision} | {parent.get('license') or 'unknown'} | |")
     total = f"In total {millions(parameters.get('total'))} parameters"
-    trained = [stage.get("trained_parameters") for stage in facts.get("training") or []]
-    total += f", trained {' and '.join(millions(count) for count in trained)} (by stage)" if trained else ""
+    trained = [millions(stage.get("trained_parameters")) for stage in facts.get("training") or []]
+    alike = len(trained) > 1 and len(set(trained)) == 1
+    stages = f"{trained[0]} in each stage" if alike else f"{' and '.join(trained)} (by stage)"
+    total += f", trained {stages}" if trained else ""
     stored = model.get("weight_bytes")
     total += f"; {stored / 1e6:.1f} MB of weights" if stored else ""
     total += f" in {model['dtype']}" if model.get("dtype") else ""

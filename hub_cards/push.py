@@ -15,6 +15,10 @@ from .check import files_of
 IGNORED = ["**/.git/**", ".cache/**", "**/__pycache__/**", "*.partial"]
 TRANSPORTS = ("httpx", "httpx2", "requests", "urllib3")  # huggingface_hub changes its client from time to time
 LISTED = 40  # files that a plan names one by one
+NO_TOKEN = (
+    "There is no token of yours here. Make one with write access at https://huggingface.co/settings/tokens, then: hf "
+    "auth login, or set HF_TOKEN."
+)
 
 
 class PushError(Exception):
@@ -90,6 +94,17 @@ def check_name(repository: str) -> None:
         raise PushError(f"{repository!r} is no name of a repository: {error}") from error
     if repository.count("/") != 1:
         raise PushError(f"{repository!r} does not say whose it is. Give OWNER/NAME.")
+
+
+def check_token() -> None:
+    """
+    Raises:
+        NotAsked: no token on this machine.
+    """
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise NotAsked(NO_TOKEN)
 
 
 def remote_files(settings: PushSettings) -> list[str] | None:
@@ -169,10 +184,7 @@ class _explained:
         if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a file that was on its way
             error = error.__cause__
         if isinstance(error, LocalTokenNotFoundError):
-            raise NotAsked(
-                "There is no token of yours here. Make one with write access at https://huggingface.co/settings/tokens,"
-                " then: hf auth login, or set HF_TOKEN."
-            ) from error
+            raise NotAsked(NO_TOKEN) from error
         if isinstance(error, OfflineModeIsEnabled):
             raise NotAsked("HF_HUB_OFFLINE is set, so nothing is sent. Unset it and try again.") from error
         if isinstance(error, HfHubHTTPError):
@@ -201,4 +213,13 @@ class _explained:
         return f"The Hub refused ({code}): {message} {remedy}"
 
 
-__all__ = ["NotAsked", "PushError", "PushSettings", "check_name", "plan_push", "push_folder", "remote_files"]
+__all__ = [
+    "NotAsked",
+    "PushError",
+    "PushSettings",
+    "check_name",
+    "check_token",
+    "plan_push",
+    "push_folder",
+    "remote_files",
+]

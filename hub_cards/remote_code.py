@@ -17,7 +17,7 @@ from processing_speechllm.chat_format import content_form
 from .facts import write_text
 
 MODEL_AUTO_MAP = {
-    "AutoConfig": "configuration_speechllm.SpeechLLMConfig",
+    "AutoConfig": "hub_configuration.SpeechLLMConfig",
     "AutoModel": "modeling_speechllm.SpeechLLMModel",
     "AutoModelForCausalLM": "modeling_speechllm.SpeechLLMForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_speechllm.SpeechLLMForConditionalGeneration",
@@ -30,6 +30,18 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
+# `pipeline` wants remote code to be trusted wherever a config has its task among `custom_pipelines`. In a class of the
+# repository's own only remote code finds them there, and the installed package needs none.
+HUB_CONFIGURATION = f'''\
+"""The configuration as remote code reads it: with the pipeline's task, which the installed package registers."""
+
+from .configuration_speechllm import SpeechLLMConfig as PackageConfig
+
+
+class SpeechLLMConfig(PackageConfig):
+    custom_pipelines = {CUSTOM_PIPELINES!r}
+'''
+HUB_CONFIGURATION_FILE = "hub_configuration.py"
 # Joins the blocks of each message into what the LLM's own template below it prints, as the processor does.
 JOIN_BLOCKS = """\
 {%%- set joined = namespace(messages=[]) -%%}
@@ -69,7 +81,8 @@ def export_remote_code(model: Any, processor: Any, folder: str | os.PathLike, **
         write_text(template, template_with_blocks(template.read_text("utf-8"), processor.audio_token, variables))
     for name, source in code_files().items():
         shutil.copyfile(source, folder / name)
-    _add_to_json(folder / "config.json", {"auto_map": MODEL_AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES})
+    write_text(folder / HUB_CONFIGURATION_FILE, HUB_CONFIGURATION)
+    _add_to_json(folder / "config.json", {"auto_map": MODEL_AUTO_MAP}, without="custom_pipelines")
     _add_to_json(folder / "processor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
 
 
@@ -97,13 +110,15 @@ def template_with_blocks(template: str, audio_token: str, variables: dict | None
     return JOIN_BLOCKS % {"audio": audio_token, "content": content} + template
 
 
-def _add_to_json(path: Path, entries: dict[str, Any]) -> None:
+def _add_to_json(path: Path, entries: dict[str, Any], without: str | None = None) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | entries
+    content.pop(without, None)
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 __all__ = [
     "CUSTOM_PIPELINES",
+    "HUB_CONFIGURATION_FILE",
     "MODEL_AUTO_MAP",
     "PROCESSOR_AUTO_MAP",
     "code_files",

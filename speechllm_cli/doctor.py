@@ -111,7 +111,7 @@ def check_extras() -> Iterator[Finding]:
     for name, wanted in extras.items():
         states = [describe_extra(requirement) for requirement in wanted]
         missing = [state for state, is_fine in states if not is_fine]
-        remedy = f'pip install "speechllm[{name}]"' if missing else ""
+        remedy = f'pip install ".[{name}]" in a clone of the repository' if missing else ""
         detail = f"not whole: {', '.join(missing)}" if missing else ", ".join(state for state, _ in states)
         yield Finding("note" if missing else "ok", f"extra {name}", detail, remedy)
 

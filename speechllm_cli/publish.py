@@ -25,6 +25,8 @@ Sends a folder to the Hub, after checking it and printing what it will send. Wha
 command is given again with --update; what the Hub holds already is not sent twice. HF_TOKEN or `hf auth login` says
 who you are.
 """
+OF_MODELS = ("merge", "connector_only", "dtype", "base", "max_shard_size", "example", "results")  # not of data sets
+CARD_OPTIONS = ("summary", "repository", "languages", "license_name", "license_link")  # beside name and licence
 
 
 def add_parsers(commands: Any) -> None:
@@ -46,7 +48,7 @@ def add_parsers(commands: Any) -> None:
     export.add_argument("--example", nargs=2, metavar=("RECORDING", "INSTRUCTION"), help="what `check` asks again")
     export.add_argument("--results", nargs="+", metavar="FILE", help="results.json of speechllm evaluate")
     card = export.add_argument_group("the card, in place of what the facts say")
-    card.add_argument("--name", help="the model's name")
+    card.add_argument("--name", help="the name of the model or data set")
     card.add_argument("--summary", metavar="TEXT", help="one sentence or two on what it is")
     card.add_argument("--repository", metavar="OWNER/NAME", help="where it will lie, for the card's examples")
     card.add_argument("--languages", nargs="+", metavar="CODE", help="languages that it is for")
@@ -83,7 +85,7 @@ def add_overlap_parser(commands: Any) -> None:
     parser.add_argument("--training", nargs="+", required=True, metavar="DATA", help="folders, manifests or Hub ids")
     parser.add_argument("--evaluation", nargs="+", required=True, metavar="DATA", help="folders, manifests or Hub ids")
     parser.add_argument("--training_split", default="train", help="split of the training data (train)")
-    parser.add_argument("--evaluation_split", help="its split (test; of local data without one: train)")
+    parser.add_argument("--evaluation_split", help="its split (test; of local data without: all)")
     parser.add_argument("--audio", action="store_true", help="compare recordings too; all are decoded")
     parser.add_argument("--card", nargs="+", metavar="FOLDER", help="exported models or data sets whose cards say it")
     parser.set_defaults(run=run_overlap)
@@ -128,16 +130,30 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def export_data(arguments: argparse.Namespace) -> Path:
-    """A data set's folder from targets, or from a manifest and its recordings."""
-    from hub_cards.dataset_card import export_dataset
+    """
+    A data set's folder from targets, or from a manifest and its recordings.
 
+    Raises:
+        CommandError: options that only a model has.
+    """
+    from hub_cards.dataset_card import export_dataset
+    from hub_cards.export import ExportSettings
+
+    defaults = vars(ExportSettings())
+    foreign = [name for name in OF_MODELS if getattr(arguments, name) != defaults[name]]
+    if foreign:
+        raise CommandError(
+            f"{arguments.checkpoint} is a data set, for which {', '.join(f'--{name}' for name in foreign)} means "
+            "nothing. Leave it out."
+        )
     rows = None
     if (Path(arguments.checkpoint) / "manifest.jsonl").is_file():
         from trainers.data.bad_rows import BadRows
         from trainers.data.loading import load_rows, with_durations
 
         rows = with_durations(load_rows(arguments.checkpoint), BadRows(None, max_share=0.0, minimum=1))
-    return export_dataset(arguments.checkpoint, arguments.out, arguments.name, arguments.license, rows)
+    card = {name: getattr(arguments, name) for name in CARD_OPTIONS}
+    return export_dataset(arguments.checkpoint, arguments.out, arguments.name, arguments.license, rows, card)
 
 
 def run_overlap(arguments: argparse.Namespace) -> int:
@@ -146,6 +162,7 @@ def run_overlap(arguments: argparse.Namespace) -> int:
         load_packages()
         from hub_cards.contamination import find_overlap
         from hub_cards.facts import read_facts
+        from speechllm.evaluation.rows import default_split
         from trainers.commands.card import display_name
         from trainers.data.loading import load_rows
 
@@ -155,14 +172,16 @@ def run_overlap(arguments: argparse.Namespace) -> int:
         for training in arguments.training:
             rows = load_rows(training, arguments.training_split)
             for evaluation in arguments.evaluation:
-                other = load_rows(evaluation, arguments.evaluation_split or evaluation_split(evaluation))
+                split = arguments.evaluation_split or default_split(evaluation)
+                other = load_rows(evaluation, split)
                 names = display_name(training), display_name(evaluation)
                 entries.append(find_overlap(rows, other, *names, arguments.audio))
                 found = entries[-1]
                 recordings = "not compared" if found["audio"] is None else found["audio"]
                 print(
-                    f"{names[1]}: of {found['evaluation_rows']} rows {found['sentences']} sentences are in {names[0]} "
-                    f"({found['training_rows']} rows); recordings: {recordings}",
+                    f"{names[1]}, {split}: of {found['evaluation_rows']} rows {found['sentences']} sentences are in "
+                    f"{names[0]}, {arguments.training_split} ({found['training_rows']} rows); recordings: "
+                    f"{recordings}",
                     flush=True,
                 )
         done = {(entry["training"], entry["evaluation"]) for entry in entries}
@@ -175,14 +194,6 @@ def run_overlap(arguments: argparse.Namespace) -> int:
         report(error)
         return 2
     return 0
-
-
-def evaluation_split(source: str) -> str:
-    """`test`, or `train` for local data without a split of that name, such as a manifest."""
-    path = Path(source)
-    places = ("test", "test-*.parquet", "data/test-*.parquet")
-    here = path.is_file() or (path / "manifest.jsonl").is_file() or not any(any(path.glob(p)) for p in places)
-    return "train" if path.exists() and here else "test"
 
 
 def check_card_takes(folder: str) -> None:
@@ -243,7 +254,7 @@ def check(folder: str, load: bool = True) -> int:
 
 def run_push(arguments: argparse.Namespace) -> int:
     """Returns 0, 1 if the folder fails the check, or 2 if the Hub refused or could not be reached."""
-    from hub_cards.push import PushError, PushSettings, check_name, plan_push, push_folder
+    from hub_cards.push import PushError, PushSettings, check_name, check_token, plan_push, push_folder
 
     kind = "dataset" if is_dataset(arguments.folder) else "model"
     settings = PushSettings(
@@ -251,6 +262,8 @@ def run_push(arguments: argparse.Namespace) -> int:
     )
     try:
         check_name(arguments.repository)
+        if not arguments.dry_run:
+            check_token()
         load_packages()
         if check(arguments.folder):
             return 1

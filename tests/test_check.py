@@ -51,6 +51,10 @@ def no_auto_model(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def older_pipeline(folder):
+    edit_json(folder / "config.json", custom_pipelines={"speech-instruct": {}})
+
+
 def under_llama(folder):
     update_facts(folder, {"parents": [{"role": "LLM", "id": "meta-llama/Llama-3.1-8B", "license": "llama3.1"}]})
 
@@ -73,6 +77,7 @@ FAULTS = {
     "a path": (append("README.md", "\ntrained in /home/somebody/run\n"), "absolute paths", "/home/somebody"),
     "a path of Windows": (append("README.md", "\nC:\\Users\\somebody\n"), "absolute paths", "C:\\Users"),
     "an Auto class is missing": (no_auto_model, "code", "AutoModel"),
+    "a pipeline that asks for remote code": (older_pipeline, "code", "config.json has custom_pipelines"),
     "a module is missing": (lambda f: (f / "lengths.py").unlink(), "code", "lengths.py is missing"),
     "metadata that cannot be read": (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "card", "Error"),
     "no pipeline tag": (lambda f: (f / "README.md").write_text("---\nlicense: mit\n---\n"), "card", "pipeline_tag"),
@@ -106,6 +111,13 @@ def test_a_card_edited_by_hand_is_noted_not_refused(folder):
     append("README.md", "\nMore of my own.\n")(folder)
     notes = [f.detail for f in check_folder(folder, load=False) if f.status == "note" and f.subject == "card"]
     assert any("differs from what facts.json gives" in detail for detail in notes) and not failing(folder)
+
+
+def test_facts_that_are_not_measured_are_named_with_what_measures_them(folder):
+    (note,) = [f for f in check_folder(folder, load=False) if f.detail.startswith("not measured: ")]
+    assert "Results, Text ability, Behaviour outside its training (2), Known failures" in note.detail
+    for remedy in ("speechllm evaluate, then export --results", "overlap --card", "update_facts, see docs/publish.md"):
+        assert note.remedy.count(remedy) == 1
 
 
 def loaded(way, answers):

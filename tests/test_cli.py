@@ -16,6 +16,7 @@ from factories_processing import CHATML, encoded, make_extractor, make_tokenizer
 from packaging.requirements import Requirement
 
 import speechllm
+from hub_cards.findings import Finding, print_findings
 from processing_speechllm import SpeechLLMProcessor
 from processing_speechllm.pipeline_prompts import DEFAULT_INSTRUCTION
 from speechllm_cli import ask, demo, doctor
@@ -290,7 +291,12 @@ def test_doctor_says_which_extras_are_whole(monkeypatch):
     monkeypatch.setattr(doctor.metadata, "metadata", lambda name: Extras())
     whole, part = doctor.check_extras()
     assert (whole.status, part.status) == ("ok", "note") and whole.detail.startswith("numpy 2")
-    assert "none-such is not installed" in part.detail and part.remedy == 'pip install "speechllm[b]"'
+    assert "none-such is not installed" in part.detail and part.remedy.startswith('pip install ".[b]" in a clone')
+
+
+def test_a_long_subject_of_a_report_stays_apart_from_its_detail(capsys):
+    print_findings(iter([Finding("ok", "extra quantization", "a 1"), Finding("ok", "python", "3")]))
+    assert capsys.readouterr().out == "ok    extra quantization a 1\nok    python           3\n"
 
 
 class Extras:

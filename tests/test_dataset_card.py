@@ -135,10 +135,56 @@ def test_overlap_is_written_on_both_cards(recordings, tmp_path, capsys):
     for _ in range(2):  # the second time replaces the first
         arguments = ["--training", str(tmp_path / "out"), "--evaluation", str(recordings), "--audio"]
         assert main(["overlap", *arguments, "--card", str(tmp_path / "out")]) == 0
-    assert "of 3 rows 3 sentences are in out (3 rows); recordings: 3" in capsys.readouterr().out
+    assert "of 3 rows 3 sentences are in out, train (3 rows); recordings: 3" in capsys.readouterr().out
     assert len(read_facts(tmp_path / "out")["contamination"]) == 1
     assert "| out | speech | 3 and 3 | 3 (100.0 %) | 3 (100.0 %) |" in (tmp_path / "out" / "README.md").read_text()
     assert main(["check", str(tmp_path / "out")]) == 0
+
+
+def test_overlap_compares_the_test_split_of_a_layout_and_names_the_splits(tmp_path, capsys):
+    (tmp_path / "cv" / "clips").mkdir(parents=True)
+    for number, split in enumerate(("train", "test", "test")):
+        soundfile.write(tmp_path / "cv" / "clips" / f"{number}.mp3", tone(number, 0.5), RATE)
+        path = tmp_path / "cv" / f"{split}.tsv"
+        with path.open("a", encoding="utf-8") as file:
+            file.write("" if file.tell() else "path\tsentence\n")
+            file.write(f"{number}.mp3\t{TEXTS[number]}\n")
+    assert main(["overlap", "--training", str(tmp_path / "cv"), "--evaluation", str(tmp_path / "cv")]) == 0
+    assert "cv, test: of 2 rows 0 sentences are in cv, train (1 rows)" in capsys.readouterr().out
+
+
+CARD = ["--summary", "Mine.", "--repository", "me/set", "--languages", "fr", "--license", "other", "--name", "Set"]
+
+
+def test_a_data_set_s_card_takes_the_options_that_fit_it(targets, tmp_path, capsys):
+    assert main(["export", str(targets), str(tmp_path / "out"), *CARD]) == 0
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "# Set\n\nMine." in card and 'load_dataset("me/set"' in card and "--dataset me/set" in card
+    assert DatasetCard(card).data.language == ["fr"]
+    assert main(["check", str(tmp_path / "out")]) == 1
+    assert "licence other, without its name and link" in capsys.readouterr().out
+    link = ["--license_name", "Own terms", "--license_link", "https://example.org/terms"]
+    assert main(["export", str(targets), str(tmp_path / "linked"), *CARD, *link]) == 0
+    assert main(["check", str(tmp_path / "linked")]) == 0
+    assert "This data set: Own terms." in (tmp_path / "linked" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--merge"],
+        ["--connector_only"],
+        ["--dtype", "float16"],
+        ["--base", "x"],
+        ["--max_shard_size", "1GB"],
+        ["--example", "x.wav", "what"],
+        ["--results", "results.json"],
+    ],
+)
+def test_what_only_a_model_has_is_refused_by_name_for_a_data_set(targets, tmp_path, capsys, options):
+    assert main(["export", str(targets), str(tmp_path / "out"), *options]) == 2
+    assert f"is a data set, for which {options[0]} means nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_overlap_loses_no_words_and_makes_no_folder(recordings, tmp_path, capsys):
@@ -159,6 +205,8 @@ def test_a_card_that_others_made_stays_and_takes_the_overlap(recordings, tmp_pat
     (folder / "data" / "train-00000-of-00001.parquet").rename(folder / "data" / "test-00000-of-00001.parquet")
     own = "---\nlicense: mit\nlanguage: en\n---\n\n# A benchmark\n\nWords of its own.\n"
     (folder / "README.md").write_text(own, encoding="utf-8")
+    with pytest.raises(ValueError, match="stays as it is, so license would be lost. Write them into that card"):
+        export_dataset(folder, tmp_path / "out", license="mit")
     assert main(["export", str(folder), str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == own
     for rows in (1, 2):

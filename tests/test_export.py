@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from hub_cards.export import ExportSettings, export_checkpoint
 from hub_cards.facts import read_facts
-from hub_cards.remote_code import CUSTOM_PIPELINES, MODEL_AUTO_MAP, code_files, template_with_blocks
+from hub_cards.remote_code import HUB_CONFIGURATION_FILE, MODEL_AUTO_MAP, code_files, template_with_blocks
 from modeling_speechllm import SpeechLLMForConditionalGeneration
 from processing_speechllm import SpeechLLMProcessor
 from speechllm_cli.main import main
@@ -47,11 +47,11 @@ def logits(model) -> torch.Tensor:
 def test_a_repository_is_complete_and_has_one_weight_file_at_its_top(exported):
     names = {path.name for path in exported.iterdir()}
     assert names >= {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "README.md"}
-    assert names >= {"facts.json", "LICENSE", "chat_template.jinja", *code_files()}
+    assert names >= {"facts.json", "LICENSE", "chat_template.jinja", HUB_CONFIGURATION_FILE, *code_files()}
     assert {path.name for path in exported.glob("*.safetensors")} == {"model.safetensors"}
     assert (exported / "helpers" / "ctc_head.safetensors").is_file()
     config = json.loads((exported / "config.json").read_text())
-    assert config["auto_map"] == MODEL_AUTO_MAP and config["custom_pipelines"] == CUSTOM_PIPELINES
+    assert config["auto_map"] == MODEL_AUTO_MAP and "custom_pipelines" not in config
     assert config["parents"] is None
     assert not [path for path in exported.parent.iterdir() if "partial" in path.name]
 

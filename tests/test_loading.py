@@ -44,7 +44,6 @@ for auto in (AutoModelForMultimodalLM, AutoModelForCausalLM):
     found[auto.__name__] = model(**inputs).logits[0, -1].tolist()
 base = AutoModel.from_pretrained(folder, **kwargs)
 found["AutoModel"] = model.lm_head(base(**inputs).last_hidden_state)[0, -1].tolist()
-kwargs |= {} if trust else {"pipeline_class": speechllm.SpeechInstructPipeline}
 pipe = pipeline("speech-instruct", model=folder, **kwargs)
 found["pipeline"] = pipe("clip.wav", instruction="What is said?", max_new_tokens=5, do_sample=False)
 found["modules"] = [type(model).__module__, type(processor).__module__, type(pipe).__module__]

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import tiny_speechllm
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 import speechllm
+from hub_cards.evaluations import results_facts
 from hub_cards.facts import read_facts
 from hub_cards.licenses import conflicts, read_license
+from hub_cards.measure import why_not_vllm
 from hub_cards.metadata import eval_result_files
 from hub_cards.model_card import render_model_card, write_card
 from hub_cards.tables import MISSING
@@ -72,6 +75,44 @@ def test_the_embedded_model_s_facts_are_those_of_its_files():
     assert all(facts["behaviour"][kind] for kind in ("silence", "foreign_speech")) and facts["failures"]
 
 
+def test_the_card_of_a_packaged_model_says_how_the_package_calls_it():
+    facts = read_facts(NANO)
+    assert speechllm.MODELS[facts["model"]["package_name"]] == speechllm.NANO and speechllm.DEFAULT != "nano"
+    assert "`speechllm.NANO`, `--model nano`" in render_model_card(facts)
+    for name, folder in speechllm.MODELS.items():
+        card = (Path(folder) / "README.md").read_text(encoding="utf-8")
+        assert bool(re.search(r'pipeline\("speech-instruct"\)', card)) is (name == speechllm.DEFAULT)
+
+
+def test_cards_send_nobody_to_a_name_that_is_not_registered():
+    assert "pip install speechllm" not in render_model_card({}) and '"speechllm[' not in render_model_card({})
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"contents": "trained parts"}, "holds trained parts alone"),
+        ({"vllm": "The connector ctc_compress leaves audio tokens out."}, "ctc_compress leaves audio tokens out"),
+    ],
+)
+def test_what_vllm_refuses_is_not_printed_as_a_command(model, reason):
+    assert "vllm serve owner/name" in render_model_card({"model": {"vllm": ""}})
+    card = render_model_card({"model": model})
+    assert "vllm serve" not in card
+    assert re.search(rf"speechllm serve owner/name\n```\n\nNot under vLLM: .*{reason}", card)
+
+
+def test_the_facts_of_a_model_tell_why_vllm_refuses_it():
+    assert why_not_vllm(tiny_speechllm().config) == ""
+    assert "leaves audio tokens out" in why_not_vllm(tiny_speechllm(connector={"type": "ctc_compress"}).config)
+
+
+def test_parameters_trained_in_every_stage_are_told_once():
+    stage = {"trained_parameters": 1_220_000}
+    assert "trained 1.22 M in each stage" in render_model_card({"training": [stage, stage]})
+    assert "trained 1.22 M and 50 (by stage)" in render_model_card({"training": [stage, {"trained_parameters": 50}]})
+
+
 def test_without_facts_everything_is_said_to_be_not_measured():
     text = render_model_card({})
     sections = re.split("^## ", text, flags=re.MULTILINE)
@@ -98,6 +139,7 @@ def test_metadata_tells_parents_data_languages_and_scores():
     [
         ({"model": {"contents": "trained parts"}}, "adapter"),
         ({"training": [{"train_groups": ["connector", "llm"]}]}, "finetune"),
+        ({"training": [{"train_groups": ["connector"], "lora": {"groups": ["llm"]}}]}, "finetune"),
         ({"parents": FULL["parents"][:1]}, "finetune"),
     ],
 )
@@ -124,6 +166,31 @@ def test_results_on_the_hub_s_data_sets_are_written_in_the_hub_s_newer_form(tmp_
     ]
     write_card(tmp_path, {})
     assert not list((tmp_path / ".eval_results").iterdir()) and eval_result_files({}) == {}
+
+
+def scored(metric, value, **more):
+    dataset = {"name": "google/fleurs", "id": "google/fleurs"}
+    return {"dataset": dataset, "task": "asr", "metric": metric, "systems": {"speech": {"value": value}}} | more
+
+
+def test_the_hub_s_newer_form_has_one_score_of_a_task():
+    headline, other = scored("word error rate", 9.0, headline=True), scored("empty answers", 1.0, headline=False)
+    (text,) = eval_result_files({"evaluation": [other, headline]}).values()
+    assert [entry["value"] for entry in yaml.safe_load(text)] == [9.0]
+    assert eval_result_files({"evaluation": [other, scored("cut answers", 2.0, headline=False)]}) == {}
+
+
+def test_metrics_have_the_hub_s_names():
+    data = ModelCard(render_model_card({"evaluation": [scored("word error rate", 9.0)]})).data
+    assert data.metrics == ["wer"] and data.eval_results[0].metric_type == "wer"
+
+
+def test_a_run_without_a_main_metric_has_no_rows_by_group():
+    metrics = {"empty": {"title": "empty answers", "unit": "%", "higher_is_better": False}}
+    scores = {"speech": {"empty": {"value": 1.0, "rows": 4}}}
+    groups = {"language": {"de": {"speech": {}}, "en": {"speech": {}}}}
+    results = {"metrics": metrics, "overall": scores, "groups": groups, "headline": None}
+    assert [entry["metric"] for entry in results_facts(results)["evaluation"]] == ["empty answers"]
 
 
 def parent(license, **more):
@@ -162,7 +229,7 @@ def test_a_licence_that_fits_is_none(stated, name, parents):
 
 def test_an_unknown_licence_of_a_parent_is_for_a_person_to_look_at():
     (conflict,) = conflicts("mit", None, parent(None))
-    assert not conflict.sure and "unknown" in conflict.finding
+    assert not conflict.sure and "unknown" in conflict.finding and "update_facts" in conflict.remedy
 
 
 def test_a_parent_s_licence_is_read_from_its_card(tmp_path):

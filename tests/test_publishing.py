@@ -243,7 +243,7 @@ def test_what_the_hub_or_the_network_refuses_is_said_with_a_remedy(
 
 
 @pytest.mark.slow
-def test_a_dry_run_and_a_folder_that_fails_the_check_send_nothing(hub, exported, tmp_path):
+def test_a_dry_run_and_a_folder_that_fails_the_check_send_nothing(hub, exported, tmp_path, monkeypatch):
     code = """
 import sys
 from hub_cards import check
@@ -263,6 +263,7 @@ sys.exit(main(sys.argv[1:]))
     (broken / "LICENSE").unlink()
     (broken / "processor_config.json").unlink()
     before = len(hub.requests)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert main(["push", str(broken), "ada/tiny"]) == 1
     assert len(hub.requests) == before and not hub.repositories
 
@@ -311,6 +312,13 @@ def test_a_name_that_cannot_be_is_refused_before_the_check(tmp_path, capsys, nam
     assert main(["push", str(tmp_path / "nothing"), name]) == 2
     output, errors = capsys.readouterr()
     assert output == "" and errors.startswith(f"speechllm: {name!r} ")
+
+
+def test_a_token_is_looked_for_before_the_check(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert main(["push", str(tmp_path / "nothing"), "ada/tiny"]) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and "There is no token of yours here" in errors
 
 
 def test_a_plan_of_a_data_set_names_its_kind(hub, tmp_path):

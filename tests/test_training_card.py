@@ -106,6 +106,35 @@ def test_adapters_carry_our_card_in_place_of_peft_s(tmp_path):
     assert (place / "README.md").read_text(encoding="utf-8") == render_model_card(read_facts(place))
 
 
+def test_a_model_trained_on_is_not_taken_for_the_one_before(tmp_path):
+    trainer = build("imitation", tmp_path, max_steps=1)
+    own = {"name": "Parent", "summary": "Parent's.", "repository": "owner/parent", "package_name": "nano"}
+    prose = {"intended_use": "Parent's use.", "limits": ["Parent's limit."], "notes": ["Parent's note."]}
+    trainer.card.before = {
+        "model": own | {"license": "llama3.1", "languages": ["vi"], "weight_bytes": 5, "contents": "trained parts"},
+        "training": [{"objective": "an earlier one"}],
+        "data": [{"name": "earlier rows"}],
+        "files": {"parent.txt": "Parent's."},
+        **prose,
+    }
+    facts = trainer.facts()
+    card = render_model_card(facts)
+    assert "arent" not in card.replace("transparent", "") and "NANO" not in card and "# SpeechLLM\n" in card
+    assert 'model="owner/name"' in card and "earlier rows" in card and "an earlier one" in card
+    assert facts["model"]["license"] == "llama3.1" and facts["model"]["languages"][0] == "vi"
+    assert "weight_bytes" not in facts["model"] and "contents" not in facts["model"]
+
+
+@pytest.mark.parametrize(
+    ("file", "contents"), [("trained.safetensors", "trained parts"), ("model.safetensors", "whole")]
+)
+def test_a_checkpoint_s_card_tells_whether_it_is_a_whole_model(tmp_path, file, contents):
+    (tmp_path / file).touch()
+    build("imitation", tmp_path, max_steps=1).write_card(tmp_path)
+    assert read_facts(tmp_path)["model"]["contents"] == contents
+    assert ("vllm serve" in (tmp_path / "README.md").read_text(encoding="utf-8")) is (contents == "whole")
+
+
 def test_a_card_that_cannot_be_made_does_not_cost_the_checkpoint(tmp_path, monkeypatch):
     warned = []
     trainer = build("imitation", tmp_path, max_steps=1, **SAVING)

@@ -187,7 +187,7 @@ def folder_facts(folder: Path) -> dict[str, Any]:
         "languages": list(LANGUAGES),
         "weight_bytes": stored,
         "dtype": "float16 on disk",
-        "embedded": True,
+        "package_name": "nano",
     }
     instructions = sorted(
         {

@@ -12,8 +12,10 @@ from trl import SFTConfig
 from hub_cards.contamination import find_overlap
 from hub_cards.facts import merge_facts, read_facts, without_places, write_facts
 from hub_cards.measure import count_elements, hardware_name, model_facts, package_versions
+from hub_cards.metadata import languages
 from hub_cards.model_card import write_card
 from hub_cards.rows import describe_rows, instructions
+from modeling_speechllm.partial_checkpoints import TRAINED_FILE
 
 # Settings that say where and how work was done, not what was trained, or that stand elsewhere on the card.
 NOT_RECIPE = set(
@@ -29,6 +31,10 @@ RECIPE = set(
     "learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
     "num_train_epochs per_device_train_batch_size gradient_accumulation_steps bf16 fp16".split()
 )
+# Of the model that a training begins with, what is not said of the one that it makes.
+IDENTITY = ("name", "summary", "repository", "package_name", "weight_bytes", "contents", "languages")
+STALE = "evaluation text_ability behaviour failures memory intended_use limits notes files".split()
+PARTS = (TRAINED_FILE, "adapter_model.safetensors")  # weights that are no whole model
 WORKS_OF_SETS = {"continuation": "blsp", "BI": "mtbi", "T": "bloomzmms", "MI": "bloomzmms", "TMI": "bloomzmms"}
 
 logger = logging.get_logger(__name__)
@@ -40,7 +46,8 @@ class CardFacts:
     What a training's card says beside what the trainer sees.
 
     Attributes:
-        before: facts of the model that the training begins with; its stages come first on the card.
+        before: facts of the model that the training begins with; its stages and data come first on the card, its
+            licence stays.
         data: entries of the section `data`; by default the training rows, described as one.
         stage: fields of this stage, over those that the trainer finds.
     """
@@ -75,7 +82,10 @@ class WritesCard:
             model: the model that was saved there, by default the one that is trained.
         """
         try:
-            write_facts(folder, self.facts(model))
+            facts = self.facts(model)
+            in_parts = any((Path(folder) / name).is_file() for name in PARTS)
+            facts["model"]["contents"] = "trained parts" if in_parts else "whole"
+            write_facts(folder, facts)
             write_card(folder)
         except Exception as error:  # a card is not worth a training
             message = f"{type(error).__name__}: {error}"
@@ -88,16 +98,19 @@ class WritesCard:
     def facts(self, model: Any = None) -> dict[str, Any]:
         """All that is known of the model by now, in the sections of `hub_cards.facts`."""
         model = self.speech_model if model is None else model
-        found = merge_facts(self.card.before, model_facts(model, self.processing_class))
+        before = {name: value for name, value in self.card.before.items() if name not in STALE}
+        own = before.get("model") or {}
+        before["model"] = {name: value for name, value in own.items() if name not in IDENTITY}
+        found = merge_facts(before, model_facts(model, self.processing_class))
         described = self._data_facts()
+        if own.get("languages"):
+            found["model"]["languages"] = list(dict.fromkeys([*own["languages"], *languages(described)]))
         found["training"] = [*(self.card.before.get("training") or []), self.stage_facts()]
         found["data"] = [*(self.card.before.get("data") or []), *described["data"]]
         if described["instructions"]:
             found["prompt"] = found["prompt"] | {"instructions": described["instructions"]}
         if described["contamination"]:
             found["contamination"] = [*(self.card.before.get("contamination") or []), *described["contamination"]]
-        for stale in ("evaluation", "text_ability", "behaviour", "failures", "memory"):
-            found.pop(stale, None)  # of the model before this training
         return without_places(found)
 
     def stage_facts(self) -> dict[str, Any]:
