@@ -7,6 +7,18 @@ frames.
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+SIZES = {
+    *("hidden_size", "heads", "ffn_size", "blocks", "decoder_layers", "qformer_layers", "bottleneck_size", "queries"),
+    *("vocabulary", "gate_size", "gating_size", "channels", "width"),
+}
+
+
+def check_languages(kind: str, languages: Any) -> None:
+    """Raises a ValueError unless languages are a list of different names; a string would be one of letters."""
+    names = isinstance(languages, (list, tuple)) and all(isinstance(name, str) and name for name in languages)
+    if not names or len(set(languages)) < len(languages):
+        raise ValueError(f"{kind}: languages={languages!r} must be a list of different names, such as ['en', 'de'].")
+
 
 @dataclass
 class ConnectorConfig:
@@ -29,6 +41,10 @@ class ConnectorConfig:
             raise ValueError(
                 f'{self.type}: layers must be "all", a list of layer numbers or None, not {self.layers!r}.'
             )
+        for name in SIZES & {one.name for one in fields(self)}:
+            size = getattr(self, name)
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+                raise ValueError(f"{self.type}: {name}={size!r} must be a whole number of 1 or more.")
 
     def stages(self, window: int) -> list[dict]:
         """Stages from encoder frames to audio tokens."""
@@ -92,14 +108,14 @@ class QueryBankConfig(ConnectorConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.languages is not None:
+            check_languages(self.type, self.languages)
         if self.languages and len(self.languages) > 1 and self.gate is None:
             raise ValueError(
                 f'{self.type}: {len(self.languages)} languages need a gate. Set gate="conv" or "attention".'
             )
         if self.gate is not None and not self.languages:
             raise ValueError(f"{self.type}: a gate needs the names of the languages. Set languages=[...].")
-        if self.languages and len(set(self.languages)) != len(self.languages):
-            raise ValueError(f"{self.type}: languages {self.languages} are not all different.")
         for name, value, known in (
             ("gate", self.gate, (None, "conv", "attention")),
             ("selection", self.selection, ("hard", "soft")),
@@ -259,6 +275,8 @@ class ConformerCTCConfig(ConnectorConfig):
     def __post_init__(self):
         super().__post_init__()
         self.channels = self.hidden_size if self.channels is None else self.channels
+        if not isinstance(self.languages, int) or isinstance(self.languages, bool) or self.languages < 0:
+            check_languages(self.type, self.languages)
         if self.reduced_size < 7:  # two convolutions of kernel 3 and stride 2
             raise ValueError(f"conformer_ctc: reduced_size={self.reduced_size} must be at least 7.")
         if self.hidden_size % (2 * self.heads) or self.gating_size % 2 or self.kernel % 2 == 0:

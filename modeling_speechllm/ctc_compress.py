@@ -147,7 +147,8 @@ class CTCCompress(Connector):
 
     @torch.no_grad()
     def load_vocabulary(self, token_ids: torch.Tensor, embeddings: torch.Tensor) -> None:
-        """Takes the LLM's tokens that the connector can read, (vocabulary,), from its table (tokens, text_size).
+        """Takes the LLM's tokens that the connector can read, (vocabulary,), from the embeddings of all (tokens,
+        text_size), as `embed_text` gives them: some LLMs scale their table.
 
         Raises:
             ValueError: another number of tokens than the config's `vocabulary`.

@@ -5,6 +5,7 @@ adapter is; whatever else PEFT has, and whatever it will have, is PEFT's.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,6 +34,20 @@ def plain(config: dict[str, Any]) -> bool:
     )
 
 
+def check_untied(model: PreTrainedModel, adapted: Iterable[nn.Module], adapter: str) -> None:
+    """Raises a ValueError where an adapter of the head alone, or of the input embeddings alone, would be added to the
+    weight that both are."""
+    head = model.get_output_embeddings()
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return
+    if any(getattr(module, "weight", None) is head.weight for module in adapted):
+        raise ValueError(
+            f"Adapter {adapter!r} changes the LLM's head or its input embeddings, which are one weight in this LLM, "
+            "so it cannot be added to them: both would change. Merge it into a copy of the LLM whose config has "
+            "tie_word_embeddings=False, and give that as `text`."
+        )
+
+
 @torch.no_grad()
 def add_plain_lora(model: PreTrainedModel, adapter: str, **hub: Any) -> bool:
     """
@@ -44,6 +59,9 @@ def add_plain_lora(model: PreTrainedModel, adapter: str, **hub: Any) -> bool:
 
     Returns:
         Whether it did; False, with nothing changed, for what is not plain LoRA on linear layers of this model.
+
+    Raises:
+        ValueError: it changes weights that the LLM's head and embeddings share, see [`check_untied`].
     """
     paths = [
         cached_file(adapter, name, _raise_exceptions_for_missing_entries=False, **hub) for name in (CONFIG, WEIGHTS)
@@ -67,6 +85,7 @@ def add_plain_lora(model: PreTrainedModel, adapter: str, **hub: Any) -> bool:
         pairs[module] = (first, second)
     if not pairs or 2 * len(pairs) != len(weights):
         return False
+    check_untied(model, pairs, adapter)
     for module, (first, second) in pairs.items():
         weight = module.weight
         first, second = first.to(weight.device, torch.float32), second.to(weight.device, torch.float32)
@@ -75,4 +94,4 @@ def add_plain_lora(model: PreTrainedModel, adapter: str, **hub: Any) -> bool:
     return True
 
 
-__all__ = ["add_plain_lora"]
+__all__ = ["add_plain_lora", "check_untied"]

@@ -516,6 +516,10 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Sp
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         aux_loss = None
         if outputs.router_logits is not None and self.router_loss is not None:
+            heard = outputs.connector
+            if heard is not None and heard.used is not None:  # the router has not seen what was left out
+                left_out = left_out_places(self.model.get_placeholder_mask(input_ids, inputs_embeds), heard)
+                attention_mask, _ = leave_out(left_out, attention_mask)
             aux_loss = self.router_loss(outputs.router_logits, attention_mask)
             if loss is not None:
                 loss = loss + self.router_loss.weight * aux_loss.to(loss.device)

@@ -1,9 +1,10 @@
 """Weights in fewer bits than they are computed in, in an ordinary safetensors file.
 
-In 4 to 8 bits 32 values in a row share a scale, as in GGUF's Q8_0: `name` holds the integers, `name.scales` (float16)
-the scales. Integers of 8 bits have the weight's own shape; those of fewer are one string of bits, lowest first, and
-`name.shape` says how many bits and what shape they were. Vectors (norms, biases) stay as they are. The error of a
-value is at most half a scale, in 8 bits 1/254 of the largest of its 32, in 4 bits 1/14.
+In 4 to 8 bits 32 values in a row share a scale, as in GGUF's Q8_0: `name` holds the integers, `name.scales` (float16,
+of very small weights float32) the scales. Integers of 8 bits have the weight's own shape; those of fewer are one
+string of bits, lowest first, and `name.shape` says how many bits and what shape they were. Vectors (norms, biases)
+stay as they are. The error of a value is at most half a scale, in 8 bits 1/254 of the largest of its 32, in 4 bits
+1/14.
 """
 
 import numpy as np
@@ -14,6 +15,7 @@ HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 BITS = {"int8": 8, "int6": 6, "int5": 5, "int4": 4}
 STORAGES = (*HALVES, *BITS)
 BLOCK = 32
+SMALLEST = torch.finfo(torch.float16).smallest_normal  # below it float16 loses bits
 SCALES, SHAPE = ".scales", ".shape"
 
 
@@ -61,11 +63,13 @@ def unpack(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def quantized(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight of any shape -> int8 of that shape, of which so many bits are used, and float16 scales, one per 32
-    values in row-major order."""
+    """A weight of any shape -> int8 of that shape, of which so many bits are used, and scales, one per 32 values in
+    row-major order."""
     flat, largest = weight.detach().float().flatten(), 2 ** (bits - 1) - 1
     blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
-    scales = (blocks.abs().amax(1) / largest).half()
+    scales = blocks.abs().amax(1) / largest
+    small = bool(((scales > 0) & (scales < SMALLEST)).any())
+    scales = scales if small and scales.max() <= torch.finfo(torch.float16).max else scales.half()
     steps = scales.float().masked_fill(scales == 0, 1.0)  # a block of zeros, or nearly
     integers = (blocks / steps[:, None]).round().clamp(-largest, largest).to(torch.int8)
     return integers.flatten()[: len(flat)].view(weight.shape), scales

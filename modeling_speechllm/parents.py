@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_speechllm import AUDIO_TOKEN
 from .gguf_files import quick_gguf
-from .lora_files import add_plain_lora
+from .lora_files import add_plain_lora, check_untied
 
 # Arguments of `from_pretrained` that say how the Hub is reached, and those that choose among a repository's weights.
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -175,7 +175,7 @@ def merged(model: PreTrainedModel, adapter: str, **hub: Any) -> PreTrainedModel:
     with naming("Adapter", adapter), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT's own use of transformers
         from peft import PeftModel
-        from peft.tuners.tuners_utils import BaseTuner
+        from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
         try:
             adapted = PeftModel.from_pretrained(model, adapter, **hub)
@@ -187,6 +187,8 @@ def merged(model: PreTrainedModel, adapter: str, **hub: Any) -> PreTrainedModel:
             raise ValueError(f"Adapter {adapter!r} does not fit this LLM: {error}") from error
     if not isinstance(adapted.base_model, BaseTuner):
         raise ValueError(f"Adapter {adapter!r} is of a kind that has no weights to merge. Give a LoRA adapter.")
+    layers = [part for part in adapted.modules() if isinstance(part, BaseTunerLayer)]
+    check_untied(adapted.get_base_model(), [layer.get_base_layer() for layer in layers], adapter)
     return adapted.merge_and_unload()
 
 

@@ -103,3 +103,21 @@ def test_peft_is_not_imported_for_it(saved, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.stdout == "False\n", result.stderr
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}], ids=["plain", "by PEFT"])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_a_head_that_is_the_embeddings_is_refused(settings, target, tmp_path):
+    """Added to the weight that both are, it would change both."""
+
+    def tied():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(num_key_value_heads=1, tie_word_embeddings=True, **SIZES)).eval()
+
+    config = LoraConfig(r=4, target_modules=["q_proj", target], **settings)
+    get_peft_model(tied(), config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="one weight in this LLM.*tie_word_embeddings=False"):
+        merged(tied(), str(tmp_path))
+    config = LoraConfig(r=4, target_modules=["q_proj"], **settings)
+    get_peft_model(tied(), config).save_pretrained(tmp_path / "other")
+    assert merged(tied(), str(tmp_path / "other")) is not None

@@ -8,11 +8,14 @@ from factories_processing import encoded
 from factories_training import LANGUAGES, tiny_parts, tone, tone_rows
 from test_trainers import BANK, SETTINGS, TRAINERS, build, logged
 
+from modeling_speechllm.connector_base import ConnectorOutput
 from trainers.cache.config import EncodeConfig
 from trainers.cache.encode import encode_dataset
 from trainers.checkpoints.lora import lora_config
 from trainers.commands.teacher_prompts import make_teacher_inputs
 from trainers.data.chats import IGNORED, up_to_answer
+from trainers.distillation_trainer import said
+from trainers.objectives.distances import input_distance
 
 pytestmark = pytest.mark.slow
 
@@ -191,3 +194,25 @@ def test_the_padding_of_no_rows_weighs_nothing():
     batch = pad_chats([], [], 7)
     assert batch["input_ids"].tolist() == [[7]] and batch["labels"].tolist() == [[IGNORED]]
     assert batch["prompt_end"].dtype == torch.long
+
+
+def test_distances_are_those_of_what_a_reading_connector_gives_the_llm():
+    """Places without a token stand for nothing, and the LLM gets none of them."""
+    used = torch.tensor([[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    text, lengths = torch.randn(2, 3, 4), torch.tensor([2, 3])
+    embeddings = torch.zeros(2, 6, 4)
+    embeddings[0, [1, 3]] = text[0, :2]
+    embeddings.requires_grad_()
+    connected = ConnectorOutput(embeddings=embeddings, lengths=torch.tensor([6, 5]), used=used)
+    total, cut = input_distance(*said(connected), text, lengths)
+    assert total.item() == 0 and cut.item() == 3
+    total, _ = input_distance(*said(connected), text + 1, lengths)
+    total.backward()
+    assert embeddings.grad[0, [1, 3]].abs().sum() > 0 and embeddings.grad[~used].abs().sum() == 0
+
+
+def test_a_mean_over_tokens_needs_a_connector_that_knows_how_many(tmp_path):
+    reads = {"type": "ctc_compress", "vocabulary": 5, "hidden_size": 16, "heads": 2, "blocks": 1, "ffn_size": 24}
+    model, processor = tiny_parts(reads)
+    with pytest.raises(ValueError, match="input_mean='tokens' .* ctc_compress, reads is not known"):
+        build("distillation", tmp_path, None, model, processor, input_mean="tokens")

@@ -32,6 +32,16 @@ def test_eight_bits_lose_at_most_half_a_step():
     assert error.max() > 0
 
 
+@pytest.mark.parametrize(("storage", "bits"), [("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize("largest", [1e-3, 1e-5, 1e-7])
+def test_small_weights_lose_no_more_than_others(storage, bits, largest):
+    torch.manual_seed(0)
+    weight = torch.randn(8, 32)
+    weight *= largest / weight.abs().amax(1, keepdim=True)
+    error = (unpack(pack({"a": weight}, storage))["a"] - weight).abs().max()
+    assert 0 < error <= 0.51 * largest / (2 ** (bits - 1) - 1)
+
+
 @pytest.mark.parametrize(("storage", "bits"), [("int8", 8), ("int6", 6), ("int5", 5), ("int4", 4)])
 def test_fewer_bits_lose_half_a_step_of_theirs(storage, bits):
     torch.manual_seed(0)

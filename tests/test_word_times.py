@@ -64,6 +64,18 @@ def best_path(log_probabilities: torch.Tensor, targets: list[int], blank: int) -
     return best
 
 
+def test_a_token_that_the_ctc_cannot_write_has_no_time():
+    log_probabilities = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    log_probabilities[:, 4] = -torch.inf
+    for tokens in ([(1, 0, 5), (4, 6, 10)], [(4, 0, 5), (1, 6, 10)]):
+        with pytest.raises(AlignmentError, match="cannot write some of the transcript's tokens.*load_vocabulary"):
+            align_words("hello said", tokens, log_probabilities, 0, TIMES)
+    once = torch.full((2, 3), -torch.inf)
+    once[0, 1], once[1, 2] = 0.0, 0.0  # each can be written, but not in this order
+    with pytest.raises(AlignmentError, match="No path"):
+        align_tokens(once, [2, 1], 0)
+
+
 @pytest.mark.parametrize("blank", [0, 2])
 @pytest.mark.parametrize("targets", [[1], [1, 3], [3, 3], [1, 3, 1], [1, 1, 3]])
 def test_the_path_is_the_best_of_all_paths(targets, blank):

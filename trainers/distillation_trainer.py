@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from modeling_speechllm.connector_base import ConnectorOutput
+from modeling_speechllm.left_out import attended_places, take_places
 from modeling_speechllm.query_bank import QueryBank, teacher_forcing_probability
 
 from .data.chats import question_chat, up_to_answer
@@ -42,6 +44,15 @@ class DistillationCollator(ImitationCollator):
         return [whole(utterance) for utterance in example.utterances]
 
 
+def said(connected: ConnectorOutput) -> tuple[torch.Tensor, torch.Tensor]:
+    """A connector's vectors (batch, tokens, dim) and how many of each row; of one that reads what the LLM gets."""
+    if connected.used is None:
+        return connected.embeddings, connected.lengths
+    counts = connected.used.sum(-1)
+    places = attended_places(connected.used, max(int(counts.max()), 1))
+    return take_places(connected.embeddings, places), counts
+
+
 class SpeechDistillationTrainer(SpeechTrainer):
     """
     Distils the LLM that reads transcripts into the connector.
@@ -66,6 +77,12 @@ class SpeechDistillationTrainer(SpeechTrainer):
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
         super().__init__(model, *args, **kwargs)
+        projector = model.model.multi_modal_projector
+        if self.args.input_mean == "tokens" and projector.leaves_out:
+            raise ValueError(
+                f"input_mean='tokens' divides by the tokens compared, and how many the connector, "
+                f"{projector.config.type}, reads is not known before it has. Set it to 'utterances'."
+            )
         self.check_teacher()
         self.check_cached_teacher("top_k" if self.args.response_weight else "hidden", self.args.instruction)
 
@@ -91,8 +108,7 @@ class SpeechDistillationTrainer(SpeechTrainer):
         with torch.no_grad():
             text = model.model.embed_text(batch["transcript_ids"])
         over_tokens = self.args.input_mean == "tokens"
-        lengths = connected.lengths, batch["transcript_lengths"]
-        total, cut = input_distance(connected.embeddings, lengths[0], text, lengths[1], over_tokens)
+        total, cut = input_distance(*said(connected), text, batch["transcript_lengths"], over_tokens)
         terms["input"] = Term(total, "compared_tokens" if over_tokens else "utterances", self.args.input_weight)
         terms["cut_tokens"] = Term(torch.as_tensor(cut), "utterances", 0.0)
         if connected.language_logits is not None:

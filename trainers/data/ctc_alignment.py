@@ -101,7 +101,7 @@ def align_tokens(log_probabilities: torch.Tensor, targets: list[int], blank: int
         for each target the frames (first, after the last) at which the path emits it.
 
     Raises:
-        AlignmentError: fewer frames than the targets need.
+        AlignmentError: fewer frames than the targets need, or a target of probability 0 in all of them.
         ValueError: a target that is the blank or outside the vocabulary.
     """
     frames, vocabulary = log_probabilities.shape
@@ -122,6 +122,12 @@ def align_tokens(log_probabilities: torch.Tensor, targets: list[int], blank: int
     # Only the columns of the transcript, so that a large vocabulary is neither copied nor moved.
     ids, places = torch.tensor([blank, *targets]).unique(return_inverse=True)
     emissions = log_probabilities[:, ids.to(log_probabilities.device)].float().cpu()
+    if emissions[:, places[1:]].isneginf().all(0).any():
+        raise AlignmentError(
+            "not in the vocabulary",
+            "The CTC cannot write some of the transcript's tokens: its connector reads a vocabulary of its own. Load "
+            "one that has them (load_vocabulary), or leave the row out.",
+        )
     path, _ = forced_align(emissions[None].contiguous(), places[None, 1:], blank=int(places[0]))
     spans: list[tuple[int, int]] = []
     last = None
@@ -130,6 +136,8 @@ def align_tokens(log_probabilities: torch.Tensor, targets: list[int], blank: int
             start = spans.pop()[0] if token == last else frame
             spans.append((start, frame + 1))
         last = token
+    if len(spans) != len(targets):
+        raise AlignmentError("no path", "No path through the CTC's frames writes the transcript. Leave the row out.")
     return spans
 
 
