@@ -2,6 +2,7 @@
 
 import argparse
 from importlib import util
+from pathlib import Path
 from typing import Any
 
 from .loading import CommandError, embedded, load_pipeline, report
@@ -113,6 +114,20 @@ def _check_device(device: str) -> None:
         raise CommandError(f"--device {device} cannot be used: {found}. Give cpu, or what there is.") from error
 
 
+def _repository(model: str | None) -> list[str]:
+    """The repository that a folder was exported for, by its facts; nothing where these cannot be read."""
+    import speechllm
+    from hub_cards import read_facts
+
+    if model is None or model in speechllm.MODELS:
+        return []
+    try:
+        name = read_facts(Path(model).expanduser()).get("model", {}).get("repository")
+    except (ValueError, OSError):
+        return []
+    return [name] if isinstance(name, str) else []
+
+
 def _serve(arguments: argparse.Namespace, bound: Any) -> int:
     try:
         from speechllm.serving.server import build_app, run_app
@@ -124,8 +139,10 @@ def _serve(arguments: argparse.Namespace, bound: Any) -> int:
         _check_device(arguments.device)
     print(f"Loading {arguments.model or embedded()}", flush=True)
     pipe = load_pipeline(arguments.model, **options)
+    others = [] if arguments.served_model_name else _repository(arguments.model)
+    allowed = arguments.allow_local_files, not arguments.refuse_urls
     try:
-        app = build_app(pipe, name, arguments.max_body * 2**20, arguments.allow_local_files, not arguments.refuse_urls)
+        app = build_app(pipe, name, arguments.max_body * 2**20, *allowed, others)
     except ImportError as error:
         raise CommandError(str(error)) from error
     host, port = bound.getsockname()[:2]

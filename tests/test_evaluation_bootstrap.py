@@ -104,14 +104,36 @@ def test_a_paired_difference_is_narrower_than_two_intervals_side_by_side():
     # five of 200 differ: standard error 100 * sqrt(0.025 * 0.975 / 200) = 1.10
     assert found.low == pytest.approx(2.5 - 1.96 * 1.10, abs=0.45)
     assert found.high == pytest.approx(2.5 + 1.96 * 1.10, abs=0.45)
-    assert found.p < 0.05
+    assert found.p == 2 * 0.5**5  # the sign test's of five that speak for one system, the bootstrap's is 0.01
     single = estimate(a, ratio(), resamples)
     assert found.high - found.low < (single.high - single.low) / 2
 
 
-def test_equal_systems_do_not_differ():
-    found = difference(flags(50, 100), flags(50, 100), ratio(), Resamples(map_names(100), 100))
-    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+def test_equal_systems_do_not_differ_as_far_as_is_known():
+    rows = flags(50, 100), flags(50, 100), ratio(), Resamples(map_names(100), 100)
+    found = difference(*rows)
+    assert (found.value, found.p) == (0, 1) and np.isnan([found.low, found.high]).all()
+    found = difference(*rows, is_share=True)  # 95 % sure that not more than 1 - 0.025 ** (1 / 100) differ
+    assert (found.value, found.p) == (0, 1) and -found.low == found.high == pytest.approx(3.62, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [2, 5, 6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_few_recordings_that_all_differ_are_as_much_evidence_as_of_a_sign_test(count, sign):
+    pair = [flags(count, count), flags(0, count)][::sign]
+    found = difference(*pair, ratio(), Resamples(map_names(count), 1000), is_share=True)
+    assert found.value == sign * 100 and found.p == 2 * 0.5**count
+    assert (found.low <= 0 <= found.high) == (found.p >= 0.05) == (count < 6)
+    assert sign * 100 in (found.low, found.high) and max(abs(found.low), abs(found.high)) <= 100
+
+
+def test_recordings_that_are_alike_are_no_evidence_for_a_difference():
+    statistics = np.array([[2.0, 4.0]] * 30)
+    others = statistics - np.array([[1.0, 0.0]] * 3 + [[0.0, 0.0]] * 27)
+    found = difference(statistics, others, ratio(), Resamples(map_names(30), 1000))
+    assert found.p == 2 * 0.5**3
+    in_one = difference(statistics, others, ratio(), Resamples(["a"] * 15 + ["b"] * 15, 1000))
+    assert in_one.p == 1  # one recording of two
 
 
 def test_a_difference_by_chance_alone_is_rarely_significant():

@@ -36,6 +36,11 @@ def blocks() -> list[list[str]]:
     return [block.splitlines() for block in found]
 
 
+def code() -> str:
+    """The page's Python."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+
+
 def write_recordings(folder: Path) -> None:
     draw = random.Random(0)
     for split, count in (("train", 12), ("validation", 2), ("test", 2)):
@@ -81,6 +86,7 @@ def test_the_page_runs_from_recordings_to_a_folder_for_the_hub(tmp_path, monkeyp
     write_recordings(tmp_path / "recordings")
     write_parents(tmp_path)
     write_recogniser(tmp_path / "asr")
+    exec(code(), {})
     choices, *rest = blocks()
     names = [line.split("=", 1)[0] for line in choices]
     chosen = {"AUDIO": "./encoder", "TEXT": "./llm", "ASR": "./asr", "STEPS": "8", "LANGUAGE": "sw"}
@@ -98,6 +104,9 @@ def test_the_page_runs_from_recordings_to_a_folder_for_the_hub(tmp_path, monkeyp
         assert history, name
     metrics = json.loads((tmp_path / "scores" / "results.json").read_text())
     assert metrics["rows"]["scored"] == 2
+    asked = json.loads((tmp_path / "scores-instruct" / "results.json").read_text())
+    assert asked["rows"]["scored"] == 6 and set(asked["groups"]["task"]) == {"first_word", "count", "reply"}
+    assert asked["overall"]["speech"]["form"]["rows"] == 6 and asked["overall"]["speech"]["exact"]["rows"] == 4
     assert (tmp_path / "hub-folder" / "README.md").is_file()
 
 

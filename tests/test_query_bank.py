@@ -189,7 +189,7 @@ def test_settings_errors():
     cases = {
         'needs? a gate. Set gate="conv" or "attention"': {"languages": LANGUAGES},
         "needs the names of the languages": {"gate": "conv"},
-        "not all different": {"languages": ["en", "en"], "gate": "conv"},
+        "must be a list of different names": {"languages": ["en", "en"], "gate": "conv"},
         "gate must be one of None, 'conv', 'attention', not 'magic'": {"languages": LANGUAGES, "gate": "magic"},
         "selection must be one of 'hard', 'soft', not 'both'": {"selection": "both"},
         "queries=500 must be from 1 to positions=448": {"queries": 500},

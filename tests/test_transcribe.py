@@ -22,9 +22,10 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
+from transformers.utils import logging
 
-from speechllm.evaluation.recognisers import PipelineRecogniser
-from speechllm.evaluation.transcripts import TranscribeConfig, transcribe_dataset
+from speechllm.evaluation.recognisers import WHISPER_BATCH_ON_CPU, PipelineRecogniser
+from speechllm.evaluation.transcripts import TranscribeConfig, hear, transcribe_dataset
 from speechllm_cli.main import main
 from trainers.data.filters import FilterSettings, filter_rows
 from trainers.data.loading import load_rows
@@ -128,6 +129,16 @@ def test_unreadable_audio_is_left_out_with_its_finding(tmp_path, asr):
     assert entry["id"] == "row-2" and entry["finding"]
 
 
+@pytest.mark.parametrize(("at_a_time", "steps"), [(2, [2, 2, 2]), (None, [4, 2]), (9, [4, 2])])
+def test_progress_moves_with_every_few_recordings_that_are_heard_together(tmp_path, asr, at_a_time, steps):
+    ears, seen = Ears(), []
+    ears.at_a_time = at_a_time
+    table = rows().with_format("arrow")[:]
+    heard = hear(table, ears, config(tmp_path, asr, batch_size=4), seen.append)
+    assert seen == ears.sizes == steps
+    assert [row.text for row in heard] == [TEXTS[n] + " too" * (n % 2 == 0) for n in range(6)]
+
+
 @pytest.fixture
 def ctc(tmp_path):
     """A random CTC recogniser, in a folder."""
@@ -159,8 +170,11 @@ def test_the_command_takes_a_ctc_model_and_any_layout(tmp_path, ctc, capsys):
     for number in range(3):
         soundfile.write(folder / f"{number}.wav", tone(number, 0.6), RATE)
     arguments = ["transcribe", "--dataset", str(folder), "--asr", ctc, "--out", str(tmp_path / "out")]
+    logging.set_verbosity_warning()
     status = main([*arguments, "--dataset_language", "nn"])
     output = capsys.readouterr()
+    assert logging.get_verbosity() == logging.ERROR  # no warnings about transformers' own ways
+    logging.set_verbosity_warning()
     assert status == 0, output.err
     assert "3 rows of 3 utterances" in output.out and "languages: nn 3" in output.out
     written = load_rows(str(tmp_path / "out"))
@@ -184,7 +198,7 @@ def test_whisper_hears_languages_by_its_own_head_in_its_own_window(monkeypatch):
     assert ears.knows("de-CH") and not ears.knows("gn") and not ears.knows(None)
 
 
-@pytest.mark.parametrize(("device", "most"), [("cpu", 8), ("cuda", 20)])
+@pytest.mark.parametrize(("device", "most"), [("cpu", WHISPER_BATCH_ON_CPU), ("cuda", 20)])
 def test_whisper_keeps_its_beams_of_few_audios_at_a_time_on_a_cpu(monkeypatch, device, most):
     batches, beams = [], []
 
@@ -200,6 +214,7 @@ def test_whisper_keeps_its_beams_of_few_audios_at_a_time_on_a_cpu(monkeypatch, d
     ears = PipelineRecogniser("x", torch.device("cpu"))
     texts = ears.transcribe([np.zeros(100 + n, dtype=np.float32) for n in range(20)], [None] * 20)
     assert texts == [str(100 + n) for n in range(20)] and batches == [most]
+    assert ears.at_a_time == (most if device == "cpu" else None)
     PipelineRecogniser("x", torch.device("cpu"), num_beams=1).transcribe([np.zeros(100, dtype=np.float32)], [None])
     assert beams == [None, 1]
 

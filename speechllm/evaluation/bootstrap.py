@@ -48,12 +48,16 @@ class Resamples:
         drawn = rng.multinomial(self.count, share, size=samples) if self.count else np.zeros((samples, 0))
         self.weights = drawn.astype(np.float32)  # (samples, units)
 
+    def by_unit(self, statistics: np.ndarray) -> np.ndarray:
+        """Statistics (rows, k) -> their sums in each recording (units, k)."""
+        sums = np.zeros((self.count, statistics.shape[1]))
+        np.add.at(sums, self.unit, statistics)
+        return sums
+
     def sums(self, statistics: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Statistics (rows, k), of the rows of a mask (rows,) -> their sums in each resample (samples, k)."""
         kept = statistics if rows is None else np.where(rows[:, None], statistics, 0)
-        by_unit = np.zeros((self.count, statistics.shape[1]))
-        np.add.at(by_unit, self.unit, kept)
-        return self.weights.astype(np.float64) @ by_unit
+        return self.weights.astype(np.float64) @ self.by_unit(kept)
 
     def values(self, statistics: np.ndarray, value: Value, rows: np.ndarray | None = None) -> np.ndarray:
         """The metric in each resample (samples,); NaN where a resample has none of the rows."""
@@ -104,14 +108,22 @@ def estimate(
 
 
 def difference(
-    statistics: np.ndarray, others: np.ndarray, value: Value, resamples: Resamples, others_value: Value | None = None
+    statistics: np.ndarray,
+    others: np.ndarray,
+    value: Value,
+    resamples: Resamples,
+    others_value: Value | None = None,
+    is_share: bool = False,
 ) -> Difference:
     """
     A system's metric less another's on the same rows; `others_value` where the other's statistics are not of the same
     things, as of other labels.
 
     p is twice the smaller share of resamples in which the difference is not above, or not below, zero; with n
-    resamples it is at least 2 / (n + 1). Of a single recording interval and p of a difference are not known (NaN).
+    resamples it is at least 2 / (n + 1), and with m recordings in which the two differ at least 2 * 0.5 ** m: what a
+    sign test (an exact test by flipping signs) gives where all of them speak for one system. Of a single recording
+    interval and p of a difference are not known (NaN). Where all resamples are alike, see
+    [`difference_without_spread`].
     """
     others_value = others_value or value
     values = resamples.values(statistics, value) - resamples.values(others, others_value)
@@ -120,8 +132,29 @@ def difference(
     if resamples.count < 2 and observed != 0:
         return Difference(observed, float("nan"), float("nan"), float("nan"))
     low, high = interval(values)
+    if low == high:
+        counted = len(np.unique(resamples.unit[(statistics[:, 1] > 0) & (others[:, 1] > 0)])) if is_share else 0
+        low, high = difference_without_spread(observed, counted, is_share)
     tail = min((values <= 0).sum(), (values >= 0).sum())
-    return Difference(observed, low, high, float(min(1.0, 2 * (tail + 1) / (len(values) + 1))))
+    p = max(2 * (tail + 1) / (len(values) + 1), 2 * 0.5 ** units_that_differ(statistics, others, resamples))
+    return Difference(observed, low, high, float(min(1.0, p)))
+
+
+def units_that_differ(statistics: np.ndarray, others: np.ndarray, resamples: Resamples) -> int:
+    """In how many recordings two systems differ; all of them where their statistics are not of the same things."""
+    if statistics.shape != others.shape:
+        return resamples.count
+    return int((resamples.by_unit(statistics) != resamples.by_unit(others)).any(1).sum())
+
+
+def difference_without_spread(value: float, units: int, is_share: bool) -> tuple[float, float]:
+    """The 95 % interval of a difference that is the same in all resamples: of shares that differ by 0 or 100 points in
+    all of so many units what is left when as many differ otherwise as [`interval_without_spread`] allows, else NaN."""
+    low, high = interval_without_spread(abs(value), units, is_share)
+    if value == 0:
+        return -high, high
+    low = 2 * low - 100  # the others may be the other way round
+    return (low, high) if value > 0 else (-high, -low)
 
 
 __all__ = [
@@ -130,7 +163,9 @@ __all__ = [
     "Resamples",
     "Value",
     "difference",
+    "difference_without_spread",
     "estimate",
     "interval_without_spread",
     "interval",
+    "units_that_differ",
 ]

@@ -16,7 +16,7 @@ from processing_speechllm import SpeechLLMProcessor
 from .normalise import base_code
 
 WHISPER_SECONDS = 30
-WHISPER_BATCH_ON_CPU = 8  # more are no faster, and each keeps keys of 30 s for each of its pipeline's five beams
+WHISPER_BATCH_ON_CPU = 2  # more are no faster, and each keeps keys of 30 s for each of its pipeline's five beams
 CTC_HEAD, CONNECTOR = "ctc_head", "connector"  # of the model itself
 CTC_HEAD_FILE = "helpers/ctc_head.safetensors"  # not at the top: serving engines load all that lie there
 
@@ -87,12 +87,18 @@ class PipelineRecogniser:
                     options["generate_kwargs"]["language"] = base_code(language)
             inputs = [{"raw": audio[place], "sampling_rate": self.sampling_rate} for place in places]
             # Whisper pads all audio alike; others hear padding, such as wav2vec2 with its group norm.
-            size = len(inputs) if self.is_whisper else 1
-            size = min(size, WHISPER_BATCH_ON_CPU) if self.pipe.device.type == "cpu" else size
+            size = min(len(inputs), self.at_a_time or len(inputs)) if self.is_whisper else 1
             outputs = self.pipe(inputs, batch_size=size, **options)
             for place, output in zip(places, outputs, strict=True):
                 texts[place] = output["text"].strip()
         return texts
+
+    @property
+    def at_a_time(self) -> int | None:
+        """How many audios together are heard as fast as more would be; None if more are faster."""
+        if self.pipe.device.type != "cpu":
+            return None
+        return WHISPER_BATCH_ON_CPU if self.is_whisper else 1
 
     def knows(self, language: str | None) -> bool:
         """Whether the model can be told this language (a code such as `de` or `pt-BR`)."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from .metrics import Metric
 from .pictures import draw
 from .scoring import GROUPINGS, Scores
 from .systems import TITLES
-from .tables import Row, Table, full_title, has_figures, markdown, terminal
+from .tables import TERMINAL_WIDTH, Row, Table, full_title, has_figures, markdown, terminal
 
-IN_TERMINAL = ("scores", "by_language", "by_prompt_kind")
+IN_TERMINAL = ("scores", "by_language", "by_target_language", "by_prompt_kind")
 LEGEND = "± half the width of the 95 % interval (bootstrap over recordings)"
 KIND_TITLES = {
     "behaviour": "How answers fail",
@@ -100,8 +101,8 @@ def _difference_tables(scores: Scores) -> list[Table]:
         rows.append(Row(metric.title, metric.unit, cells))
     columns = tuple(" less ".join(TITLES[system] for system in pair.split(" - ")) for pair in scores.differences)
     explanation = (
-        "Paired bootstrap over the same recordings (Koehn 2004); p is that of no difference, two-sided, not corrected "
-        "for the number of comparisons."
+        "Paired bootstrap over the same recordings (Koehn 2004); p is that of no difference, two-sided, at least that "
+        "of a sign test over the recordings that differ, not corrected for the number of comparisons."
     )
     return [Table("differences", "Differences", columns, tuple(rows), explanation)]
 
@@ -131,7 +132,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
         },
         "means": {grouping: figures(found) for grouping, found in scores.means.items()},
         "differences": {pair: figures(found) for pair, found in scores.differences.items()},
-        "notes": scores.notes,
+        "notes": [*scores.hints, *scores.notes],
     }
 
 
@@ -156,10 +157,11 @@ def write_report(folder: Path, facts: Mapping[str, Any], scores: Scores) -> list
             markdown(table),
         ]
         parts += ["", table.explanation] if table.explanation else []
-    notes = [*scores.notes, *(f"{m['title']}: {m['note']}." for m in as_json(scores)["metrics"].values() if m["note"])]
+    found = as_json(scores)
+    notes = [*found["notes"], *(f"{m['title']}: {m['note']}." for m in found["metrics"].values() if m["note"])]
     parts += ["", "## Notes", "", *(f"- {note}" for note in notes), ""]
     write_text(folder / "report.md", "\n".join(parts))
-    write_text(folder / "results.json", json.dumps({**facts, **as_json(scores)}, ensure_ascii=False, indent=1) + "\n")
+    write_text(folder / "results.json", json.dumps({**facts, **found}, ensure_ascii=False, indent=1) + "\n")
     return tables
 
 
@@ -184,10 +186,11 @@ def _introduction(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def in_terminal(tables: Sequence[Table]) -> str:
-    """The tables that a terminal shows."""
+def in_terminal(tables: Sequence[Table], hints: Sequence[str] = ()) -> str:
+    """The tables that a terminal shows, and hints below them."""
     shown = [terminal(table) for table in tables if table.key in IN_TERMINAL]
-    return "\n\n".join([*shown, LEGEND] if any("±" in text for text in shown) else shown)
+    shown += [LEGEND] if any("±" in text for text in shown) else []
+    return "\n\n".join([*shown, *(textwrap.fill(hint, TERMINAL_WIDTH) for hint in hints)])
 
 
 __all__ = ["as_json", "build_tables", "in_terminal", "write_report"]

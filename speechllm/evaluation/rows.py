@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset
 
 from processing_speechllm.chat_messages import instruction_chat
 from trainers.data.bad_rows import BadRows
@@ -23,6 +23,7 @@ from .chats import check_audio_blocks, content_in_words, with_context, without_a
 from .config import EvaluationConfig
 from .forms import read_form
 from .normalise import base_code, loose, whisper_normalised
+from .sources import join_sources
 
 OWN_PROMPTS = Path(__file__).parent / "prompts"
 OWN_TASKS = {
@@ -128,12 +129,7 @@ def load_evaluation_rows(config: EvaluationConfig, folder: Path | None) -> Rows:
             say=partial(print, file=sys.stderr, flush=True),
         )
         parts.append(part)
-    try:
-        data = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"The datasets {', '.join(config.dataset)} do not fit together: {error}. Evaluate them one by one."
-        ) from error
+    data = join_sources(parts, config.dataset)
     check_columns(data, config)
     data = with_class_names(data)
     total = len(data)

@@ -124,9 +124,10 @@ def evaluate(config: EvaluationConfig, judge: Judge | None = None) -> dict[str, 
         "hardware": describe_hardware(config, state),
         "versions": {name: _version(name) for name in PACKAGES},
     }
-    tables = write_report(folder, facts, score(items, answers, config))
+    scores = score(items, answers, config)
+    shown = in_terminal(write_report(folder, facts, scores), scores.hints)
     print(f"{len(items)} rows, {len(bad)} set aside" + (f": {folder / 'bad_rows.jsonl'}" if bad else ""))
-    print(f"\n{in_terminal(tables)}\n\nAll figures: {folder / 'results.json'}, with pictures: {folder / 'report.md'}")
+    print(f"\n{shown}\n\nAll figures: {folder / 'results.json'}, with pictures: {folder / 'report.md'}")
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 

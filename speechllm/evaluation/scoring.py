@@ -10,13 +10,19 @@ from .behaviour import is_empty, is_refusal, is_repeating, is_same, is_transcrip
 from .bootstrap import Difference, Estimate, Resamples, difference, estimate, interval, interval_without_spread
 from .config import EvaluationConfig
 from .forms import follows, has_form
+from .hints import find_hints
 from .languages import is_in_language
 from .metrics import Metric, class_scores, error_rates, exact, ratio, share, squad_scores, translation_scores
 from .normalise import MLQA_LANGUAGES, base_code
 from .rows import Item
 
 TRANSCRIBING_TASKS = ("transcribe", "repeat")
-GROUPINGS = {"language": "language", "prompt_kind": "prompt kind", "task": "task"}
+GROUPINGS = {
+    "language": "language",
+    "target_language": "target language",
+    "prompt_kind": "prompt kind",
+    "task": "task",
+}
 PAIRS = (  # what is compared by a paired test
     ("speech", "text_bound"),
     ("speech", "cascade"),
@@ -133,17 +139,17 @@ def agreement_metrics(answers: Answers, bound: Answers | None) -> list[Metric]:
 
 def recogniser_metrics(items: Sequence[Item], answers: Answers) -> list[Metric]:
     """The word error rate of what a cascade heard, over rows with a transcript."""
-    if not all("heard" in line for line in answers.lines):
-        return []
     known = [place for place, item in enumerate(items) if item.transcript]
-    if len(known) < len(items):
+    if not known or not all("heard" in line for line in answers.lines):
         return []
     wer, _ = error_rates(
-        [[item.transcript] for item in items],
-        [line["heard"] for line in answers.lines],
-        [item.language for item in items],
+        [[items[place].transcript] for place in known],
+        [answers.lines[place]["heard"] for place in known],
+        [items[place].language for place in known],
     )
-    return [Metric("heard_wer", "recogniser's error rate", "%", False, wer.statistics, wer.value, wer.note)]
+    statistics = np.zeros((len(items), wer.statistics.shape[1]))
+    statistics[known] = wer.statistics
+    return [Metric("heard_wer", "recogniser's error rate", "%", False, statistics, wer.value, wer.note)]
 
 
 @dataclass
@@ -159,7 +165,8 @@ class Scores:
             the values.
         differences: by pair ("a - b") and metric of the task.
         headline: name of the metric of the tables by group.
-        notes: what a reader must know.
+        hints: what the terminal says below its tables.
+        notes: what else a reader must know.
         rows: how many were scored.
     """
 
@@ -170,6 +177,7 @@ class Scores:
     means: dict[str, dict[str, dict[str, Estimate]]]
     differences: dict[str, dict[str, Difference]]
     headline: str | None
+    hints: list[str]
     notes: list[str]
     rows: int
 
@@ -210,7 +218,12 @@ def score(items: Sequence[Item], answers: Mapping[str, Answers], config: Evaluat
     differences = {
         f"{left} - {right}": {
             name: difference(
-                metric.statistics, metrics[right][name].statistics, metric.value, resamples, metrics[right][name].value
+                metric.statistics,
+                metrics[right][name].statistics,
+                metric.value,
+                resamples,
+                metrics[right][name].value,
+                metric.is_share,
             )
             for name, metric in metrics[left].items()
             if kinds[name] in ("task", "form") and name in metrics[right] and metric.higher_is_better is not None
@@ -219,7 +232,8 @@ def score(items: Sequence[Item], answers: Mapping[str, Answers], config: Evaluat
         if left in metrics and right in metrics
     }
     notes = [*notes_on(items, config), *notes_on_judgements(answers)]
-    return Scores(metrics, kinds, overall, groups, means, differences, headline, notes, len(items))
+    hints = find_hints(items, overall, kinds, config)
+    return Scores(metrics, kinds, overall, groups, means, differences, headline, hints, notes, len(items))
 
 
 def choose_headline(config: EvaluationConfig, kinds: Mapping[str, str]) -> str | None:
@@ -234,7 +248,10 @@ def choose_headline(config: EvaluationConfig, kinds: Mapping[str, str]) -> str |
 
 
 def groups_of(items: Sequence[Item], grouping: str) -> dict[str, np.ndarray]:
-    """The rows (rows,) of each value of a grouping; empty unless there are two values or more."""
+    """The rows (rows,) of each value of a grouping; empty unless there are two values or more, and of target languages
+    unless some differ from the spoken ones."""
+    if grouping == "target_language" and all(item.target_language in (None, item.language) for item in items):
+        return {}
     values = [getattr(item, grouping) for item in items]
     names = list(dict.fromkeys("not given" if value is None else value for value in values))
     if len(names) < 2:

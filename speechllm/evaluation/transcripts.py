@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from processing_speechllm.audio import AudioError, load_audio
 from trainers.commands.arguments import DataArguments, described
@@ -182,10 +183,12 @@ class Heard:
 
 
 def hear(table: pa.Table, recogniser: Hears, config: TranscribeConfig, progress: Callable[[int], Any]) -> list[Heard]:
-    """One result per row of the table, in its order; recordings of like length are heard together."""
+    """One result per row of the table, in its order; recordings of like length are heard together, no more of them
+    than helps, so that progress is seen."""
     durations = table["duration"].to_pylist()
     order = sorted(range(len(table)), key=lambda row: (-durations[row], row))
-    batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
+    size = min(config.batch_size, getattr(recogniser, "at_a_time", None) or config.batch_size)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
     languages = table["language"].to_pylist()
     results: list[Heard] = [Heard()] * len(table)
     for batch, decoded in _decoded(table, batches, recogniser.sampling_rate):
@@ -305,6 +308,7 @@ def transcribe(config: TranscribeConfig, data: DataArguments) -> None:
     if data.streaming:
         raise ValueError("Shards are runs of numbered rows, and a stream has none. Set streaming false.")
     need("jiwer", "speechllm transcribe")
+    logging.set_verbosity_error()  # Whisper's own `generate` is warned of how it calls itself
     state = process_state()
     bad_rows = BadRows(Path(config.output_dir) / "unreadable_rows", config.max_bad_share, ROWS_BEFORE_JUDGING)
     with state.main_process_first():

@@ -5,6 +5,8 @@ What is unusual here:
   `generate_or_answer`, so that audio in which nothing was read has the checkpoint's answer.
 - What a request carries to its generation beside the options of `generate` (its seed, its chat) are attributes of its
   `GenerationConfig`, taken off before it is used.
+- transformers calls an answer cut that has as many tokens as it may have. One that is said to its end with the last of
+  them is given room for one more before a stream ends and anyone looks.
 """
 
 import threading
@@ -15,7 +17,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.cli.serving.utils import GenerateManager, GenerationState
 
 from processing_speechllm.confidence import read_embeddings
-from processing_speechllm.no_speech import answer_ids, generate_or_answer, nothing_read
+from processing_speechllm.finish_reasons import finish_reasons
+from processing_speechllm.no_speech import generate_or_answer, nothing_read
 from processing_speechllm.positions import check_positions, default_new_tokens, positions
 
 from .departures import LEFT
@@ -45,6 +48,16 @@ class HasLeft(StoppingCriteria):
         return torch.full((len(input_ids),), self.left.is_set(), device=input_ids.device)
 
 
+class Held:
+    """What `generate` takes for a streamer, whose end is left to the caller."""
+
+    def __init__(self, streamer: Any):
+        self.put = streamer.put
+
+    def end(self) -> None:
+        """Nothing yet."""
+
+
 class Asked:
     """
     Stands in the model's place for one request.
@@ -70,16 +83,20 @@ class Asked:
             return prompt
         answer = self.processor.no_speech_answer
         silent = answer is not None and self.is_silent(inputs, given)
-        if silent:  # it is whole, however few tokens were asked for
-            ids = answer_ids(self.processor.tokenizer, answer)
-            generation_config.max_new_tokens = max(generation_config.max_new_tokens, len(ids) + 1)
         options = given | {
             "generation_config": generation_config,
-            "streamer": streamer,
+            "streamer": None if streamer is None else Held(streamer),
             "stopping_criteria": StoppingCriteriaList([HasLeft(self.left)]),
         }
         tokenizer = self.processor.tokenizer
         new_tokens, _ = generate_or_answer(self.model, tokenizer, inputs, options, [silent], answer)
+        asked = {"generation_config": generation_config}
+        reasons = finish_reasons(self.model.generation_config, asked, new_tokens, prompt.shape[1], tokenizer)
+        if silent or reasons == [["stop"]]:
+            room = new_tokens.shape[-1] + 1
+            generation_config.max_new_tokens = max(generation_config.max_new_tokens, room)
+        if streamer is not None:
+            streamer.end()
         return torch.cat([prompt, new_tokens[0].to(prompt.device)], dim=1)
 
     def is_silent(self, inputs: dict, options: dict) -> bool:

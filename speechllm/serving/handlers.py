@@ -10,7 +10,7 @@ What is unusual here:
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import transformers
@@ -72,11 +72,13 @@ class LoadedModel(ModelManager):
         pipe: the `speech-instruct` pipeline; its model and processor are served.
         name: what clients call the model.
         allow_urls: whether http(s) addresses that clients give are fetched.
+        other_names: what clients may call it, too.
     """
 
-    def __init__(self, pipe: Any, name: str, allow_urls: bool = True):
+    def __init__(self, pipe: Any, name: str, allow_urls: bool = True, other_names: Collection[str] = ()):
         super().__init__()
         self.name, self.model, self.processor, self.allow_urls = name, pipe.model, pipe.processor, allow_urls
+        self.other_names = other_names
 
     def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return self.model, self.processor
@@ -124,7 +126,7 @@ class _SpeechRequests:
         """The request with checked options and loaded messages."""
         body = self.options.check(body)
         name = body.setdefault("model", self.model_manager.name)
-        if name != self.model_manager.name:
+        if name != self.model_manager.name and name not in self.model_manager.other_names:
             raise RequestError(
                 f"This server has no model {name!r}. It has {self.model_manager.name!r}; name that, or none.",
                 status=404,

@@ -8,7 +8,7 @@ What is unusual here:
 import inspect
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import transformers
@@ -43,7 +43,12 @@ logger = logging.getLogger("uvicorn.error")
 
 
 def build_app(
-    pipe: Any, name: str, max_body: int = MAX_BODY, allow_local_files: bool = False, allow_urls: bool = True
+    pipe: Any,
+    name: str,
+    max_body: int = MAX_BODY,
+    allow_local_files: bool = False,
+    allow_urls: bool = True,
+    other_names: Collection[str] = (),
 ) -> FastAPI:
     """
     The server's app.
@@ -54,13 +59,14 @@ def build_app(
         max_body: bytes of a request, at most.
         allow_local_files: whether an `audio_url` may be a path on this machine.
         allow_urls: whether an `audio_url` may be an http(s) address, which is fetched.
+        other_names: what clients may call the model, too.
 
     Raises:
         ImportError: the server of this release of transformers is not the one that is known here.
     """
     check_hooks()
     pipe.processor.allow_local_files = allow_local_files
-    model, state = LoadedModel(pipe, name, allow_urls), SpeechGenerationState()
+    model, state = LoadedModel(pipe, name, allow_urls, other_names), SpeechGenerationState()
     chat = SpeechChatHandler(model, state)
     ours = {
         "chat_handler": chat,

@@ -16,6 +16,7 @@ from .handlers import SpeechChatHandler
 from .requests import RequestError
 
 KNOWN = {"file", "model", "temperature", "response_format"}
+SHOWN = 80  # characters of a transcript that is too long
 REMEDIES = {
     "language": "The model finds it out",
     "prompt": "Give instructions of your own in /v1/chat/completions",
@@ -46,13 +47,15 @@ class SpeechTranscriptionHandler:
         response = await self.chat.handle_request(body, request.state.request_id)
         answer = json.loads(response.body)
         (choice,) = answer["choices"]
+        text = choice["message"]["content"]
         if choice["finish_reason"] == "length":
             raise RequestError(
-                f"The transcript is longer than one answer ({answer['usage']['completion_tokens']} tokens). Cut the "
-                "recording, or ask for it in /v1/chat/completions with a larger max_tokens.",
+                f"The transcript is longer than one answer ({answer['usage']['completion_tokens']} tokens); it goes "
+                f"on after {text[-SHOWN:]!r}. Cut the recording, or ask for it in /v1/chat/completions with a larger "
+                "max_tokens. If it repeats itself, neither helps: the model does not get the words of this recording; "
+                "send a clearer one, or serve another model.",
                 param="file",
             )
-        text = choice["message"]["content"]
         return PlainTextResponse(text) if as_text else JSONResponse({"text": text})
 
     async def recording(self, form: Any) -> LoadedAudio:
