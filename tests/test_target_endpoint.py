@@ -1,6 +1,8 @@
 """Targets from an OpenAI-compatible endpoint: a local one that fails in all the ways that real ones do."""
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -44,14 +46,20 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1.0)
         if fault == "hang" or fault == "drop":
             return self.connection.close()
-        status, content = fault if fault else (200, reply(body))
+        status, content, *ending = fault if fault else (200, reply(body))
         content = content.encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) + 100 * bool(ending)))
         if status == 429:
             self.send_header("Retry-After", "0")
         self.end_headers()
         self.wfile.write(content)
+        if ending == ["stalls"]:
+            time.sleep(1.0)
+        if ending == ["breaks"]:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()  # with a reset in place of an end
 
 
 def reply(body, finish_reason="stop"):
@@ -105,6 +113,22 @@ def test_every_question_is_answered_in_order_whatever_fails_for_a_while(serve):
     assert answers == [Answer(f"{i}: q{i}", "stop") for i in range(12)]
     assert sum(done) == 12 and len(server.requests) == 12 + len(FAULTS)
     assert server.most_at_once <= 4
+
+
+@pytest.mark.parametrize("ending", ["stalls", "breaks"])
+def test_a_busy_endpoint_whose_refusal_does_not_end_is_asked_again(serve, ending):
+    server = serve(lambda number, body: (503, "", ending) if number < 2 else None)
+    assert backend(server, concurrency=1).answer(questions(1), lambda count: None) == [Answer("0: q0", "stop")]
+    assert len(server.requests) == 3
+    server = serve(lambda number, body: (503, "", ending))
+    with pytest.raises(BackendError, match="failed 2 times, at last with HTTP 503"):
+        backend(server, concurrency=1, retries=1).answer(questions(1), lambda count: None)
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 501, 520, 524, 529, 599])
+def test_every_status_that_passes_is_asked_again(serve, status):
+    server = serve(lambda number, body: (status, "") if number == 0 else None)
+    assert backend(server).answer(questions(1), lambda count: None) == [Answer("0: q0", "stop")]
 
 
 def test_the_request_says_what_the_settings_say(serve, monkeypatch, tmp_path):

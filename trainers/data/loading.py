@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.compute as pc
 import soundfile
 from datasets import Audio, Dataset, DatasetDict, Features, IterableDatasetDict, List, Value, load_dataset
 from datasets import IterableDataset as Stream
@@ -28,7 +29,7 @@ from processing_speechllm.mp3_frames import walk
 from .bad_rows import BadRows
 from .chat_rows import CHAT_COLUMNS, MESSAGES, chat_features, chat_row
 from .ids import with_ids
-from .layouts.layout import ENCODED, Opened
+from .layouts.layout import ENCODED, Opened, file_state
 from .layouts.manifests import SUFFIXES, kind_of
 from .layouts.recognition import column_names, open_layout, renamed
 from .mapping import with_mapped
@@ -114,7 +115,7 @@ def with_durations(
     Text-only rows (with `messages`, without audio) have 0. Rows whose audio cannot be read are left out, counted in a
     warning, and listed in `bad_rows`. MP3 frames are counted, as headers may be wrong; formats that soundfile does not
     know (M4A, WebM) are decoded. A duration that is there already is kept. `datasets` caches the result: a second run
-    over the same rows does not read the files again.
+    over the same rows reads files again only where one has come, gone or changed, or could not be read.
 
     Args:
         dataset: rows of `load_rows`. Add durations before selecting or shuffling rows: afterwards embedded
@@ -135,15 +136,20 @@ def with_durations(
         return measured.remove_columns("finding")
     if "duration" in dataset.column_names and None not in dataset["duration"][:]:
         return dataset
-    measured = dataset.map(
-        _measure,
-        remove_columns=dataset.column_names,
-        num_proc=num_proc,
-        features=Features({"duration": Value("float64"), "finding": Value("string")}),
-        desc="Reading audio lengths",
-    )
-    findings = measured["finding"][:]
+    settings = {
+        "remove_columns": dataset.column_names,
+        "num_proc": num_proc,
+        "features": Features({"duration": Value("float64"), "finding": Value("string")}),
+        "desc": "Reading audio lengths",
+    }
+    measured = dataset.map(_measure, fn_kwargs={"version": _files_version(dataset)}, **settings)
+    durations, findings = measured["duration"][:], measured["finding"][:]
     bad = [index for index, finding in enumerate(findings) if finding is not None]
+    if bad:  # a decoder or a permission may have come since
+        again = dataset.select(bad).map(_measure, load_from_cache_file=False, **settings)
+        for index, duration, finding in zip(bad, again["duration"][:], again["finding"][:], strict=True):
+            durations[index], findings[index] = duration, finding
+        bad = [index for index in bad if findings[index] is not None]
     if bad and len(bad) == len(dataset):
         first = dataset.select_columns(["audio"])[0]["audio"]
         raise ValueError(
@@ -155,7 +161,7 @@ def with_durations(
         bad_rows.record(row["id"], source_name(row["audio"]), findings[index])
     if "duration" in dataset.column_names:
         dataset = dataset.remove_columns("duration")
-    dataset = dataset.add_column("duration", measured["duration"][:])
+    dataset = dataset.add_column("duration", durations)
     if bad:
         logger.warning("%d of %d rows have audio that cannot be read; they are left out.", len(bad), len(dataset))
         bad_rows.check(len(dataset), len(bad))
@@ -215,7 +221,19 @@ def audio_seconds(audio: Any) -> float:
     return frames / info.samplerate
 
 
-def _measure(row: dict[str, Any]) -> dict[str, Any]:
+def _files_version(dataset: Dataset) -> str:
+    """Tells whether a file that rows name has come, gone or changed."""
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(["audio"]).with_format("arrow").iter(BATCH_ROWS):
+        audios = batch.column("audio")
+        audios = pc.list_flatten(audios) if isinstance(dataset.features["audio"], List) else audios
+        for path in pc.struct_field(audios, "path").to_pylist():
+            digest.update(file_state(path) if path else b"")
+    return digest.hexdigest()
+
+
+def _measure(row: dict[str, Any], version: str = "") -> dict[str, Any]:
+    """`version` makes `datasets` notice changed files."""
     seconds = row.get("duration")
     if row["audio"] is None and row.get("messages"):  # a text-only row
         seconds = 0.0

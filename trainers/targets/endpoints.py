@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import TypeVar
 
-RETRIED = (408, 409, 429, 500, 502, 503, 504, 529)
+RETRIED = (408, 409, 429)  # and all from 500
 REFUSED = (400, 413, 422)  # the endpoint cannot take this request: too long, filtered
 LONGEST_PAUSE = 60.0  # seconds
 
@@ -31,8 +31,8 @@ class Endpoint:
         base_url: as `http://localhost:8000/v1`.
         path: what follows it, as `/chat/completions`.
         api_key: sent as bearer token if given.
-        retries: tries more after 429, 5xx, a time-out, a broken connection or a reply that cannot be read, with pauses
-            that double from `first_pause` seconds up to a minute, or as the endpoint says (`Retry-After`).
+        retries: tries more after 408, 409, 429, 5xx, a time-out, a broken connection or a reply that cannot be read,
+            with pauses that double from `first_pause` seconds up to a minute, or as the endpoint says (`Retry-After`).
         timeout: seconds.
 
     Raises:
@@ -77,10 +77,10 @@ class Endpoint:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
                     return read(response.read())
             except urllib.error.HTTPError as error:
-                detail = f"HTTP {error.code} {error.read(500).decode(errors='replace')}".strip()
+                detail = f"HTTP {error.code} {_beginning(error)}".strip()
                 if error.code in REFUSED:
                     raise Refusal(detail) from error
-                if error.code not in RETRIED:
+                if error.code not in RETRIED and error.code < 500:
                     raise BackendError(f"{self.url} answered {detail}. Check base_url, model and the key.") from error
                 try:
                     pause = min(float(error.headers.get("Retry-After", "")), LONGEST_PAUSE)
@@ -95,6 +95,14 @@ class Endpoint:
             f"{self.url} failed {attempt + 1} times, at last with {detail}. Start it again, or raise retries, and "
             "run the same command: it resumes."
         )
+
+
+def _beginning(error: urllib.error.HTTPError) -> str:
+    """Of the body of a refusal; nothing where it stalls or breaks off."""
+    try:
+        return error.read(500).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 __all__ = ["BackendError", "Endpoint", "Refusal"]

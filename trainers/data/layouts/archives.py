@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ import soundfile
 from datasets import Audio, Features, load_dataset
 
 from ..mapping import with_mapped
-from .layout import SPLIT_NAMES, Layout, Row, Rows, audio_at, from_rows, patterns, split_folders
+from .layout import Layout, Row, Rows, audio_at, files_in, from_rows, patterns, split_folders, split_word
+from .segments import unreadable
 
+SOURCE = re.compile(r'"source": *("[^"\\]*(?:\\.[^"\\]*)*")')  # of a recording
 TEXT_FIELDS = ("txt", "text", "lab", "transcript")
 
 
@@ -21,11 +24,10 @@ TEXT_FIELDS = ("txt", "text", "lab", "transcript")
 
 
 def webdataset_splits(folder: Path) -> dict[str, list[Path]]:
-    """Shards by split: in folders of its name, or with names that begin with it; otherwise all are `train`."""
-    found = {name: files for name, path in split_folders(folder).items() if (files := sorted(path.glob("*.tar")))}
+    """Shards by split: in folders of its name, or with names that have it as a word; otherwise all are `train`."""
+    found = files_in(split_folders(folder), "*.tar")
     for path in sorted(folder.glob("*.tar")):
-        word = path.stem.replace("_", "-").split("-")[0]
-        found.setdefault(word if word in SPLIT_NAMES else "train", []).append(path)
+        found.setdefault(split_word(path.stem) or "train", []).append(path)
     return found
 
 
@@ -67,9 +69,7 @@ def lhotse_splits(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted([*folder.glob("*.jsonl.gz"), *folder.glob("*.jsonl")]):
         if lhotse_kind(path) is not None:
-            words = path.name.split(".")[0].replace("-", "_").split("_")
-            split = next((word for word in words if word in SPLIT_NAMES), "train")
-            found.setdefault(split, []).append(path)
+            found.setdefault(split_word(path.name) or "train", []).append(path)
     for split, files in found.items():
         found[split] = [path for path in files if lhotse_kind(path) == "cuts"] or files
     return found
@@ -89,6 +89,17 @@ def lhotse_kind(path: Path) -> str | None:
     if {"id", "sources", "sampling_rate"} <= set(first):
         return "recordings"
     return "supervisions" if {"id", "recording_id", "start", "duration"} <= set(first) else None
+
+
+def lhotse_recordings(files: list[Path]) -> list[Path]:
+    """The files that manifests name, as they stand there and below their folder."""
+    found = set()
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for line in file:
+                found.update(SOURCE.findall(line))
+    names = sorted(json.loads(name) for name in found)
+    return [place / name for name in names for place in dict.fromkeys([Path(), files[0].parent])]
 
 
 def lhotse_rows(files: list[str], version: str) -> Iterator[Row]:
@@ -119,16 +130,20 @@ def lhotse_rows(files: list[str], version: str) -> Iterator[Row]:
 
 
 def lhotse_audio(part: Any, folder: Path, name: str) -> dict[str, Any]:
-    """The file of a cut that is a whole recording of one file, else the samples that lhotse gives, as FLAC."""
-    recording = getattr(part, "recording", None)
+    """The file of a cut that is a whole recording of one file and channel, else the samples that lhotse gives."""
+    recording, path = getattr(part, "recording", None), f"cut {part.id}"
     if recording is not None and [source.type for source in recording.sources] == ["file"]:
         path = Path(recording.sources[0].source)
         if (folder / path).is_file():  # else as lhotse has it: below the working directory
             path, part = folder / path, part.with_recording_path_prefix(folder)
         whole = part.start == 0 and abs(part.duration - recording.duration) < 1e-3
-        if whole and not recording.transforms:
+        if whole and not recording.transforms and recording.num_channels == 1:
             return audio_at(path)
-    samples = part.load_audio()
+    try:
+        samples = part.load_audio()
+    except Exception as error:  # those of lhotse and of whatever it reads with
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return unreadable(f"{path}: lhotse cannot read it ({found}). Check the file and its manifest.", name)
     content = io.BytesIO()
     soundfile.write(content, samples.T, part.sampling_rate, format="WAV", subtype="FLOAT")
     return {"bytes": content.getvalue(), "path": f"{name}.wav"}
@@ -144,7 +159,8 @@ def load_lhotse(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     except ImportError as error:
         raise ImportError(f"{files[0]} is a manifest of lhotse, which is not installed: pip install lhotse") from error
     columns = ("id", "text", "language", "speaker", "duration")
-    return from_rows(lhotse_rows, files, columns, streaming, together=True), []
+    recordings = [] if streaming else lhotse_recordings(files)
+    return from_rows(lhotse_rows, files, columns, streaming, together=True, recordings=recordings), []
 
 
 WEBDATASET = Layout(

@@ -6,8 +6,10 @@ Their tables are not quoted, so a quotation mark in a sentence is one.
 from collections.abc import Iterator
 from pathlib import Path
 
-from .layout import Layout, Row, Rows, audio_at, by_stem, from_rows, text_lines
+from ..columns import KNOWN_NAMES
+from .layout import AUDIO_SUFFIXES, Layout, Row, Rows, audio_at, by_stem, from_rows, recording_of, text_lines
 
+HEADED = {"audio", "text", *KNOWN_NAMES["audio"], *KNOWN_NAMES["text"]}
 FLEURS_COLUMNS = ("sentence_id", "file_name", "raw_transcription", "text", "characters", "samples", "gender")
 
 
@@ -37,6 +39,11 @@ def table_rows(path: Path, separator: str = "\t", header: list[str] | None = Non
 
 def _headers(files: list[Path]) -> list[str]:
     return list(dict.fromkeys(name for path in files for name in first_cells(path)))
+
+
+def _folders(files: list[Path]) -> list[Path]:
+    """Those below which the recordings of tables are looked up."""
+    return list(dict.fromkeys(path.parent for path in files))
 
 
 # Common Voice: en/train.tsv beside en/clips/
@@ -81,14 +88,15 @@ def voxpopuli_rows(files: list[str], version: str) -> Iterator[Row]:
         recordings = by_stem(path.parent)
         for row in table_rows(path):
             name = row.pop("id", None) or row.pop("id_", None)
-            audio = recordings.get(name, path.parent / f"{name}.ogg")
+            audio = recording_of(name, recordings, path.parent / f"{name}.ogg")
             known = {"id": name, "text": row.pop("normalized_text"), "speaker": row.pop("speaker_id", None)}
             yield {"audio": audio_at(audio), **known, **row}
 
 
 def load_voxpopuli(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     rest = [name for name in _headers(files) if name not in ("id", "id_", "normalized_text", "speaker_id")]
-    rows = from_rows(voxpopuli_rows, files, ["id", "text", "speaker", *rest], streaming)
+    columns = ["id", "text", "speaker", *rest]
+    rows = from_rows(voxpopuli_rows, files, columns, streaming, recordings=_folders(files))
     return rows, ["text from normalized_text"]
 
 
@@ -115,7 +123,8 @@ def fleurs_rows(files: list[str], version: str) -> Iterator[Row]:
 
 def load_fleurs(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     columns = ("text", "raw_transcription", "sentence_id", "gender")
-    return from_rows(fleurs_rows, files, columns, streaming), ["text from transcription"]
+    rows = from_rows(fleurs_rows, files, columns, streaming, recordings=_folders(files))
+    return rows, ["text from transcription"]
 
 
 # LibriSpeech: train-clean-100/84/121123/84-121123.trans.txt beside its recordings
@@ -137,13 +146,14 @@ def librispeech_rows(files: list[str], version: str) -> Iterator[Row]:
         for line in text_lines(path):
             name, _, text = line.strip().partition(" ")
             if name:
-                audio = recordings.get(name, path.parent / f"{name}.flac")
+                audio = recording_of(name, recordings, path.parent / f"{name}.flac")
                 yield {"audio": audio_at(audio), "id": name, "text": text.strip(), "speaker": name.split("-")[0]}
 
 
 def load_librispeech(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     files = [path for folder in folders for path in sorted(folder.glob("*/*/*.trans.txt"))]
-    return from_rows(librispeech_rows, files, ("id", "text", "speaker"), streaming), []
+    columns = ("id", "text", "speaker")
+    return from_rows(librispeech_rows, files, columns, streaming, recordings=_folders(files)), []
 
 
 # MLS: train/transcripts.txt, recordings in train/audio/4800/10003/
@@ -163,12 +173,13 @@ def mls_rows(files: list[str], version: str) -> Iterator[Row]:
     for path in map(Path, files):
         recordings = by_stem(path.parent / "audio")
         for row in table_rows(path, header=["id", "text"]):
-            audio = recordings.get(row["id"], path.parent / "audio" / f"{row['id']}.flac")
+            audio = recording_of(row["id"], recordings, path.parent / "audio" / f"{row['id']}.flac")
             yield {"audio": audio_at(audio), **row, "speaker": row["id"].split("_")[0]}
 
 
 def load_mls(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
-    return from_rows(mls_rows, files, ("id", "text", "speaker"), streaming), []
+    columns, places = ("id", "text", "speaker"), [path.parent / "audio" for path in files]
+    return from_rows(mls_rows, files, columns, streaming, recordings=places), []
 
 
 # LJSpeech: metadata.csv of `id|text` or `id|text|normalised text`, recordings in wavs/
@@ -176,9 +187,9 @@ def load_mls(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
 
 def ljspeech_splits(folder: Path) -> dict[str, list[Path]]:
     path = folder / "metadata.csv"
-    if not path.is_file() or len(first_cells(path, "|")) < 2 or "file_name" in first_cells(path, "|")[0]:
-        return {}
-    return {"train": [path]}
+    cells = first_cells(path, "|") if path.is_file() else []
+    named = {cell.strip().lower() for cell in cells} & HEADED  # a table with a header is a manifest
+    return {"train": [path]} if len(cells) > 1 and not named and "file_name" not in cells[0] else {}
 
 
 def ljspeech_rows(files: list[str], version: str) -> Iterator[Row]:
@@ -187,15 +198,19 @@ def ljspeech_rows(files: list[str], version: str) -> Iterator[Row]:
         width = len(first_cells(path, "|"))
         header = ["id", "raw_text", "text", *(f"column {number}" for number in range(4, width + 1))][:width]
         for row in table_rows(path, "|", header if width > 2 else ["id", "text"]):
-            stem = Path(row["id"]).stem if row["id"].lower().endswith((".wav", ".flac", ".mp3", ".ogg")) else row["id"]
-            audio = recordings.get(stem, path.parent / "wavs" / f"{stem}.wav")
+            name = row["id"]
+            told = name.lower().endswith(AUDIO_SUFFIXES)
+            name = name.rpartition(".")[0] if told else name
+            usual = path.parent / row["id"] if told else path.parent / "wavs" / f"{name}.wav"
+            audio = recording_of(name, recordings, usual)
             text = row["text"] or row.get("raw_text")
-            yield {"audio": audio_at(audio), "id": stem, "text": text, "raw_text": row.get("raw_text", text)}
+            yield {"audio": audio_at(audio), "id": name, "text": text, "raw_text": row.get("raw_text", text)}
 
 
 def load_ljspeech(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     notes = ["text from the third column"] * (len(first_cells(files[0], "|")) > 2)
-    return from_rows(ljspeech_rows, files, ("id", "text", "raw_text"), streaming), notes
+    columns = ("id", "text", "raw_text")
+    return from_rows(ljspeech_rows, files, columns, streaming, recordings=_folders(files)), notes
 
 
 COMMON_VOICE = Layout(

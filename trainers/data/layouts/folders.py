@@ -3,10 +3,12 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datasets import Dataset, load_dataset, load_from_disk
+import pyarrow.parquet as pq
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 
 from .layout import (
     AUDIO_SUFFIXES,
@@ -17,11 +19,14 @@ from .layout import (
     audio_at,
     audio_files,
     files_below,
+    files_in,
     from_rows,
     patterns,
     split_folders,
+    split_word,
     text_lines,
 )
+from .manifests import read_manifest
 
 SHARD_OF = re.compile(r"-\d+-of-(\d+)$")
 MOSTLY_CUT = 0.05  # share of answers at the limit from which a remedy is said
@@ -51,7 +56,7 @@ def _made_manifest(folder: Path) -> dict | None:
 def load_made(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     """
     Raises:
-        ValueError: the run is not finished, or no row came of it.
+        ValueError: the run is not finished, no row came of it, or some are missing.
     """
     folder = files[0] if files[0].is_dir() else files[0].parent.parent
     files = [path for path in files if path.is_file()]
@@ -64,6 +69,12 @@ def load_made(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
         )
     if not files:
         raise ValueError(f"{folder}: no row came of the run; see {folder / 'dropped.jsonl'}.")
+    there = sum(pq.read_metadata(path).num_rows for path in folder.glob("data/*.parquet"))
+    if there != report["rows"]:
+        raise ValueError(
+            f"{folder}: its files hold {there:,} rows, the run wrote {report['rows']:,}. Copy all of data/ again, or "
+            "name its folder data/ to take what is there."
+        )
     return _parquet(files, streaming), cut_notes(report.get("cut_at_limit", 0), report["rows"])
 
 
@@ -98,12 +109,11 @@ def load_saved(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
 
 
 def parquet_splits(folder: Path) -> dict[str, list[Path]]:
-    found = {name: files for name, path in split_folders(folder).items() if (files := sorted(path.glob("*.parquet")))}
+    found = files_in(split_folders(folder), "*.parquet")
     for path in sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
-        word = SHARD_OF.sub("", path.stem)
-        short = word.split("-")[0]
-        of_shard = word if word != path.stem else "train"
-        found.setdefault(short if short in SPLIT_NAMES else of_shard, []).append(path)
+        name = SHARD_OF.sub("", path.stem)
+        of_shard = name if name != path.stem else "train"
+        found.setdefault(split_word(name) or of_shard, []).append(path)
     return found
 
 
@@ -114,28 +124,46 @@ def load_parquet(files: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
     return _parquet(files, streaming), [f"{len(files)} of {int(total[1])} shards"] if missing else []
 
 
-# `audiofolder` of `datasets`: recordings and metadata.csv or metadata.jsonl with file_name
+# `audiofolder` of `datasets`: recordings and metadata.csv or metadata.jsonl with file_name, read as manifests: the
+# builder takes `null` and `nan` for nothing, digits for numbers, and names of recordings for those of splits.
 
 
 def audiofolder_splits(folder: Path) -> dict[str, list[Path]]:
-    metadata = [path for kind in ("csv", "jsonl", "parquet") for path in _metadata(folder, kind)]
-    if not metadata:
+    """Folders of splits, each after the folder of all; the first alone where there are none."""
+    if not _metadata(folder):
         return {}
-    names = [name for name in split_folders(folder) if next(audio_files(folder / name), None) is not None]
-    return {name: [folder, folder / name] for name in names} or {"train": [folder]}
+    named = split_folders(folder)
+    held = {name: [path for path in paths if next(audio_files(path), None)] for name, paths in named.items()}
+    return {name: [folder, *paths] for name, paths in held.items() if paths} or {"train": [folder]}
 
 
-def _metadata(folder: Path, kind: str) -> Iterator[Path]:
-    for path in (*folder.glob(f"metadata.{kind}"), *folder.glob(f"*/metadata.{kind}")):
-        with path.open("rb") as file:
-            if kind == "parquet" or b"file_name" in file.readline():
-                yield path
+def _metadata(folder: Path) -> list[Path]:
+    """The tables of a folder and of those in it."""
+    found = []
+    for kind in ("csv", "jsonl", "parquet"):
+        for path in sorted([*folder.glob(f"metadata.{kind}"), *folder.glob(f"*/metadata.{kind}")]):
+            with path.open("rb") as file:
+                if kind == "parquet" or b"file_name" in file.readline():
+                    found.append(path)
+    return found
 
 
-def load_audiofolder(folders: list[Path], streaming: bool) -> tuple[Rows, list[str]]:
-    split = SPLIT_NAMES[folders[1].name] if len(folders) > 1 else "train"
-    rows = load_dataset("audiofolder", data_dir=patterns(folders[:1])[0], split=split, streaming=streaming)
-    return rows, []
+def load_audiofolder(folders: list[Path], streaming: bool, columns: dict[str, str]) -> tuple[Rows, list[str]]:
+    """The rows whose recordings lie below a split's folders, or all."""
+    root, *places = folders
+    tables = _metadata(root)
+    own = [path for path in tables if path.parent in places]
+    if any(path.suffix == ".parquet" for path in own or tables):
+        split = SPLIT_NAMES[split_word(places[0].name)] if places else "train"
+        rows = load_dataset("audiofolder", data_dir=patterns([root])[0], split=split, streaming=streaming)
+        return rows.rename_columns(columns), []
+    parts, notes = zip(*(read_manifest(path, streaming, columns) for path in own or tables), strict=True)
+    rows = parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
+    if places and not own:
+        rows = rows.filter(
+            lambda audio: any(Path(audio["path"]).is_relative_to(place) for place in places), input_columns=["audio"]
+        )
+    return rows, [note for note in dict.fromkeys(sum(notes, [])) if note != "audio from file_name"]
 
 
 # Recordings, each with a text file of its name, beside it or in another folder
@@ -146,18 +174,44 @@ def pair_splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def _splits_where(folder: Path, holds: Callable[[Path], bool]) -> dict[str, list[Path]]:
-    named = {name: [path] for name, path in split_folders(folder).items() if holds(path)}
+    held = {name: [path for path in paths if holds(path)] for name, paths in split_folders(folder).items()}
+    named = {name: paths for name, paths in held.items() if paths}
     return named or ({"train": [folder]} if holds(folder) else {})
 
 
 def _pairs(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """(recording, its text); the text beside it goes first."""
-    texts = {path.stem: path for path in files_below(folder) if path.suffix == ".txt"}
+    """
+    (recording, its text): the one beside it, else the one that shares the most of the end of its path (`s1/001`), if
+    no other recording shares more of that.
+
+    Raises:
+        ValueError: several texts share as much.
+    """
+    texts, audios = defaultdict(list), set()
+    for path in files_below(folder):
+        if path.suffix == ".txt":
+            for end in _endings(path, folder):
+                texts[end].append(path)
+    for audio in audio_files(folder) if texts else ():
+        audios.update(_endings(audio, folder))
     for audio in audio_files(folder) if texts else ():
         beside = audio.with_suffix(".txt")
-        text = beside if beside.is_file() else texts.get(audio.stem)
-        if text is not None:
-            yield audio, text
+        if beside.is_file():
+            yield audio, beside
+            continue
+        shared = next((end for end in _endings(audio, folder) if end in texts), None)
+        found = texts[shared] if shared is not None else []
+        found = [text for text in found if next(end for end in _endings(text, folder) if end in audios) == shared]
+        if len(found) > 1:
+            raise ValueError(f"{audio}: its text may be {found[0]} or {found[1]}. Put each text beside its recording.")
+        if found:
+            yield audio, found[0]
+
+
+def _endings(path: Path, folder: Path) -> list[tuple[str, ...]]:
+    """The ends of a path below a folder without its suffix, the longest first."""
+    parts = path.relative_to(folder).with_suffix("").parts
+    return [parts[start:] for start in range(len(parts))]
 
 
 def pair_rows(files: list[str], version: str) -> Iterator[Row]:
@@ -213,6 +267,7 @@ AUDIOFOLDER = Layout(
     "recordings, and metadata.csv or metadata.jsonl with file_name and text",
     audiofolder_splits,
     load_audiofolder,
+    takes_columns=True,
 )
 PAIRS = Layout(
     "recordings with text files", "NAME.wav and NAME.txt, beside it or in another folder", pair_splits, load_pairs

@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 Rows = Dataset | Stream
 Row = dict[str, Any]
 ENCODED = {"bytes": Value("binary"), "path": Value("string")}
-FORMAT = 1  # of the rows that the readers here give; `datasets` keeps what an older one gave
+FORMAT = 2  # of the rows that the readers here give; `datasets` keeps what an older one gave
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".aiff", ".aif", ".sph", ".wma")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, or a byte of a file name that is not UTF-8
 SPLIT_NAMES = {  # as people write them: as `datasets` does
@@ -64,11 +64,12 @@ def from_rows(
     columns: Iterable[str],
     streaming: bool,
     together: bool = False,
+    recordings: Iterable[Path] = (),
 ) -> Rows:
     """
     Rows that a generator function makes of files.
 
-    They are kept by `datasets` and made anew when a file has changed. Of a stream each file is a shard.
+    They are kept by `datasets` and made anew when a file or recording has changed. Of a stream each file is a shard.
 
     Args:
         function: takes `files` (paths as text) and `version`, and yields rows.
@@ -76,11 +77,13 @@ def from_rows(
         columns: names of the columns beside `audio`; all are text but `duration`.
         streaming: give a stream.
         together: the files make rows only together.
+        recordings: those that the rows hold a part of, and folders in which the function looks recordings up.
     """
     files = [path.absolute() for path in files]
     features = {name: Value("float64" if name == "duration" else "string") for name in columns}
     names = (tuple if together else list)(map(str, files))  # `datasets` takes a list for shards
-    arguments = {"files": names, "version": version_of(files)}
+    heard = (path for place in recordings for path in (audio_files(place) if os.path.isdir(place) else [place]))
+    arguments = {"files": names, "version": "" if streaming else version_of([*files, *heard])}
     return generated(function, Features({"audio": ENCODED, **features}), arguments, streaming)
 
 
@@ -102,13 +105,21 @@ def patterns(files: Iterable[Path]) -> list[str]:
 
 
 def version_of(paths: Iterable[Path]) -> str:
-    """Tells files, and the files in folders, that have changed, by size and time."""
+    """Tells files, and the files in folders, that have come, gone, moved or changed, by path, size and time."""
     digest = hashlib.sha256(str(FORMAT).encode())
-    for path in paths:
-        for file in sorted(files_below(path)) if path.is_dir() else [path]:
-            status = file.stat() if file.exists() else file.lstat()  # a link to nothing
-            digest.update(os.fsencode(file.name) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
+    for path in dict.fromkeys(paths):
+        for file in files_below(path) if os.path.isdir(path) else [path]:
+            digest.update(os.fsencode(file) + file_state(file))
     return digest.hexdigest()[:16]
+
+
+def file_state(file: Path | str) -> bytes:
+    """Size and time of a file, or that it is not there."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # a NUL in the name
+        return b" is not there\n"
+    return f" {status.st_size} {status.st_mtime_ns}\n".encode()
 
 
 def audio_at(path: Path | str) -> dict[str, Any]:
@@ -164,14 +175,62 @@ def not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:
     return f"{path}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8 (iconv -t UTF-8)."
 
 
-def by_stem(folder: Path) -> dict[str, Path]:
+def by_stem(folder: Path) -> dict[str, list[Path]]:
     """The recordings below a folder by their name without suffix."""
-    return {path.stem: path for path in audio_files(folder)}
+    found: dict[str, list[Path]] = {}
+    for path in audio_files(folder):
+        found.setdefault(path.stem, []).append(path)
+    return found
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """Folders named as a split (`train`, `dev`, ...), by the name they have."""
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in SPLIT_NAMES}
+def recording_of(name: str, recordings: dict[str, list[Path]], usual: Path) -> Path:
+    """
+    The recording that a table means: the usual place if there is one, else what has its name below the folder.
+
+    Args:
+        name: as the table has it, without the suffix of a sound format.
+        recordings: of [`by_stem`].
+        usual: where it lies by the corpus' own rules; given if there is none at all.
+
+    Raises:
+        ValueError: several have the name.
+    """
+    if usual.is_file():
+        return usual
+    parts = Path(name).parts
+    found = recordings.get(parts[-1], []) if parts else []
+    found = [path for path in found if path.with_suffix("").parts[-len(parts) :] == parts] or found
+    if len({path.with_suffix("") for path in found}) > 1:
+        raise ValueError(
+            f"{name!r} may be {found[0]} or {found[1]}. Write in the table where each lies, or give each another name."
+        )
+    return found[-1] if found else usual
+
+
+def split_word(name: str) -> str | None:
+    """The first word of a file's or folder's name that is a split's: `test` of `cv-test-000`, None without one."""
+    return next((word for word in re.split(r"[-_.\s]+", name.lower()) if word in SPLIT_NAMES), None)
+
+
+def split_name(name: str) -> str | None:
+    """The split that a file's or folder's name tells: the name itself if it begins with one (`train-clean-100`)."""
+    word, name = split_word(name), name.lower()
+    return name if word is not None and name.startswith(word) else word
+
+
+def split_folders(folder: Path) -> dict[str, list[Path]]:
+    """Folders whose names tell a split (`train`, `Dev`, `test-other`), by that split's name."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and (name := split_name(path.name)) is not None:
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def files_in(folders: dict[str, list[Path]], pattern: str) -> dict[str, list[Path]]:
+    """The files of a pattern in folders of splits, without splits that have none."""
+    found = {name: sorted(file for path in paths for file in path.glob(pattern)) for name, paths in folders.items()}
+    return {name: files for name, files in found.items() if files}
 
 
 def choose_split(splits: dict[str, list[Path]], wanted: str, source: str) -> tuple[str, list[Path]]:
@@ -199,22 +258,27 @@ def choose_split(splits: dict[str, list[Path]], wanted: str, source: str) -> tup
 __all__ = [
     "AUDIO_SUFFIXES",
     "ENCODED",
+    "SPLIT_NAMES",
+    "SURROGATE",
     "Layout",
     "Opened",
     "Row",
     "Rows",
-    "SPLIT_NAMES",
-    "SURROGATE",
     "audio_at",
     "audio_files",
     "by_stem",
     "choose_split",
+    "file_state",
     "files_below",
+    "files_in",
     "from_rows",
     "generated",
-    "patterns",
     "not_utf8",
+    "patterns",
+    "recording_of",
     "split_folders",
+    "split_name",
+    "split_word",
     "text_lines",
     "version_of",
 ]

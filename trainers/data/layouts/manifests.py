@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..chat_rows import CHAT_COLUMNS, chat_features, chat_row
 from ..columns import CHATS, KNOWN_NAMES, renaming
-from .layout import ENCODED, SPLIT_NAMES, SURROGATE, Layout, Rows, generated, not_utf8, version_of
+from .layout import ENCODED, SURROGATE, Layout, Rows, generated, not_utf8, split_name, split_word, version_of
 from .segments import cut
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -71,8 +71,9 @@ def read_manifest(
         "columns": columns,
         "names": tuple(features),  # `datasets` takes lists for shards
         "several": several,
-        "version": version_of([path]),
     }
+    cut_from = _recordings_cut(**arguments) if "offset" in features and not streaming else []
+    arguments["version"] = version_of([path, *cut_from])
     return generated(_manifest_rows, features, arguments, streaming), notes
 
 
@@ -92,7 +93,24 @@ def _encoded(feature: Any, path: Path) -> Any:
 def _manifest_rows(
     path: str, columns: dict[str, str], names: tuple[str, ...], several: bool, version: str
 ) -> Iterator[dict[str, Any]]:
-    """A manifest's rows, with audio paths made absolute; `version` makes `datasets` notice a changed file."""
+    """A manifest's rows, with parts cut out; `version` makes `datasets` notice a changed file."""
+    for row, start, stop in _placed_rows(path, columns, names, several):
+        if start is not None:
+            whole = row["audio"]["path"]
+            row["audio"] = cut(whole, start, stop, f"{Path(whole).stem}-{start:g}")
+        yield row
+
+
+def _recordings_cut(path: str, columns: dict[str, str], names: tuple[str, ...], several: bool) -> list[Path]:
+    """The recordings that rows are parts of."""
+    placed = _placed_rows(path, columns, names, several)
+    return list(dict.fromkeys(Path(row["audio"]["path"]) for row, start, _ in placed if start is not None))
+
+
+def _placed_rows(
+    path: str, columns: dict[str, str], names: tuple[str, ...], several: bool
+) -> Iterator[tuple[dict[str, Any], float | None, float | None]]:
+    """A manifest's rows, with audio paths made absolute, and for parts of recordings where they start and stop."""
     root = Path(path).parent
     for number, row in _manifest_lines(Path(path)):
         row = {columns.get(name, name): value for name, value in row.items()}
@@ -102,11 +120,13 @@ def _manifest_rows(
         if "audio" in row:
             audio = row["audio"]
             row["audio"] = [_below(root, part) for part in audio] if isinstance(audio, list) else _below(root, audio)
-            if row.get("offset") is not None and isinstance(row["audio"], dict):
-                start, seconds = float(row["offset"]), row.get("duration")
-                name = f"{Path(row['audio']['path']).stem}-{start:g}"
-                row["audio"] = cut(row["audio"]["path"], start, None if seconds is None else start + seconds, name)
-        yield row
+        start = stop = None
+        if isinstance(row.get("audio"), dict) and row["audio"]["path"]:
+            start = _seconds(row.get("offset"), "offset", Path(path), number)
+        if start is not None:
+            seconds = _seconds(row.get("duration"), "duration", Path(path), number)
+            stop = None if seconds is None else start + seconds
+        yield row, start, stop
 
 
 def _below(root: Path, audio: Any) -> Any:
@@ -168,7 +188,7 @@ def _checked(row: Any, path: Path, number: int) -> dict[str, Any]:
             "character. Write the whole pair, or leave it out."
         )
     if isinstance(row.get("duration"), (str, int, float)):
-        row["duration"] = _seconds(row["duration"], path, number)
+        row["duration"] = _seconds(row["duration"], "duration", path, number)
     return row
 
 
@@ -216,13 +236,13 @@ def _table_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
 
 
-def _seconds(value: str | float, path: Path, line: int) -> float | None:
+def _seconds(value: Any, name: str, path: Path, line: int) -> float | None:
     try:
-        seconds = None if value == "" else float(value)
-    except ValueError:
+        seconds = None if value in ("", None) else float(value)
+    except (TypeError, ValueError):
         seconds = math.nan
     if seconds is not None and not 0 <= seconds < math.inf:
-        raise ValueError(f"{path}, line {line}: duration {value!r} is not seconds. Write a number, or leave it out.")
+        raise ValueError(f"{path}, line {line}: {name} {value!r} is not seconds. Write a number, or leave it out.")
     return seconds
 
 
@@ -267,9 +287,21 @@ def folder_splits(folder: Path) -> dict[str, list[Path]]:
     files = [path for kind in SUFFIXES for path in sorted([*folder.glob(f"*{kind}"), *folder.glob(f"*{kind}.gz")])]
     files = [path for path in files if path.is_file() and _is_manifest(path)]
     if len(files) == 1:
-        word = files[0].name.split(".")[0].replace("_", "-").split("-")[0]
-        return {word if word in SPLIT_NAMES else "train": files}
-    return {path.name.split(".")[0]: [path] for path in files}
+        return {split_word(files[0].name) or "train": files}
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        found.setdefault(split_name(_stem(path)) or _stem(path), []).append(path)
+    for name, several in found.items():
+        if len(set(map(_stem, several))) < len(several):
+            names = ", ".join(path.name for path in several)
+            raise ValueError(
+                f"{folder}: {names} may hold the same rows of split {name}. Give one of them by its path."
+            )
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(kind_of(path))
 
 
 def _is_manifest(path: Path) -> bool:
