@@ -12,6 +12,7 @@ import binascii
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -22,6 +23,7 @@ BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")  # shorter holds no aud
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 MAX_DOWNLOAD = 2**30  # bytes behind an address; some never end
+MAX_SECONDS = 600.0  # of a download; some never end either
 
 
 def is_url(text: str) -> bool:
@@ -114,7 +116,7 @@ def _fetch(url: str) -> bytes:
     """The content behind an http(s) address that the user gave as a url."""
     from huggingface_hub.utils import get_session
 
-    content = bytearray()
+    content, begun = bytearray(), time.monotonic()
     try:
         with get_session().stream("GET", url, follow_redirects=True, timeout=30) as response:
             response.raise_for_status()
@@ -122,6 +124,8 @@ def _fetch(url: str) -> bytes:
                 content += piece
                 if len(content) > MAX_DOWNLOAD:
                     break
+                if time.monotonic() - begun > MAX_SECONDS:
+                    raise TimeoutError(f"{len(content) / 2**20:.1f} MiB after {MAX_SECONDS:g} s, and no end")
     except Exception as error:  # httpx has a tree of errors; any of them means that there is no audio
         raise AudioError(f"{url}: cannot be downloaded ({error}). Check the address and the network.") from error
     if len(content) > MAX_DOWNLOAD:

@@ -93,7 +93,7 @@ def split_inputs(inputs: list[str]) -> tuple[list[str], str | None]:
 
 
 def _names_audio(text: str) -> bool:
-    if text == "-" or _is_url(text) or os.path.exists(text):
+    if _elsewhere(text) or os.path.exists(text):
         return True
     return Path(text).suffix.lower() in AUDIO_SUFFIXES and not re.search(r"\s", text)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from .ask import positive
 from .loading import CommandError, ask_pipeline, load_pipeline, report
+from .serve import port_number
 
 EXAMPLE = """\
 60 seconds with it:
@@ -52,7 +53,7 @@ def add_parser(commands: Any) -> None:
     page.add_argument("--base-url", metavar="URL", help="of a server that runs already: http://localhost:8000/v1")
     page.add_argument("--key-variable", metavar="NAME", help="environment variable that holds that server's key")
     page.add_argument("--host", metavar="ADDRESS", help="where the page listens (127.0.0.1: this machine alone)")
-    page.add_argument("--port", type=int, metavar="N", help="port of the page (7860)")
+    page.add_argument("--port", type=port_number, metavar="N", help="port of the page (7860)")
     page.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens (256)")
     parser.set_defaults(run=run)
 

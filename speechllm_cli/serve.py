@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
         "model", nargs="?", metavar="MODEL", help="a SpeechLLM checkpoint, or small (the default) or nano"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=_port, default=8000, help="port to listen at (8000); 0 takes a free one")
+    parser.add_argument("--port", type=port_number, default=8000, help="port to listen at (8000); 0 takes a free one")
     parser.add_argument("--served-model-name", metavar="NAME", help="what clients call the model (MODEL as given)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (an accelerator if there is one)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (the checkpoint's)")
@@ -55,7 +55,8 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _port(text: str) -> int:
+def port_number(text: str) -> int:
+    """Raises an `ArgumentTypeError` for text that is no port."""
     if not (text.isdecimal() and int(text) < 2**16):
         raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 0 to 65535")
     return int(text)

@@ -205,6 +205,13 @@ def test_an_address_that_does_not_end_is_left(monkeypatch):
         load_audio({"url": "https://example.org/radio"})
 
 
+def test_an_address_that_drips_is_left(monkeypatch):
+    serve_audio(monkeypatch, bytes(10_000))
+    monkeypatch.setattr("processing_speechllm.audio_addresses.MAX_SECONDS", -1)
+    with pytest.raises(AudioError, match="https://example.org/radio: cannot be downloaded .*MiB after .* no end"):
+        load_audio({"url": "https://example.org/radio"})
+
+
 def test_an_address_that_cannot_be_reached_is_named():
     with pytest.raises(AudioError, match="http://localhost:9/clip.wav: cannot be downloaded.*Check the address"):
         load_audio({"url": "http://localhost:9/clip.wav"})

@@ -201,6 +201,11 @@ def test_the_last_input_is_the_instruction_unless_it_names_audio(inputs, expecte
     assert split_inputs(inputs) == expected
 
 
+def test_an_address_that_holds_its_recording_is_no_instruction():
+    address = "data:audio/wav;base64,UklGR"
+    assert split_inputs(["a.wav", address]) == (["a.wav", address], None)
+
+
 def test_an_existing_file_without_suffix_is_a_recording(tmp_path):
     (tmp_path / "tone").write_bytes(encoded(sine()))
     assert split_inputs(["a.wav", str(tmp_path / "tone")]) == (["a.wav", str(tmp_path / "tone")], None)
@@ -221,7 +226,12 @@ def test_languages_of_whisper_are_known():
 
 
 WRONG = ["sing", "ask", "ask a.wav --json --stream", "ask a.wav --max-new-tokens 0"]
-WRONG += ["ask a.wav --max-new-tokens many", "ask a.wav --json --bogus b", "check folder another"]
+WRONG += [
+    "demo --web --port 70000",
+    "ask a.wav --max-new-tokens many",
+    "ask a.wav --json --bogus b",
+    "check folder another",
+]
 
 
 @pytest.mark.parametrize("arguments", WRONG)

@@ -1,5 +1,6 @@
 """The page's logic, without a browser and without a model: recordings, client, conversation, server, handlers."""
 
+import socket
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from openai_server import openai_server
 import speechllm
 from processing_speechllm.audio import load_audio
 from speechllm.page import packages
+from speechllm.page import run as page_run
 from speechllm.page.client import Client
 from speechllm.page.conversation import Conversation
 from speechllm.page.handlers import Handlers
@@ -356,3 +358,15 @@ def test_a_missing_package_is_named_with_its_pip_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match=r'the page needs gradio.*pip install "speechllm\[demo\]"'):
         packages.need_packages()
+
+
+def test_a_place_where_the_page_cannot_be_is_told_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(page_run, "serving", None)  # must not be called
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PageError, match=f"port {port} is taken"):
+            page_run.run_page(page_run.PageSettings(port=port))
+    with pytest.raises(
+        PageError, match="cannot listen at 192.0.2.7, port 18755: .* address of this machine as --host"
+    ):
+        page_run.run_page(page_run.PageSettings(host="192.0.2.7", port=18755))

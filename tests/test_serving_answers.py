@@ -2,6 +2,8 @@
 
 import base64
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,31 @@ def test_a_model_without_readable_facts_has_no_other_name(tmp_path):
     assert serve._repository(None) == serve._repository("nano") == serve._repository("owner/name") == []
     (tmp_path / "facts.json").write_text("{")
     assert serve._repository(str(tmp_path)) == []
+
+
+def test_slow_addresses_hold_up_no_request_without_one(http, monkeypatch):
+    """The address's thread is busy for as long as the test runs."""
+    busy, free = threading.Event(), threading.Event()
+    pool = ThreadPoolExecutor(1)
+    monkeypatch.setattr("speechllm.serving.handlers.FETCHING", pool)
+    pool.submit(lambda: busy.set() or free.wait(60))
+    assert busy.wait(10)
+    address = {"type": "audio_url", "audio_url": {"url": "http://127.0.0.1:1/a.wav"}}
+    body = {"messages": [{"role": "user", "content": [address]}]}
+    with ThreadPoolExecutor(1) as client:
+        slow = client.submit(http.post, "/v1/chat/completions", json=body)
+        try:
+            text = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 1}
+            assert http.post("/v1/chat/completions", json=text).status_code == 200
+            assert http.post("/v1/chat/completions", json=chat(max_tokens=1)).status_code == 200
+            assert not slow.done()
+        finally:
+            free.set()
+        assert slow.result().status_code == 400
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("kind", [["text"], None, 5])
+def test_a_block_of_no_kind_is_the_client_s_error(http, kind):
+    answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [{"type": kind}]}]})
+    assert answer.status_code == 400 and "content block of kind" in answer.json()["error"]["message"]

@@ -1,6 +1,8 @@
 """`speechllm demo --web`: the page, and the server that it starts where it is given none."""
 
+import errno
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -58,6 +60,7 @@ def run_page(settings: PageSettings) -> int:
     """
     import speechllm
 
+    check_place(settings.host, settings.port)  # before a model is loaded
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server is ended too
     with ExitStack() as stack:
         process, hearing = None, None
@@ -74,6 +77,27 @@ def run_page(settings: PageSettings) -> int:
         print(f"The page is at http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
         wait(process)
     return 0
+
+
+def check_place(host: str, port: int) -> None:
+    """
+    Raises:
+        PageError: this machine cannot listen there.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((host, port))
+    except OSError as error:
+        raise PageError(not_listening(host, port, error)) from error
+
+
+def not_listening(host: str, port: int, error: OSError) -> str:
+    """What is said where the page cannot be shown."""
+    if error.errno in (None, errno.EADDRINUSE):  # gradio's own error has no number
+        return f"port {port} is taken. Choose another: --port {port + 1}"
+    found = f"cannot listen at {host}, port {port}: {error.strerror or error}."
+    return f"{found} Give an address of this machine as --host, and a free --port."
 
 
 @contextmanager
@@ -116,7 +140,7 @@ def shown(
             show_error=True,
         )
     except OSError as error:
-        raise PageError(f"port {port} is taken. Choose another: --port {port + 1}") from error
+        raise PageError(not_listening(host, port, error)) from error
     add_route(app, microphones)
     try:
         yield

@@ -11,10 +11,13 @@ What is unusual here:
 import asyncio
 import json
 from collections.abc import AsyncIterator, Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import transformers
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from processing_speechllm.audio_addresses import is_url
 
 from .requests import (
     CHAT_OPTIONS,
@@ -40,6 +43,7 @@ except ImportError as error:
         f"({error}). Install what fits: {FITTING}"
     ) from error
 
+FETCHING = ThreadPoolExecutor(16, "fetching")  # its own threads: slow addresses wait for each other alone
 COLDEST = 1e-5  # a temperature below it takes the most probable token; logits divided by less overflow
 HOOKS = {  # what is overridden or called here, beside public names that the imports above find
     ChatCompletionHandler: ("_validate_request", "_resolve_model", "_build_generation_config"),
@@ -62,6 +66,15 @@ def check_hooks() -> None:
             f"the server of transformers {transformers.__version__} has no {', '.join(moved)}, which this release of "
             f"speechllm builds on. Install what fits: {FITTING}"
         )
+
+
+def names_address(value: Any) -> bool:
+    """Whether a request holds a web address, which may have to be fetched."""
+    if isinstance(value, dict):
+        return any(map(names_address, value.values()))
+    if isinstance(value, list):
+        return any(map(names_address, value))
+    return isinstance(value, str) and is_url(value)
 
 
 class LoadedModel(ModelManager):
@@ -110,7 +123,8 @@ class _SpeechRequests:
         Raises:
             RequestError: a request that cannot be answered.
         """
-        body = await asyncio.to_thread(self.prepared, body)
+        pool = FETCHING if names_address(body) else None
+        body = await asyncio.get_running_loop().run_in_executor(pool, self.prepared, body)
         try:
             response = await super().handle_request(body, request_id)
         except RequestError:

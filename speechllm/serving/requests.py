@@ -240,6 +240,7 @@ def _with_known_blocks(message: dict, number: int) -> dict:
 def _known_block(block: Any, place: str) -> dict:
     """A block of either API in the form of chat completions; `place` says in which message it is."""
     kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+    kind = kind if isinstance(kind, str) else repr(kind)
     if kind == "audio" and isinstance(block.get("audio"), LoadedAudio):  # by a handler; no JSON can say it
         return block
     if kind in TEXT_KINDS:
