@@ -78,7 +78,7 @@ def _add_bloomzmms(options: argparse.ArgumentParser) -> None:
     options.add_argument("--target_languages", nargs="+", default=["en"], help="that are translated to")
     options.add_argument("--labelled", nargs="+", default=[], metavar="TASK", help=f"of {', '.join(LABELLED)}; or any")
     options.add_argument("--labelled_source", help="file, folder or Hub id of the labelled texts, not the task's own")
-    options.add_argument("--labelled_split", help="split of a Hub dataset of labelled texts")
+    options.add_argument("--labelled_split", help="of a Hub dataset, or by a table's column split")
     options.add_argument("--labelled_prompt", help="of a task of your own, with {column} for the speech of a column")
     options.add_argument("--label_column", default="label", help="of a task of your own")
     options.add_argument("--max_characters", type=int, default=400, help="longer labelled texts are left out; 0: none")

@@ -20,7 +20,7 @@ from .store import Lines
 
 PROMPT = (Path(__file__).parent / "judge_prompt.txt").read_text(encoding="utf-8")
 CHUNK = 64  # judgements between two writes to the disk
-_SCORE = re.compile(r"^\W*score\W*:\W*([0-5])(?:\s*/\s*5)?\W*$", re.IGNORECASE | re.MULTILINE)
+_SCORE = re.compile(r"^\W*score\W*:[^\w.,−–—-]*([0-5])(?:\s*/\s*5)?\W*$", re.IGNORECASE | re.MULTILINE)
 _FOLLOWED = re.compile(r"^\W*instruction followed\W*:\W*(yes|no)\W*$", re.IGNORECASE | re.MULTILINE)
 _FIELD = re.compile(r"\{(request|reference|answer)\}")
 

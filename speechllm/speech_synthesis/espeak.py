@@ -88,7 +88,8 @@ class EspeakSynthesizer:
 
     def voices(self, language: str) -> list[Voice]:
         """`VARIANTS` on the language's base voice, which is tried once."""
-        codes = (language.lower(), language.lower().partition("-")[0])
+        code = language.lower().replace("_", "-")
+        codes = (code, code.partition("-")[0])
         for candidate in dict.fromkeys(BASES.get(code, code) for code in codes):
             try:
                 self.speak("1", candidate)

@@ -35,7 +35,7 @@ class HibariSynthesizer:
         Raises:
             ValueError: the language is not English.
         """
-        if language.lower().partition("-")[0] != "en":
+        if language.lower().replace("_", "-").partition("-")[0] != "en":
             raise ValueError(f"{self.name} speaks English, not {language}. Take espeak or an endpoint.")
         return [Voice(name, entry["gender"]) for name, entry in self.registry.VOICES.items() if self._is_here(name)]
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from speechllm.speech_synthesis import Synthesizer, Voice, choose_voices
 from trainers.targets.prompts import load_tasks
 
+from ..normalise import base_code
 from ..rows import OWN_PROMPTS, OWN_TASKS
 from .building import Plan
 from .rows import METRICS, Dropped, Item, Spoken, draw_order, source_name
@@ -62,16 +63,20 @@ def plan_audio_mlqa(settings: AudioMLQASettings, synthesizer: Synthesizer) -> Pl
     Raises:
         FileNotFoundError, ValueError: the source cannot be read, or the synthesizer has not the voices.
     """
-    items, dropped, voices = [], [], {}
+    items, dropped, voices, seen = [], [], {}, set()
     for language in settings.languages:
         questions = read_squad(settings.source, language, settings.split, settings.config, settings.revision)
         voices[language] = choose_voices(synthesizer, language, settings.voices_per_gender, settings.voices)
         usable = []
         for question in questions:
+            identity = f"{language}-{question.id}"
             reason, detail = _objection(question, settings.max_context_characters)
             if reason:
-                dropped.append(Dropped(f"{language}-{question.id}", language, reason, detail))
+                dropped.append(Dropped(identity, language, reason, detail))
+            elif identity in seen:
+                dropped.append(Dropped(identity, language, "id_stands_twice"))
             else:
+                seen.add(identity)
                 usable.append(question)
         order = draw_order(settings.seed, [question.id for question in usable])
         chosen = order if settings.items is None else order[: settings.items]
@@ -114,7 +119,7 @@ def _objection(question: SquadQuestion, limit: int | None) -> tuple[str, str]:
 def _item(question: SquadQuestion, language: str, voices: Sequence[Voice], seed: int) -> Item:
     voice = random.Random(f"{seed}|voice|{language}|{question.id}").choice(list(voices))
     instructions = spoken_question_instructions()
-    instruction = instructions.get(language.partition("-")[0], instructions["en"])
+    instruction = instructions.get(base_code(language), instructions["en"])
     values = {
         "task": "question",
         "prompt_kind": "unseen_task",

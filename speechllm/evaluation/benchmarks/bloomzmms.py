@@ -6,17 +6,19 @@
   decoded under constraint. Any other labelled table will do.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechllm.speech_synthesis import Synthesizer, Voice, choose_voices
-from trainers.targets.prompts import AUDIO, LANGUAGE, TEMPLATE_FOLDER, load_tasks, user_turn
+from trainers.targets.prompts import AUDIO, LANGUAGE, TEMPLATE_FOLDER, Prompt, load_tasks, user_turn
 
+from ..normalise import base_code
 from .building import Plan
 from .labelled import LabelledTask, LabelledText, read_labelled, spoken_chat
-from .recordings import read_recordings
+from .recordings import read_recordings, text_cells
 from .rows import METRICS, Dropped, Item, Recorded, Spoken, draw_order, source_name
 
 TRANSCRIBE = f"Repeat the sentence: {AUDIO}. "
@@ -103,7 +105,7 @@ def plan_recorded_translation(
     Recordings with their translation in a column (CoVoST 2); other arguments as in `read_recordings`.
 
     Raises:
-        ValueError: there is no such column, or the prompts do not know the target language.
+        ValueError: there is no such column, it is not text, or the prompts do not know the target language.
     """
     recordings, utterances, dropped = read_recordings(source, split, name, columns, language, languages)
     if column not in recordings.column_names:
@@ -111,14 +113,15 @@ def plan_recorded_translation(
             f"{source}: no column {column!r} with translations; found {', '.join(recordings.column_names)}. "
             "Say which it is (translation_column)."
         )
-    translations, items = recordings[column][:], []
+    translations, items = text_cells(recordings, column, source), []
     for code, members in sorted(utterances.items()):
-        translated = [member for member in members if (translations[member.row] or "").strip()]
-        dropped += [Dropped(member.id, code, "no_translation") for member in members if member not in translated]
+        translated = [member for member in members if translations[member.row]]
+        untranslated = [member for member in members if not translations[member.row]]
+        dropped += [Dropped(member.id, code, "no_translation") for member in untranslated]
         chosen, rest = draw.choose([member.id for member in translated])
         dropped += [Dropped(translated[place].id, code, "not_drawn") for place in rest]
         for member in (translated[place] for place in chosen):
-            values = {"recording": member.id, **_translation(target_language, translations[member.row].strip())}
+            values = {"recording": member.id, **_translation(target_language, translations[member.row])}
             slots = (Recorded(member.row, member.text),)
             items.append(Item(f"{code}-{target_language}-{member.id}", code, slots, values))
     settings = {"split": split, "languages": languages, "target_language": target_language}
@@ -144,9 +147,9 @@ def plan_spoken_translation(
     if len(set(counts.values())) > 1:
         raise ValueError(f"{folder}: the files are not parallel, their numbers of lines differ: {counts}.")
     items, dropped, voices = [], [], {}
-    for code in languages:
+    for code in dict.fromkeys(languages):
         voices[code] = choose_voices(synthesizer, code, draw.voices_per_gender, draw.voices)
-        for target in (other for other in target_languages if other != code):
+        for target in (other for other in dict.fromkeys(target_languages) if other != code):
             pairs = list(zip(texts[code], texts[target], strict=True))
             full = [place for place, pair in enumerate(pairs) if all(pair)]
             names = [f"{code}-{target}-{place + 1}" for place in range(len(pairs))]
@@ -178,21 +181,28 @@ def plan_classification(
         languages: of the texts; prompts and labels are English, as BLOOMZ's are.
         source, split: as in `read_labelled`.
         max_characters: rows with a longer text are left out, and counted; None is no limit.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_labelled` and `choose_voices` do.
     """
-    items, dropped = [], []
+    items, dropped, seen = [], [], set()
     voices = {
         code: choose_voices(synthesizer, code, draw.voices_per_gender, draw.voices)
         for code in dict.fromkeys(languages)
     }
+    alone = len({base_code(code) for code in voices}) == 1
     for task in tasks:
         for code in voices:
-            rows, labels = read_labelled(task, code, source, split)
+            rows, labels = read_labelled(task, code, source, split, alone)
             usable = []
             for row in rows:
                 reason, detail = _objection(row, max_characters)
                 if reason:
                     dropped.append(Dropped(row.id, code, reason, detail))
+                elif row.id in seen:
+                    dropped.append(Dropped(row.id, code, "id_stands_twice"))
                 else:
+                    seen.add(row.id)
                     usable.append(row)
             chosen, rest = draw.choose([row.id for row in usable])
             dropped += [Dropped(usable[place].id, code, "not_drawn") for place in rest]
@@ -236,6 +246,8 @@ def plan_classification(
 
 def _objection(row: LabelledText, limit: int | None) -> tuple[str, str]:
     """Why a row cannot be an item: a reason to count by and a detail; empty if it can."""
+    if row.language is None:
+        return "no_language", ""
     if row.label is None:
         return "no_label", ""
     if not all(row.texts.values()):
@@ -249,11 +261,17 @@ def _spoken(text: str, language: str, voices: Sequence[Voice], seed: int, name: 
     return Spoken(text, language, random.Random(f"{seed}|voice|{name}").choice(list(voices)).name)
 
 
-def _translation(target: str, reference: str) -> dict:
-    """The columns of a translation, under the first wording of the templates."""
+@functools.cache
+def _translation_prompt() -> Prompt:
+    """The first wording of the templates."""
     (task,) = [task for task in load_tasks(TEMPLATE_FOLDER) if task.name == "template_translate"]
-    prompt = task.prompts[0]
-    name = prompt.language_names.get(target.partition("-")[0])
+    return task.prompts[0]
+
+
+def _translation(target: str, reference: str) -> dict:
+    """The columns of a translation."""
+    prompt = _translation_prompt()
+    name = prompt.language_names.get(base_code(target))
     if name is None:
         known = ", ".join(prompt.language_names)
         raise ValueError(f"The prompts have no name for the language {target!r} to translate to. Known: {known}.")

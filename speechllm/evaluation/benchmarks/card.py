@@ -11,6 +11,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from trainers.data.shards import write_text
 
+from ..normalise import base_code
+
 TASK_CATEGORIES = {
     "transcribe": "automatic-speech-recognition",
     "translate": "translation",
@@ -27,7 +29,7 @@ def write_card(plan: Any, out: Path, report: dict[str, Any], speech: str | None,
     data = DatasetCardData(
         pretty_name=plan.title,
         license=plan.license or "unknown",
-        language=sorted({row["language"].split("-")[0] for row in rows if row["language"]}),
+        language=sorted({base_code(row["language"]) for row in rows if row["language"]}),
         task_categories=[TASK_CATEGORIES[plan.task]],
         tags=["speech", "benchmark", "speechllm"],
         configs=[{"config_name": "default", "data_files": [{"split": "test", "path": "data/test-*.parquet"}]}],

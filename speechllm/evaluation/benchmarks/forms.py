@@ -6,6 +6,8 @@ sentence, "Quote the very first word and nothing else" may not. `speechllm evalu
 
 from trainers.targets.prompts import Prompt, Task
 
+from ..normalise import base_code
+
 # Tasks whose answer is prose in the language of the speech, if they are asked in it; `paraphrase` says so itself.
 PROSE = {
     "summarise",
@@ -75,5 +77,5 @@ def answer_language(task: Task, prompt: Prompt, language: str | None, target_lan
         return target_language
     if task.name in MAY_TRANSCRIBE | SAME_LANGUAGE:
         return language
-    asked_in_it = language is not None and prompt.language == language.partition("-")[0]
+    asked_in_it = prompt.language == base_code(language)
     return language if task.name in PROSE and asked_in_it else None

@@ -19,6 +19,7 @@ from typing import Any
 
 from trainers.targets.prompts import AUDIO, LANGUAGE, Prompt, Task, load_tasks, select_prompts, user_turn
 
+from ..normalise import base_code
 from .building import Plan
 from .forms import answer_language, form_of
 from .recordings import Utterance, read_recordings
@@ -129,7 +130,7 @@ def _tasks(
     pool: list[Task], settings: MTBISettings, split: str, language: str
 ) -> tuple[list[Task], list[tuple[str, str]]]:
     """The tasks to ask about speech in a language, shuffled, and those that cannot be, with the reason."""
-    code = language.partition("-")[0]
+    code = base_code(language)
     known = {prompt.language for task in pool for prompt in task.prompts}
     languages = settings.prompt_languages or [code if code in known else "en"]
     names = settings.tasks
@@ -156,7 +157,7 @@ def _item(utterance: Utterance, task: Task, kind: str, seed: int, pool: list[Tas
     wording, target = _wording(prompt, utterance.language, rng)
     scored_by = SCORED_BY.get(task.name, "instruct")
     form = form_of(task, prompt, utterance.language, target)
-    if " " not in utterance.text and utterance.language.partition("-")[0] not in WITHOUT_WORD_MARKS:
+    if " " not in utterance.text and base_code(utterance.language) not in WITHOUT_WORD_MARKS:
         form.pop("not_transcript", None)  # of a single word: it may well be the answer
     values = {
         "recording": utterance.id,
@@ -181,7 +182,7 @@ def _wording(prompt: Prompt, language: str, rng: random.Random) -> tuple[str, st
     """The prompt with `{language}` filled in by another language than that of the speech, and that language's code."""
     if LANGUAGE not in prompt.text:
         return prompt.text, None
-    codes = [code for code in prompt.language_names if code != language.partition("-")[0]]
+    codes = [code for code in prompt.language_names if code != base_code(language)]
     code = rng.choice(codes or list(prompt.language_names))
     return prompt.text.replace(LANGUAGE, prompt.language_names[code]), code
 
@@ -199,7 +200,7 @@ def _answer(task: str, prompt: Prompt, utterance: Utterance, pool: list[Task]) -
         case "count_words":
             return {"references": [str(len(words))]}
         case "language":
-            name = _language_name(pool, prompt.language, utterance.language.partition("-")[0])
+            name = _language_name(pool, prompt.language, base_code(utterance.language))
             german = prompt.language == "de" and name.endswith("e")  # the pool has it as in "ins Deutsche"
             return {"references": [name[:-1]] if german else [name]}
     return {}

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from trainers.data.loading import load_rows
 
 from .rows import Dropped
+
+TEXT_KINDS = ("string", "large_string", "string_view", "null")
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,17 @@ def read_recordings(
         found = ", ".join(sorted({str(code) for code in codes}))
         raise ValueError(f"{source} has no usable rows in {', '.join(absent)}; it has {found}.")
     return rows, utterances, dropped
+
+
+def text_cells(rows: Dataset, name: str, source: str) -> list[str]:
+    """
+    The cells of a column, stripped; those without a value are empty.
+
+    Raises:
+        ValueError: the column holds something else than text.
+    """
+    feature = rows.features[name]
+    if not isinstance(feature, Value) or feature.dtype not in TEXT_KINDS:
+        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        raise ValueError(f"{source}: the column {name!r} holds {kind}, not text. Write text there, or name another.")
+    return [(cell or "").strip() for cell in rows[name][:]]
