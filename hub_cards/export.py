@@ -157,8 +157,21 @@ def merge_adapters(checkpoint: Path, settings: ExportSettings) -> Any:
     base = settings.base or named
     if not base:
         raise ValueError(f"The adapters of {checkpoint} do not name the model they belong to. Give it by --base.")
+    if Path(base).resolve() == checkpoint.resolve().parent:
+        raise ValueError(
+            f"{base} is the model that the training of {checkpoint} has made, with these adapters in it. Export it as "
+            "it is, or give the model that the training began with."
+        )
     model = SpeechLLMForConditionalGeneration.from_pretrained(base, dtype=settings.dtype)
-    merged = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
+    try:
+        adapted = PeftModel.from_pretrained(model, str(checkpoint))
+    except (KeyError, RuntimeError) as error:  # parts that were trained beside the adapters, of other names or sizes
+        raise ValueError(
+            f"The adapters of {checkpoint} do not fit {base}: its connector, or another trained part, is not the one "
+            "that the training had. Export the training's output_dir, whose adapters are merged when it has ended, or "
+            "give a model with that connector by --base."
+        ) from error
+    merged = adapted.merge_and_unload()
     merged.config.parents = None  # the merged groups are no longer theirs
     return merged.eval()
 

@@ -137,7 +137,9 @@ class SpeechLLMProcessor(ProcessorMixin):
         self.min_samples = self._find_min_samples()
 
     def follow(self, config: Any) -> None:
-        """Counts and pads audio as a model wants it whose connector was replaced; `config` is the model's."""
+        """Counts and pads audio as a model wants it whose connector was replaced; `config` is the model's. The
+        threshold of confidence was the other connector's, so there is none any more."""
+        self.min_audio_confidence = None
         self.connector_stages = [dict(stage) for stage in config.connector_stages]
         self.trailing_silence = config.connector.get("trailing_silence", 0.0)
         self.min_samples = self._find_min_samples()

@@ -153,12 +153,38 @@ def test_a_slower_speed_does_not_take_an_audio_over_the_limit(tmp_path):
     assert tokens == pytest.approx({0.4: 0.8, 0.9: 0.9}, rel=0.01)
 
 
-def test_a_row_that_could_not_be_aligned_is_named_with_its_remedy(tmp_path):
+def test_rows_that_cannot_be_interleaved_are_counted_before_the_first_step(tmp_path):
     rows = [{**row, "words": None} for row in tone_rows(answered=True)]
     rows[0]["words"] = [{"word": rows[0]["text"], "start": 0.0, "end": 0.2}]
-    trainer = build("imitation", tmp_path, Dataset.from_list(rows), span_probability=1.0)
+    with pytest.raises(ValueError, match="7 of 8 rows have none .*'words'.*filter.*is not None"):
+        build("imitation", tmp_path, Dataset.from_list(rows), span_probability=1.0)
+    with pytest.raises(ValueError, match="8 of 8 rows have none"):
+        build("imitation", tmp_path, span_probability=1.0)
+    with pytest.raises(ValueError, match="text_probability=0.3 .* these rows have one each.*utterances_per_row 2"):
+        build("imitation", tmp_path, text_probability=0.3)
+    stream = Dataset.from_list(rows[1:]).to_iterable_dataset()
+    trainer = build("imitation", tmp_path, stream, span_probability=1.0)
     with pytest.raises(ValueError, match="could not be aligned.*row.*words.*is not None"):
         trainer.train()
+
+
+def test_best_and_mean_of_the_best_are_not_both_taken(tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(ValueError, match="Set one of them"):
+        build("imitation", tmp_path, **settings, average_best=2, load_best_model_at_end=True)
+
+
+def test_a_tied_head_is_not_told_to_be_missing_on_resuming(tmp_path, caplog):
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "per_device_train_batch_size": 2}
+
+    def run(**settings):
+        size = tiny_parts()[0].lm_head.out_features
+        model, processor = tiny_parts(text=text_config(vocab_size=size, tie_word_embeddings=True))
+        return build("imitation", tmp_path, None, model, processor, **saving | settings)
+
+    run().train()
+    run(max_steps=2).train(resume_from_checkpoint=True)
+    assert "missing keys" not in caplog.text
 
 
 def test_a_run_is_not_resumed_under_another_optimizer_or_adapter(tmp_path):

@@ -4,6 +4,7 @@ BLOOMZMMS, stage 2; Ultravox), with speech and text interleaved if asked."""
 from typing import Any
 
 import torch
+from datasets import Dataset, List
 from transformers import PreTrainedModel
 
 from .data.chats import (
@@ -158,9 +159,37 @@ class SpeechImitationTrainer(SpeechTrainer):
                 "writes its tokens one after another, not in time with the audio, so words cannot be cut out. Set it "
                 "to 0; text_probability, for whole utterances, works."
             )
+        if isinstance(self.train_dataset, Dataset):
+            self.check_interleaving(self.train_dataset)
         if self.args.divergence_weight:
             self.check_teacher()
         self.check_cached_teacher("top_k", self.args.transcription_instruction)
+
+    def check_interleaving(self, rows: Dataset) -> None:
+        """
+        Raises:
+            ValueError: rows that cannot be interleaved as the settings say.
+        """
+        features = rows.features
+        if self.args.text_probability > 0 and "audio" in features and not isinstance(features["audio"], List):
+            raise ValueError(
+                f"text_probability={self.args.text_probability} puts text in place of whole utterances of a row, and "
+                "these rows have one each. Make rows of several (speechllm targets --utterances_per_row 2), take "
+                "span_probability, or set it to 0."
+            )
+        if self.args.span_probability > 0:
+            token_times(self.processing_class)
+            words = rows.select_columns(["words"]).with_format("arrow") if "words" in features else None
+            lacking = len(rows)
+            if words is not None:
+                lacking = sum(batch["words"].null_count for batch in words.iter(batch_size=10_000))
+            if lacking:
+                raise ValueError(
+                    f"span_probability={self.args.span_probability} needs word times, and {lacking} of {len(rows)} "
+                    "rows have none in their column 'words'. Add them (trainers.data.word_times.add_word_times), leave "
+                    'rows out that it could not align, dataset.filter(lambda row: row["words"] is not None), or set '
+                    "it to 0."
+                )
 
     def objective(self, model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Term]:
         hidden = self.hidden(model, batch, connect(model, batch))

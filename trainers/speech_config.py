@@ -244,6 +244,11 @@ class SpeechTrainingConfig(SFTConfig):
             raise ValueError(f"average_best={self.average_best} must be 0 (off) or at least 2.")
         if self.average_best and self.save_total_limit is not None:
             raise ValueError("average_best needs every checkpoint. Unset save_total_limit.")
+        if self.average_best and self.load_best_model_at_end:
+            raise ValueError(
+                "average_best ends with the mean of the best checkpoints, load_best_model_at_end with the best one. "
+                "Set one of them."
+            )
         if (self.average_best or self.early_stopping_patience) and self.eval_strategy == "no":
             raise ValueError(
                 "average_best and early_stopping_patience choose by the evaluation metric. Set eval_strategy and give "

@@ -152,6 +152,12 @@ class WholeCheckpoints(WritesCard):
         check_keys(resume_from_checkpoint, expected - loaded.keys(), loaded.keys() - expected, [])
         speech_model.load_state_dict(loaded, strict=False)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in Trainer, but of a head that is the embeddings, which no checkpoint holds twice."""
+        tied = getattr(self.speech_model, "all_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
             super()._load_best_model()

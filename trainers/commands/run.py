@@ -14,6 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from accelerate import PartialState
 from transformers import set_seed
 
@@ -113,6 +115,7 @@ def main(
         if LAUNCHED not in os.environ:
             check(command, settings, launch.accelerate_config)
             if launch.accelerate_config is not None:
+                check_devices(launch.accelerate_config, command)
                 return start_through_accelerate(launch.accelerate_config, command, arguments)
         output_dir = settings[0].output_dir
         if work is not None:
@@ -210,6 +213,23 @@ def launch_config(config: str) -> Path:
         known = ", ".join(sorted(file.stem for file in LAUNCH_CONFIGS.glob("*.yaml")))
         raise ValueError(f"accelerate_config: no file {config!r}. Give one, or one of the packaged: {known}.")
     return path
+
+
+def check_devices(config: str, command: str) -> None:
+    """
+    Refuses a launch of several processes that would know nothing of each other, and write over each other.
+
+    Raises:
+        ValueError: the config is for accelerators, and there is none.
+    """
+    path = launch_config(config)
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    alone = settings.get("distributed_type", "NO") == "NO" or settings.get("use_cpu")
+    if not (alone or torch.accelerator.is_available()):
+        raise ValueError(
+            f"accelerate_config {config!r} is for several GPUs, and this machine has none. Two processes on a CPU: "
+            f"ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m speechllm_cli.main {command} ..."
+        )
 
 
 def start_through_accelerate(config: str, command: str, arguments: Sequence[str]) -> int:
@@ -445,7 +465,9 @@ def encode(config: EncodeConfig, data: DataArguments) -> None:
     state.print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in asdict(report).items()))
     if report.bad:
         state.print(f"{report.bad} rows could not be used; they are listed in {Path(config.output_dir) / 'bad_rows'}")
-    state.print(f"Cache: {config.output_dir}. Train from it: --frames_cache {config.output_dir}")
+    teacher = "" if config.teacher == "none" else " --cached_teacher true"
+    teacher += f" --top_k {config.top_k}" if config.teacher == "top_k" else ""
+    state.print(f"Cache: {config.output_dir}. Train from it: --frames_cache {config.output_dir}{teacher}")
 
 
 __all__ = [
