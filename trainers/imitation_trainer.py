@@ -186,8 +186,8 @@ class SpeechImitationTrainer(SpeechTrainer):
             if lacking:
                 raise ValueError(
                     f"span_probability={self.args.span_probability} needs word times, and {lacking} of {len(rows)} "
-                    "rows have none in their column 'words'. Add them (trainers.data.word_times.add_word_times), leave "
-                    'rows out that it could not align, dataset.filter(lambda row: row["words"] is not None), or set '
+                    "rows have none in their column 'words'. Add them (trainers.data.word_times.add_word_times), or "
+                    'leave out what it could not align, dataset.filter(lambda row: row["words"] is not None), or set '
                     "it to 0."
                 )
 
