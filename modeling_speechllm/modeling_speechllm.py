@@ -236,10 +236,10 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
             tokens = self.get_input_embeddings().num_embeddings
             logits = self.multi_modal_projector.over_tokens(connected.ctc_logits, tokens, self.ctc_blank)
             return SpeechLLMCTCOutput(logits=logits, lengths=connected.ctc_lengths, connector=connected)
-        logits = ctc_logits(connected.embeddings, self._embedding_weight())
+        logits = ctc_logits(connected.embeddings, self.embedding_weight())
         return SpeechLLMCTCOutput(logits=logits, lengths=connected.lengths.to(logits.device), connector=connected)
 
-    def _embedding_weight(self) -> torch.Tensor:
+    def embedding_weight(self) -> torch.Tensor:
         """(vocabulary, dim) input embeddings, from disk where they are offloaded there."""
         embeddings = self.get_input_embeddings()
         if embeddings.weight.device.type != "meta":
@@ -458,7 +458,7 @@ class SpeechLLMForConditionalGeneration(Composable, SpeechLLMPreTrainedModel, Sp
 
     def embedding_weight(self) -> torch.Tensor:
         """(vocabulary, dim) input embeddings of the LLM, from disk where they are offloaded there."""
-        return self.model._embedding_weight()
+        return self.model.embedding_weight()
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits `(..., vocabulary)` of last hidden states `(..., dim)`, scaled and capped as the LLM's own."""

@@ -384,11 +384,11 @@ class SpeechInstructPipeline(Pipeline):
     def _decoded(self, before: list[int], ids: torch.Tensor, skip_special_tokens: bool) -> str:
         """The text of new tokens behind those that they continue, without which a first space would be lost."""
         options = {"skip_special_tokens": skip_special_tokens}
-        text = self.tokenizer.decode(ids, **options)
-        if not before:
-            return text
-        start, whole = (self.tokenizer.decode(part, **options) for part in (before, [*before, *ids.tolist()]))
-        return whole[len(start) :] if whole.startswith(start) else text
+        if before:
+            start, whole = (self.tokenizer.decode(part, **options) for part in (before, [*before, *ids.tolist()]))
+            if whole.startswith(start):
+                return whole[len(start) :]
+        return self.tokenizer.decode(ids, **options)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save model and processor, so that `pipeline("speech-instruct", model=save_directory)` finds both."""

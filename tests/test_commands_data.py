@@ -98,3 +98,13 @@ def test_a_whisper_of_english_alone_takes_no_other_language():
     assert reading_tokens(English, English, "en")["prompt"] == reading_tokens(English, English, None)["prompt"]
     with pytest.raises(ValueError, match="language 'sw', but this Whisper knows English alone"):
         reading_tokens(English, English, "sw")
+
+
+def test_adapters_alone_are_no_model_to_begin_with(recipe, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "checkpoint-2").mkdir()
+    for name, told in (("adapter_config.json", "adapters of a training alone"), ("other.json", "Give a SpeechLLM's")):
+        for path in (tmp_path / "checkpoint-2").iterdir():
+            path.unlink()
+        (tmp_path / "checkpoint-2" / name).write_text("{}", encoding="utf-8")
+        status, _, errors = run("align", "--config", recipe(model=str(tmp_path / "checkpoint-2")), capsys=capsys)
+        assert status == 2 and "has no config.json" in errors and told in errors

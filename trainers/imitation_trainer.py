@@ -74,13 +74,13 @@ class ImitationCollator(SpeechCollator):
     def cached_states(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """What the cache holds of the teacher: `teacher_hidden` (batch, dim), or `teacher_log_probabilities` and
         `teacher_indices` (answer tokens, k) of all rows one after the other; of no rows all of them, empty."""
-        names = ("log_probabilities", "indices")
         if not examples:
-            empty = {name: torch.zeros(0, 1, dtype=torch.long if name == "indices" else None) for name in names}
-            return {f"teacher_{name}": value for name, value in (empty | {"hidden": torch.zeros(0, 1)}).items()}
+            none = torch.zeros(0, 1)
+            return {"teacher_hidden": none, "teacher_log_probabilities": none, "teacher_indices": none.long()}
         states = [self.frames_cache.teacher(example.id) for example in examples]
         if "hidden" in states[0]:
             return {"teacher_hidden": torch.stack([state["hidden"].float() for state in states])}
+        names = ("log_probabilities", "indices")
         return {f"teacher_{name}": torch.cat([state[name] for state in states]) for name in names}
 
     def segments(self, example: Example) -> list[list[Segment]]:

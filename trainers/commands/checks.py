@@ -139,11 +139,12 @@ def check_model(settings: Any) -> None:
         except OSError as error:
             raise ValueError(_unread("model", model, error)) from error
         if not found:
-            adapters = (
-                "It holds the adapters of a training alone: the same command goes on from it, and the model is in "
-            )
-            adapters += "output_dir when it has ended." if (Path(model) / "adapter_config.json").exists() else ""
-            remedy = adapters if adapters.endswith("ended.") else "Give a SpeechLLM's folder or Hub id."
+            remedy = "Give a SpeechLLM's folder or Hub id."
+            if (Path(model) / "adapter_config.json").exists():
+                remedy = (
+                    "It holds the adapters of a training alone: the same command goes on from it, and the model is in "
+                    "output_dir when it has ended."
+                )
             raise ValueError(f"model: {model} has no config.json. {remedy}")
         connector_config(connector)
 

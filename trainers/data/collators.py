@@ -185,7 +185,8 @@ class SpeechCollator:
         samples = self.processor.load_audio(utterance.source)
         if self.training:
             length = len(samples)
-            longest = self.processor.audio_limit.seconds
+            slower = min(self.augmentation.speed_factors) < 1
+            longest = self.processor.audio_limit.seconds if slower else None
             samples = augment_samples(samples, rate, utterance.rng, self.augmentation, longest)
             if utterance.words is not None and len(samples) != length:
                 utterance.words = at_speed(utterance.words, length / len(samples))
