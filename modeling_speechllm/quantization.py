@@ -1,5 +1,6 @@
 """LLMs in 8 or 4 bits, by bitsandbytes: what `quantization_config` of `from_parts` and `from_pretrained` then is."""
 
+import logging
 from importlib.util import find_spec
 
 import torch
@@ -7,6 +8,24 @@ from transformers import BitsAndBytesConfig
 
 QUANTIZATIONS = ("8bit", "4bit")
 WHOLE = ["model.audio_tower", "model.multi_modal_projector", "lm_head"]  # of a SpeechLLM, from the start of the name
+SAYS_EVERY_TIME = "bitsandbytes.autograd._functions"  # logger that tells of bfloat16 at every product of every layer
+
+
+class Once(logging.Filter):
+    """Lets each message of a logger pass the first time."""
+
+    def __init__(self):
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        first = message not in self.said
+        self.said.add(message)
+        return first
+
+
+ONCE = Once()
 
 
 def quantization_config(name: str, whole: bool = False) -> BitsAndBytesConfig:
@@ -31,6 +50,7 @@ def quantization_config(name: str, whole: bool = False) -> BitsAndBytesConfig:
         raise ValueError(f'quantization={name!r} needs bitsandbytes: pip install "speechllm[quantization]"')
     skipped = {"llm_int8_skip_modules": WHOLE} if whole else {}
     if name == "8bit":
+        logging.getLogger(SAYS_EVERY_TIME).addFilter(ONCE)  # no second time where it is there
         return BitsAndBytesConfig(load_in_8bit=True, **skipped)
     computed = torch.bfloat16 if torch.accelerator.is_available() else torch.float32
     return BitsAndBytesConfig(

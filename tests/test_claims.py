@@ -159,6 +159,8 @@ def test_every_variant_of_every_paper_is_a_recipe_of_its_command(name, world):
         if variant.same_as:
             other, _, same = variant.same_as.partition("/")
             assert same in load_paper(other, world, {"parents": "parents"}).variants
+        elif variant.settings.get("connector"):  # of a type that has all of these settings
+            assert connector_config(dict(variant.settings["connector"])).type == variant.settings["connector"]["type"]
 
 
 def test_variants_of_lad_have_one_size_in_the_nano_world():

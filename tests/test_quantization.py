@@ -1,5 +1,7 @@
 """LLMs in 8 and 4 bits: a connector is trained on them as they are, saved, and loaded with them again."""
 
+import logging
+
 import pytest
 import torch
 from conftest import random_audio, text_config, whisper_config
@@ -117,3 +119,13 @@ def test_what_cannot_be_quantized_or_trained_says_so(parents, tmp_path, monkeypa
     monkeypatch.setattr("modeling_speechllm.quantization.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "speechllm\[quantization\]"'):
         quantization_config("8bit")
+
+
+def test_what_bitsandbytes_says_of_every_product_is_said_once(caplog):
+    quantization_config("8bit")
+    quantization_config("8bit")
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        for number in (1, 1, 2, 1):
+            logger.warning("inputs of layer %s will be cast", number)
+    assert [record.getMessage()[:17] for record in caplog.records] == ["inputs of layer 1", "inputs of layer 2"]

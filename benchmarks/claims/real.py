@@ -127,16 +127,26 @@ def check_sources(parents: Path, data: Path) -> None:
 
 
 def build(out: Path, parents: Path, data: Path, device: str = "cpu", size: Size | None = None, seed: int = 0) -> World:
-    """Makes the world, or goes on making it, and describes it."""
+    """
+    Makes the world, or goes on making it, and describes it; a world that is whole is used as it is.
+
+    Args:
+        size: by default the smaller on a CPU and the larger elsewhere. Given, a world of another size is refused.
+    """
     check_sources(parents, data)
-    size = size or (CPU_SIZE if device == "cpu" else GPU_SIZE)
     place = out / "real"
     world = describe(place, parents)
-    done, asked = place / SENTINEL, vars(size) | {"seed": seed}
+    done = place / SENTINEL
     if done.exists():
-        if json.loads(done.read_text(encoding="utf-8")) != asked:
+        found = json.loads(done.read_text(encoding="utf-8"))
+        if size and found != vars(size) | {"seed": seed}:
             raise ValueError(f"{place} holds a real world of another size. Give another --out, or remove it.")
+        print(
+            f"the real world in {place}: {', '.join(f'{name} {value}' for name, value in found.items())}", flush=True
+        )
         return world
+    size = size or (CPU_SIZE if device == "cpu" else GPU_SIZE)
+    asked = vars(size) | {"seed": seed}
     spoken = speak(data, place / "speech", size, seed)
     six_languages(place, data, spoken, size)
     english(place, data, world, size, seed)

@@ -166,6 +166,9 @@ def where_to(job: Job, name: str) -> dict[str, Any]:
     """Model to start from, and the place of the new one."""
     settings: dict[str, Any] = {"seed": job.seed, "output_dir": str(job.folder / name / "model")}
     settings["disable_tqdm"] = True
+    # Variants share the cores: 15 at a time on 16 cores beside a GPU took some 220 s for 300 updates with the loaders
+    # that come by default, 46 s without.
+    settings["dataloader_num_workers"] = 0
     # Many processors have no matrix instructions for bf16 and take twice as long with it.
     settings |= {"use_cpu": True} if job.device == "cpu" else {"bf16": True}
     if job.variant.starts:

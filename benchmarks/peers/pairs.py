@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[3.0, 10.0], help="of audio, by default 3 10")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="by default 1 8")
     args = parser.parse_args()
+    if args.pairs < 2:
+        parser.error(f"--pairs {args.pairs}: give 2 or more, whose ratios have quartiles.")
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     parts = parts_from(args.parents) if args.parents else random_parts()

@@ -29,7 +29,7 @@ def run_one(args: argparse.Namespace) -> None:
     settings = {
         **{"max_steps": args.warmup + args.steps, "logging_steps": 1, "lr_scheduler_type": "constant"},
         **{"per_device_train_batch_size": args.batch_size, "learning_rate": args.learning_rate},
-        **{"gradient_checkpointing": not args.tiny, "disable_tqdm": True, "bf16": not args.tiny},
+        **{"activation_checkpointing": not args.tiny, "disable_tqdm": True, "bf16": not args.tiny},
         **{"save_strategy": "steps" if args.tiny else "no", "save_steps": args.steps},
         "dataloader_num_workers": 4 if on_gpu else 0,
     }

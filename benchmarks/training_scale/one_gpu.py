@@ -47,7 +47,7 @@ class Forms:
             (
                 f"the same, batch {large}, SDPA, checkpointing",
                 6,
-                lambda: step("imitation", "ultravox", large, gradient_checkpointing=True),
+                lambda: step("imitation", "ultravox", large, activation_checkpointing=True),
             ),
             (f"distillation, lad-soft, SDPA, batch {large}", 12, lambda: step("distillation", "lad-soft", large)),
             ("answers, ultravox", 15, lambda: self.answers("large")),
@@ -90,7 +90,7 @@ class Forms:
         attention: str = "sdpa",
         size: str = "large",
         compiled: bool = False,
-        gradient_checkpointing: bool = False,
+        activation_checkpointing: bool = False,
     ) -> dict[str, Any]:
         import trainers
 
@@ -102,7 +102,7 @@ class Forms:
             lr_scheduler_type="constant",
             per_device_train_batch_size=batch_size,
             learning_rate=self.args.learning_rate,
-            gradient_checkpointing=gradient_checkpointing,
+            activation_checkpointing=activation_checkpointing,
             train_sampling_strategy="group_by_length",
             disable_tqdm=True,
             bf16=not self.args.tiny,
@@ -111,7 +111,7 @@ class Forms:
         )
         model, processor = self.model(connector, size)
         model.set_attn_implementation(attention)
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         if compiled:
             compile_layers(model)
         clear()
