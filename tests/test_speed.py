@@ -144,6 +144,32 @@ def test_workers_leave_a_core_to_the_training(cores, processes, workers, monkeyp
     assert spare_cores() == workers
 
 
+def test_workers_that_nobody_asked_for_stay_for_all_epochs_of_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.speech_config.spare_cores", lambda: 2)
+    rows = tone_rows(32)
+    trainer = build("imitation", tmp_path, rows, per_device_train_batch_size=4, per_device_eval_batch_size=4)
+    loader = trainer.get_train_dataloader()
+    assert loader.num_workers == 2 and loader.persistent_workers
+    assert not trainer.get_eval_dataloader(rows).persistent_workers
+    asked = build("imitation", tmp_path, rows, dataloader_num_workers=2).get_train_dataloader()
+    assert asked.num_workers == 2 and not asked.persistent_workers
+
+
+def test_workers_that_stay_make_the_batches_of_workers_that_are_new(tmp_path):
+    def batches(stays: bool) -> list:
+        settings = {"dataloader_num_workers": 2, "dataloader_persistent_workers": stays}
+        settings |= {"augmentation": {"noise_probability": 1.0}}
+        loader = build("imitation", tmp_path, tone_rows(16), per_device_train_batch_size=4, **settings)
+        loader, found = loader.get_train_dataloader(), []
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            found += [batch["input_features"] for batch in loader]
+        return found
+
+    for one, other in zip(batches(True), batches(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_rows_without_durations_come_in_random_batches_as_before(tmp_path):
     rows = tone_rows().remove_columns("duration")
     trainer = build("imitation", tmp_path, rows)

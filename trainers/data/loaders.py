@@ -87,8 +87,11 @@ def build_loader(
         "world_size": world_size,
     }
 
+    stay = training and args.workers_by_default
+
     def settings(batches: float) -> dict[str, Any]:
-        """Of a loader of so many batches, which few do not need all the workers for that come by default."""
+        """Of a loader of so many batches, which few do not need all the workers for that come by default; these stay
+        from epoch to epoch of a training."""
         workers = args.dataloader_num_workers
         if args.workers_by_default:
             workers = int(min(workers, batches // BATCHES_PER_WORKER))
@@ -96,7 +99,8 @@ def build_loader(
             "collate_fn": collate,
             "num_workers": workers,
             "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
-            "persistent_workers": bool(workers and args.dataloader_persistent_workers),
+            # What is random about a row comes with its key, so workers that stay make the batches of new ones.
+            "persistent_workers": bool(workers and (args.dataloader_persistent_workers or stay)),
             "prefetch_factor": args.dataloader_prefetch_factor if workers else None,
             "multiprocessing_context": args.dataloader_multiprocessing_context if workers else None,
             "in_order": args.dataloader_in_order,
