@@ -41,7 +41,8 @@ def draw(
     across = min(len(columns), PER_LINE)
     style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}
     with pyplot.rc_context(style):
-        size = (2.4 * across + 3.2, (0.28 * len(labels) + 0.8) * down + 0.5)
+        row = 0.14 * max([1, *(label.count("\n") + 1 for label in labels)]) + 0.04  # inches
+        size = (2.4 * across + 3.2, (max(row, 0.28) * len(labels) + 0.8) * down + 0.5)
         figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained", sharey=True)
         for place, axis in enumerate(axes.flat):
             if place >= len(columns):

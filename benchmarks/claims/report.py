@@ -99,13 +99,15 @@ def table(paper: Paper, results: Results) -> list[str]:
 
 
 def beside(paper: Paper, results: Results, system: str) -> list[float | None]:
-    """A system's figure per column. The same for all variants with the frozen LLM; of the first that has it."""
+    """A system's figure per column, None in those of another system. The same for all variants with the frozen LLM; of
+    the first that has it."""
     frozen = [result for name, found in results.items() if not paper.variants[name].changes_llm and
               paper.variants[name].parts is None for result in found.values()]  # fmt: skip
     values = []
     for column in paper.columns:
-        known = [value for result in frozen if (value := figure(result, column.of, system)) is not None]
-        values.append(known[0] * column.times if known else None)
+        of_another = any(f".{name}." in column.of for name in SYSTEMS if name != system)
+        known = [figure(result, column.of, system) for result in frozen if not of_another]
+        values.append(next((value * column.times for value in known if value is not None), None))
     return values
 
 

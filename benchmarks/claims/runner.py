@@ -166,8 +166,8 @@ def where_to(job: Job, name: str) -> dict[str, Any]:
     """Model to start from, and the place of the new one."""
     settings: dict[str, Any] = {"seed": job.seed, "output_dir": str(job.folder / name / "model")}
     settings["disable_tqdm"] = True
-    # Variants share the cores: 15 at a time on 16 cores beside a GPU took some 220 s for 300 updates with the loaders
-    # that come by default, 46 s without.
+    # Variants share the cores: 13 and more at a time on 16 cores beside a GPU took some 220 s for 300 updates with the
+    # loaders that come by default, 38 to 51 s for 250 without.
     settings["dataloader_num_workers"] = 0
     # Many processors have no matrix instructions for bf16 and take twice as long with it.
     settings |= {"use_cpu": True} if job.device == "cpu" else {"bf16": True}
@@ -230,7 +230,8 @@ def ask(job: Job, place: Path, model: Path, questions: str) -> dict[str, Any]:
     done = output / "figures.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
-    bound = job.out / job.world.name / "bounds" / questions
+    lenders = "bounds" if job.device == "cpu" else f"bounds-{job.device}"  # each in its own precision
+    bound = job.out / job.world.name / lenders / questions
     if not job.variant.changes_llm:
         borrow(bound, output)
     settings: dict[str, Any] = {"batch_size": BATCH, "text_bound": True, "bootstrap_samples": 100, "limit": job.limit}
