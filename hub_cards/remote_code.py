@@ -35,7 +35,12 @@ CUSTOM_PIPELINES = {
 HUB_CONFIGURATION = f'''\
 """The configuration as remote code reads it: with the pipeline's task, which the installed package registers."""
 
+from typing import TYPE_CHECKING
+
 from .configuration_speechllm import SpeechLLMConfig as PackageConfig
+
+if TYPE_CHECKING:  # transformers, which follows it where it copies the code of what it saves
+    from .pipeline_speech_instruct import SpeechInstructPipeline  # noqa: F401
 
 
 class SpeechLLMConfig(PackageConfig):

@@ -176,6 +176,8 @@ class SpeechLLMConfig(PreTrainedConfig):
         content = super().to_dict()
         for name in self.sub_configs:
             content[name].pop("_name_or_path", None)
+        if self._auto_class is None and not type(self).__module__.startswith("transformers_modules."):
+            content.pop("auto_map", None)  # of an exported folder, whose code files do not go with what is saved here
         return content
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

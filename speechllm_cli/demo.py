@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
     page.add_argument("--base-url", metavar="URL", help="of a server that runs already: http://localhost:8000/v1")
     page.add_argument("--key-variable", metavar="NAME", help="environment variable that holds that server's key")
     page.add_argument("--host", metavar="ADDRESS", help="where the page listens (127.0.0.1: this machine alone)")
-    page.add_argument("--port", type=port_number, metavar="N", help="port of the page (7860)")
+    page.add_argument("--port", type=port_number, metavar="N", help="port of the page (7860); 0 takes a free one")
     page.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens (256)")
     parser.set_defaults(run=run)
 
@@ -69,8 +69,8 @@ def load_examples(folder: str | Path) -> list[dict]:
     listing = folder / "examples.json"
     if not listing.is_file():
         raise CommandError(
-            f"{listing} is missing. Reinstall speechllm (pip install --force-reinstall .), or ask a model without it "
-            "about recordings of your own: speechllm ask."
+            f"{listing} is missing. A model of your own is asked about recordings of your own: speechllm ask. If it "
+            "is one of the package's, reinstall speechllm: pip install --force-reinstall ."
         )
     rows = json.loads(listing.read_text(encoding="utf-8"))
     for row in rows:

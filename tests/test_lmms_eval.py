@@ -55,6 +55,38 @@ def test_answers_are_the_pipelines_in_order(adapter):
     assert answers[1] == "radio" and all(answers)
 
 
+def test_an_audio_that_cannot_be_used_ends_nothing_and_is_told(adapter, caplog):
+    model = adapter.SpeechLLM(pretrained="nano", batch_size="2")
+    files = [f"{speechllm.NANO}/examples/{name}.wav" for name in ("de", "en")]
+    long = {"array": sine(40.0), "sampling_rate": RATE}
+    model.task_dict = {"task": {"test": [{"audio": audio} for audio in (files[0], long, files[1])]}}
+    ask = "Repeat the request word for word."
+    answers = model.generate_until([request(number, ask) for number in range(3)])
+    assert answers[1] == "" and answers[0] and answers[2]
+    told = [record.getMessage() for record in caplog.records if record.name == adapter.__name__]
+    assert told[0].startswith("task, split test, row 1: ") and "40.0 s" in told[0]
+    assert told[1].startswith("1 rows were answered with nothing")
+    with pytest.raises(ValueError, match="task: .*positions.* --gen_kwargs replaces a task's settings"):
+        model.generate_until([request(0, ask, max_new_tokens=4096)])
+
+
+def test_several_processes_and_batch_sizes_are_as_lmms_eval_asks(adapter):
+    model = adapter.SpeechLLM(pretrained="nano")
+    assert model.device.type == "cpu"
+    with pytest.raises(ValueError, match="--batch_size auto: give a number"):
+        adapter.SpeechLLM(pretrained="nano", batch_size="auto")
+
+
+def test_a_row_without_audio_is_asked_by_its_text_and_told_of_once(adapter, caplog):
+    model = adapter.SpeechLLM.__new__(adapter.SpeechLLM)
+    model.told_of_none = False
+    model.task_dict = {"task": {"test": [{"audio": None}]}}
+    arguments = ("Name a colour.", {}, lambda doc: doc["audio"], 0, "task", "test")
+    chats = [model._chat(arguments), model._chat((*arguments[:2], lambda doc: [], *arguments[3:]))]
+    assert chats[0] == chats[1] and all(block["type"] == "text" for block in chats[0][0]["content"])
+    assert len(caplog.records) == 1 and "task, split test, row 0" in caplog.text
+
+
 def test_without_text_the_turn_is_the_speech_alone(adapter):
     model = adapter.SpeechLLM.__new__(adapter.SpeechLLM)
     model.task_dict = {"task": {"test": [{"audio": {"array": sine(), "sampling_rate": RATE, "path": None}}]}}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ found["AutoModel"] = model.lm_head(base(**inputs).last_hidden_state)[0, -1].toli
 pipe = pipeline("speech-instruct", model=folder, **kwargs)
 found["pipeline"] = pipe("clip.wav", instruction="What is said?", max_new_tokens=5, do_sample=False)
 found["modules"] = [type(model).__module__, type(processor).__module__, type(pipe).__module__]
+pipe.save_pretrained(folder + "-saved")
 print(json.dumps(found))
 """
 
@@ -73,21 +75,28 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("way", ["trust", "package"])
 def test_a_fresh_process_gives_the_same_logits(exported, way):
     place, logits, text, token = exported
+    for folder in place.glob("exported-saved*"):
+        shutil.rmtree(folder)
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(place / f"modules-{way}"),
         "PYTHONPATH": str(ROOT) if way == "package" else "",
     }
-    command = [sys.executable, "-c", SCRIPT, "exported", way, json.dumps(CHAT)]
-    run = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.strip().splitlines()[-1])
-    assert found["token"] == token
-    for auto in ("AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModel"):
-        torch.testing.assert_close(torch.tensor(found[auto]), logits, rtol=0, atol=1e-5)
-    assert found["pipeline"] == [{"generated_text": text}]
-    remote = [module.startswith("transformers_modules.") for module in found["modules"]]
-    assert remote == [way == "trust"] * 3
+    for folder in ("exported", "exported-saved"):  # and what a pipeline of it has saved
+        command = [sys.executable, "-c", SCRIPT, folder, way, json.dumps(CHAT)]
+        run = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        found = json.loads(run.stdout.strip().splitlines()[-1])
+        assert found["token"] == token
+        for auto in ("AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModel"):
+            torch.testing.assert_close(torch.tensor(found[auto]), logits, rtol=0, atol=1e-5)
+        assert found["pipeline"] == [{"generated_text": text}]
+        remote = [module.startswith("transformers_modules.") for module in found["modules"]]
+        assert remote == [way == "trust"] * 3
+        saved = place / f"{folder}-saved"
+        assert (saved / "hub_configuration.py").exists() == (way == "trust")
+        assert ("auto_map" in json.loads((saved / "config.json").read_text())) == (way == "trust")
+        assert not list(saved.glob("*.py")) or way == "trust"
 
 
 CONNECTORS = {

@@ -203,6 +203,15 @@ def test_a_turn_that_fails_or_is_given_up_leaves_nothing(client, server):
     assert conversation.turns == [] and not conversation.busy
 
 
+def test_a_recording_that_fails_behind_another_one_leaves_that_alone(client, server):
+    conversation = Conversation()
+    list(conversation.ask(client, "Transcribe.", check_recording(sine(0.5))))
+    server.refusal = (400, {"error": "too long"})
+    with pytest.raises(PageError, match="too long"):
+        list(conversation.ask(client, "Transcribe.", check_recording(sine(1.0))))
+    assert len(conversation.turns) == 1 and conversation.turns[0].recording.seconds == 0.5 and not conversation.busy
+
+
 def test_nothing_to_ask_is_told(client):
     with pytest.raises(PageError, match="nothing to ask yet"):
         list(Conversation().ask(client, "  "))
@@ -366,6 +375,9 @@ def test_a_place_where_the_page_cannot_be_is_told_before_a_model_is_loaded(monke
         port = taken.getsockname()[1]
         with pytest.raises(PageError, match=f"port {port} is taken"):
             page_run.run_page(page_run.PageSettings(port=port))
+        monkeypatch.setattr(page_run, "free_port", lambda: port)
+        with pytest.raises(PageError, match=f"port {port} is taken"):
+            page_run.run_page(page_run.PageSettings(port=0))
     with pytest.raises(
         PageError, match="cannot listen at 192.0.2.7, port 18755: .* address of this machine as --host"
     ):

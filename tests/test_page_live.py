@@ -105,6 +105,14 @@ def test_a_speech_without_pauses_is_cut_into_turns_that_hold_all_of_it(more):
     assert np.array_equal(together, stream[: len(together)]) and len(together) >= (LONGEST + more) * RATE
 
 
+@pytest.mark.parametrize(("speech", "pause"), [(28.5, 2.0), (29.0, 2.0), (29.3, 1.0), (29.6, 0.5)])
+def test_a_pause_that_begins_before_the_cut_is_no_turn(speech, pause):
+    ears = listener(pause)
+    (turn,) = hear_all(ears, np.concatenate([sine(speech), silence(4.0)]))
+    assert len(turn) == pytest.approx(LONGEST * RATE, abs=2 * FRAME) and ears.too_short == 0
+    assert len(hear_all(ears, np.concatenate([sine(1.0), silence(3.0)]))) == 1  # the next one is heard
+
+
 def test_switching_off_ends_the_turn_that_is_going_on():
     ears = listener()
     assert hear_all(ears, np.concatenate([silence(0.3), sine(1.0)])) == []

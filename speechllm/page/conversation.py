@@ -8,7 +8,7 @@ from .client import Answer, Client
 from .recordings import PageError, Recording
 
 
-@dataclass
+@dataclass(eq=False)  # a turn is itself, whatever another one asks
 class Turn:
     """One question and its answer."""
 

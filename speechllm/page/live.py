@@ -109,13 +109,15 @@ class Listener:
         return turn
 
     def _cut(self, end: int, silent: int) -> np.ndarray | None:
-        """The turn up to a place of the stream, if its speech, up to the place `silent`, is long enough for one."""
-        turn = self._kept[self._start - self._first : end - self._first]
+        """The turn up to a place of the stream, if its speech, up to the place `silent`, is long enough for one. What
+        goes on from a turn that was cut is one however short, unless its speech was over by then."""
+        turn = self._kept[self._start - self._first : max(end - self._first, 0)]
+        over = self._continues and silent - self._start <= FRAME
         short = silent - self._speech < LEAST_SPEECH * RATE and not self._continues
         self._start, self._continues = None, False
         self._forget(end)
         self.too_short += short
-        return None if short else turn
+        return None if short or over else turn
 
     def _forget(self, place: int) -> None:
         """Drops what lies before a place of the stream."""

@@ -31,7 +31,7 @@ class PageError(Exception):
     """What the page tells the person before it: the finding and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recording:
     """Checked speech."""
 

@@ -16,7 +16,7 @@ from .hearing import Hearing
 from .microphones import Microphones, add_route
 from .recordings import PageError
 from .samples import load_samples
-from .server import serving
+from .server import free_port, serving
 
 ABOUT = {  # of the models in the package, what people should know before they ask
     "nano": "This model is tiny and was trained on spoken requests of a small closed world, by synthetic voices in "
@@ -60,7 +60,8 @@ def run_page(settings: PageSettings) -> int:
     """
     import speechllm
 
-    check_place(settings.host, settings.port)  # before a model is loaded
+    port = settings.port or free_port()
+    check_place(settings.host, port)  # before a model is loaded
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server is ended too
     with ExitStack() as stack:
         process, hearing = None, None
@@ -73,8 +74,8 @@ def run_page(settings: PageSettings) -> int:
         else:
             client = Client(settings.base_url, settings.model, settings.key, settings.max_new_tokens)
         own = (settings.model or speechllm.DEFAULT) if settings.base_url is None else None
-        stack.enter_context(shown(client, hearing, settings.host, settings.port, own if own in ABOUT else None))
-        print(f"The page is at http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
+        stack.enter_context(shown(client, hearing, settings.host, port, own if own in ABOUT else None))
+        print(f"The page is at http://{settings.host}:{port} (Ctrl-C ends it)", flush=True)
         wait(process)
     return 0
 

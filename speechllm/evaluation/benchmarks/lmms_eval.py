@@ -10,8 +10,10 @@ What is unusual here:
 - The chat is the pipeline's: audios, then the instruction. Where a task gives no text (VoiceBench: the request itself
   is spoken), the turn holds the audio alone.
 - Stop strings of a task cut the answer, as lmms-eval defines; generation itself is not stopped by them.
+- A row whose audio cannot be used is answered with nothing, named in the log and counted at the end.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from accelerate import PartialState
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from processing_speechllm import SpeechInstructPipeline
+from processing_speechllm import AudioError, SpeechInstructPipeline
 from processing_speechllm.chat_messages import instruction_chat
 
+logger = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parents[2]  # of the embedded checkpoints
 GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "repetition_penalty")
 
@@ -65,9 +68,15 @@ class SpeechLLM(lmms):
             )
         from transformers import pipeline
 
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(
+                f"--batch_size {batch_size}: give a number of prompts, as 8; speechllm does not look for one."
+            )
         state = PartialState()
         self._rank, self._world_size = state.process_index, state.num_processes
         self.batch_size, self.max_new_tokens = int(batch_size), int(max_new_tokens)
+        self.unheard = 0  # rows whose audio could not be used
+        self.told_of_none = False
         self.pipe = pipeline(
             "speech-instruct",
             model=str(EMBEDDED / pretrained) if (EMBEDDED / pretrained / "config.json").is_file() else pretrained,
@@ -76,8 +85,18 @@ class SpeechLLM(lmms):
             dtype=dtype,
         )
 
+    @property
+    def device(self) -> Any:
+        """Of the model; lmms-eval gathers answers of several processes there."""
+        return self.pipe.device
+
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """One answer per request, in order; requests with the same generation settings share batches."""
+        """
+        One answer per request, in order; requests with the same generation settings share batches.
+
+        Raises:
+            ValueError: what a task asks for cannot be had, such as more new tokens than the LLM has positions.
+        """
         answers: list[str | None] = [None] * len(requests)
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
@@ -87,23 +106,45 @@ class SpeechLLM(lmms):
                 settings, stops = generation_settings(requests[places[0]].args[1], self.max_new_tokens)
                 for start in range(0, len(places), self.batch_size):
                     batch = places[start : start + self.batch_size]
-                    chats = [self._chat(requests[place].args) for place in batch]
-                    results = self.pipe(
-                        [{"messages": chat} for chat in chats],
-                        batch_size=self.batch_size,
-                        return_full_text=False,
-                        **settings,
-                    )
-                    for place, result in zip(batch, results, strict=True):
-                        answers[place] = cut(result[0]["generated_text"], stops)
+                    given = [requests[place] for place in batch]
+                    for place, text in zip(batch, self._texts(given, settings), strict=True):
+                        answers[place] = cut(text, stops)
                         self.cache_hook.add_partial("generate_until", requests[place].args[:2], answers[place])
                     bar.update(len(batch))
+        if self.unheard:
+            logger.warning(
+                "%d rows were answered with nothing, as their audio cannot be used; see above.", self.unheard
+            )
         return answers
+
+    def _texts(self, requests: Sequence[Any], settings: dict[str, Any]) -> list[str]:
+        """What is generated for each request; a batch with an audio that cannot be used is asked one by one."""
+        rows = [{"messages": self._chat(request.args)} for request in requests]
+        try:
+            results = self.pipe(rows, batch_size=self.batch_size, return_full_text=False, **settings)
+        except AudioError as error:
+            if len(requests) > 1:
+                return [text for request in requests for text in self._texts([request], settings)]
+            *_, number, task, split = requests[0].args
+            self.unheard += 1
+            logger.warning("%s, split %s, row %s: %s It is answered with nothing.", task, split, number, error)
+            return [""]
+        except ValueError as error:
+            raise ValueError(
+                f"{requests[0].args[4]}: {error} --gen_kwargs replaces a task's settings, as max_new_tokens=256."
+            ) from error
+        return [result[0]["generated_text"] for result in results]
 
     def _chat(self, arguments: tuple) -> list[dict]:
         context, _, doc_to_visual, number, task, split = arguments
         given = doc_to_visual(self.task_dict[task][split][number])
-        audios = [as_audio(part) for part in (given if isinstance(given, (list, tuple)) else [given])]
+        given = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        audios = [as_audio(part) for part in given]
+        if not audios and not self.told_of_none:
+            self.told_of_none = True
+            logger.warning(
+                "%s, split %s, row %s has no audio; such rows are asked by their text alone.", task, split, number
+            )
         if context.strip():
             return instruction_chat(audios, context)
         return [{"role": "user", "content": [{"type": "audio", "audio": audio} for audio in audios]}]
