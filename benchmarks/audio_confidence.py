@@ -88,7 +88,7 @@ def scores(pipe, clips: list, name: str) -> np.ndarray:
     """The confidence of each recording, as the pipeline's `return_confidence` gives it, without an answer."""
     import torch
 
-    from processing_speechllm.confidence import audio_confidences
+    from processing_speechllm.confidence import audio_confidences, read_embeddings
 
     found, table = [], pipe.model.get_input_embeddings().weight
     with warnings.catch_warnings(), torch.inference_mode():
@@ -98,7 +98,7 @@ def scores(pipe, clips: list, name: str) -> np.ndarray:
             inputs = pipe.processor.audio_inputs([pipe.processor.load_audio(source)])
             features, mask = (torch.from_numpy(inputs[key]) for key in ("input_features", "input_features_mask"))
             audio = pipe.model.get_audio_features(features.to(pipe.model.dtype), mask, return_dict=True)
-            found += audio_confidences(audio.pooler_output, inputs["num_audio_tokens"], table)
+            found += audio_confidences(*read_embeddings(pipe.processor, audio, mask), table)
     return np.array(found)
 
 
@@ -111,6 +111,9 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.02, help="of the calibrating ones below the threshold (0.02)")
     parser.add_argument("--write", action="store_true", help="put the threshold into the checkpoint (a folder)")
     arguments = parser.parse_args()
+    names = [folder.name for folder in arguments.foreign]
+    if arguments.count < 3 or len(set(names)) < len(names):
+        parser.error("give --count 3 or more, and --foreign folders of different names.")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if arguments.known:
         known = [folder_sample(folder, arguments.count) for folder in arguments.known]

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -15,17 +14,17 @@ import pytest
 import torch
 from filelock import FileLock
 
-from benchmarks.claims import __main__ as claims
 from benchmarks.claims import runner
-from benchmarks.claims.__main__ import main
 from benchmarks.claims.commands import run_command
 from benchmarks.claims.interference import measure
 from benchmarks.claims.nano import choose
 from benchmarks.claims.nano_rows import Spoken, asked
 from benchmarks.claims.real import describe
-from benchmarks.claims.report import beside, figure, load_results, renew, verdict, write_reports
-from benchmarks.claims.runner import Job, mean_of, missing_before, run_job, training_facts
-from benchmarks.claims.variants import Claim, Column, Paper, Variant, fill, load_paper, merge, papers
+from benchmarks.claims.report import (
+    figure,
+)
+from benchmarks.claims.runner import Job, missing_before, run_job, training_facts
+from benchmarks.claims.variants import Variant, fill, load_paper, merge, papers
 from benchmarks.claims.worlds import World, by_language, read_rows, write_rows
 from benchmarks.nanoworld.recordings import write_recording
 from benchmarks.nanoworld.tasks import draw
@@ -362,141 +361,3 @@ def test_the_cascade_is_asked_of_the_frozen_llm_alone(tmp_path, world, called, m
     run_job(Job(tmp_path, world, variant(), seed=0))
     run_job(Job(tmp_path, world, variant(name="changed", changes_llm=True), seed=0))
     assert cascades == ["whisper", None]
-
-
-# The report
-
-
-def test_means_leave_out_what_a_part_does_not_have():
-    assert mean_of([{"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}, "d": None}]) == {"a": 2, "b": {"c": 2}, "d": None}
-
-
-def test_figures_are_found_by_path_and_averaged_over_what_a_star_stands_for():
-    result = {"losses": {"output": 5.0}, "scores": {"six": {"groups": {"task": {}}}}}
-    result["scores"]["six"]["groups"]["task"] = {
-        name: {"speech": {"f1": value}, "text_bound": {"f1": 100.0}}
-        for name, value in (("open en", 10.0), ("open de", 30.0), ("closed", 90.0))
-    }
-    assert figure(result, "six.groups.task.open *.speech.f1") == 20.0
-    assert figure(result, "six.groups.task.open *.speech.f1", "text_bound") == 100.0
-    assert figure(result, "losses.output") == 5.0 and figure(result, "losses.output", "text_bound") is None
-    assert figure(result, "six.groups.task.none.speech.f1") is None
-
-
-def test_a_column_of_one_system_has_no_figure_of_another():
-    scores = {"set": {"overall": {name: {"f1": value} for name, value in (("text_bound", 80.0), ("cascade", 70.0))}}}
-    columns = (Column("heard", "set.overall.speech.f1"), Column("read", "set.overall.text_bound.f1"))
-    paper = replace(load_paper("lad", "nano"), columns=columns)
-    results = {name: {} for name in paper.variants} | {"shared": {0: {"losses": {}, "scores": scores}}}
-    assert beside(paper, results, "text_bound") == [80.0, 80.0]
-    assert beside(paper, results, "cascade") == [70.0, None]
-
-
-def test_a_claim_holds_where_every_seed_says_so():
-    def results(*values):
-        return {seed: {"losses": {"output": value}, "scores": {}} for seed, value in enumerate(values)}
-
-    claim = Claim("lower", "-", "new", "old", "losses.output", higher=False)
-    assert verdict(claim, {"new": results(4.0, 4.5), "old": results(5.0, 5.0)})[-2:] == ["2", "held"]
-    assert verdict(claim, {"new": results(4.0, 5.5), "old": results(5.0, 5.0)})[-1] == "in 1 of 2 seeds"
-    assert verdict(claim, {"new": results(6.0), "old": results(5.0, 5.0)})[1:] == [
-        "+1.00 (+20.0 %)",
-        "1",
-        "did not hold (one seed)",
-    ]
-    assert verdict(claim, {"new": {}, "old": results(5.0)}) is None
-
-
-def test_a_page_keeps_its_paragraphs_when_its_tables_are_renewed(tmp_path):
-    page = tmp_path / "claims.md"
-    page.write_text("before\n<!-- claims: nano lad -->\nold\n<!-- end -->\nafter\n")
-    renew(page, "nano", "lad", "| new |")
-    assert page.read_text() == "before\n<!-- claims: nano lad -->\n| new |\n<!-- end -->\nafter\n"
-    with pytest.raises(ValueError, match="no place for nano mtbi"):
-        renew(page, "nano", "mtbi", "")
-
-
-def test_a_regime_that_was_looked_for_is_made_by_its_name_alone(tmp_path, monkeypatch, world):
-    begun: list[str] = []
-    monkeypatch.setattr(claims, "build_world", lambda arguments: world)
-    monkeypatch.setattr(claims, "run_all", lambda jobs, workers, run: begun.extend(job.variant.name for job in jobs))
-    command = ["claims", "--world", "nano", "--papers", "mtbi", "--seeds", "0", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
-    main()
-    assert "phrases-interleaved" in begun and "phrases-few-interleaved" not in begun
-    begun.clear()
-    monkeypatch.setattr(sys, "argv", [*command, "--variants", "phrases-few-interleaved"])
-    main()
-    assert begun == ["phrases-few-interleaved"]
-
-
-def test_a_report_of_nothing_run_says_so_and_fails(tmp_path, monkeypatch, capsys):
-    paper = Paper("paper", "Paper", "source", {"one": variant()}, ())
-    assert load_results(tmp_path, "nano", paper) == {"one": {}}
-    (tmp_path / "nano").mkdir()
-    monkeypatch.setattr(
-        sys, "argv", ["claims", "--world", "nano", "--papers", "lad", "--out", str(tmp_path), "--report"]
-    )
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    assert ended.value.code == 1
-    assert "lad: nothing has been run" in said.out and "no results" in said.err
-
-
-def test_a_report_of_shortened_runs_says_so_and_stays_off_the_page(tmp_path, world, called, capsys):
-    page = tmp_path / "claims.md"
-    page.write_text("<!-- claims: nano paper -->\nold\n<!-- end -->\n")
-    columns = (Column("F1", "set.overall.speech.f1"),)
-    paper = Paper("paper", "Paper", "source", {"one": variant()}, columns)
-    run_job(Job(tmp_path, world, variant(), seed=0))
-    write_reports(tmp_path, "nano", [paper])
-    report = tmp_path / "nano/report/paper.md"
-    assert "| one (`one`) |" in report.read_text() and "another length" not in report.read_text()
-    run_job(Job(tmp_path, world, variant(), seed=1, overrides={"max_steps": 5}, limit=2))
-    write_reports(tmp_path, "nano", [paper], page)
-    assert "variants' own: --limit 2, --steps 5.**" in report.read_text()
-    assert "old" in page.read_text() and "keeps its tables" in capsys.readouterr().out
-
-
-def test_a_page_keeps_lines_that_there_are_no_results_of(tmp_path, world, called, capsys):
-    page = tmp_path / "claims.md"
-    mark = "<!-- claims: nano paper -->\n"
-    paper = Paper("paper", "Paper", "source", {"one": variant()}, (Column("F1", "set.overall.speech.f1"),))
-    run_job(Job(tmp_path, world, variant(), seed=0))
-    page.write_text(f"{mark}| one (`one`) | 0.98 | 3 | 50.0 |\n<!-- end -->\n")
-    write_reports(tmp_path, "nano", [paper], page)
-    assert "| 50.0 |" in page.read_text() and "runs that are not here (one)" in capsys.readouterr().out
-    page.write_text(f"{mark}| one (`one`) | 0.98 | 1 | 50.0 |\n| gone (`gone`) | 0.98 | 3 | 50.0 |\n<!-- end -->\n")
-    write_reports(tmp_path, "nano", [paper], page)
-    assert "gone" not in page.read_text() and "| one (`one`) |" in page.read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--world", "nano", "--papers", "lad", "--variants", "nosuch"],
-            "no variant nosuch in lad; there are one-lang",
-        ),
-        (["--world", "nano", "--papers", "across", "--variants", "stack-mlp"], "--papers bloomzmms --variants TMI"),
-        (["--world", "nano", "--papers", "lad", "--questions", "nosuch"], "no questions nosuch in lad; there are six"),
-        (["--world", "nano", "--variants", "tasks-lora"], "tasks-lora is left out of the nano world"),
-        (["--world", "nano", "--report", "--seeds", "0"], "leave out --variants, --seeds and --questions"),
-        (["--world", "nano", "--workers", "0"], "--workers 0: give 1 or more"),
-        (["--world", "nano", "--report"], "nothing to report on"),
-        (["--world", "nano", "--docs", "nosuch.md"], "nosuch.md is no file"),
-        (["--world", "nano", "--docs", "docs/claims.md", "--steps", "5"], "--docs is for whole runs"),
-        (["--world", "real"], "needs --parents and --data"),
-        (
-            ["--world", "real", "--parents", "nosuch", "--data", "none"],
-            "nosuch/gemma3-270m.*none/common_voice,.*xquad",
-        ),
-    ],
-)
-def test_what_is_not_there_is_said_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["claims", "--out", str(tmp_path / "out"), *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()

@@ -38,11 +38,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and reports; goes on in it")
     parser.add_argument("--papers", nargs="+", default=papers(), choices=papers(), help="by default all")
     parser.add_argument("--variants", nargs="+", help="only these; by default all but those that say by_name")
-    parser.add_argument("--seeds", type=int, nargs="+", help="by default 0 1 2; in the real world on a CPU 0")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--workers", type=int, default=1, help="variants at a time, each in a process of its own")
-    parser.add_argument("--steps", type=int, help="updates of every training, to try it")
-    parser.add_argument("--limit", type=int, help="questions of every set, to try it")
+    parser.add_argument("--seeds", type=whole(0), nargs="+", help="by default 0 1 2; in the real world on a CPU 0")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--workers", type=whole(1), default=1, help="variants at a time, each in a process of its own")
+    parser.add_argument("--steps", type=whole(1), help="updates of every training, to try it")
+    parser.add_argument("--limit", type=whole(1), help="questions of every set, to try it")
     parser.add_argument("--questions", nargs="+", help="only these sets; what is told of others stays empty")
     parser.add_argument("--parents", type=Path, help="real: folder of whisper-base, gemma3-270m, ...")
     parser.add_argument("--data", type=Path, help="real: folder of common_voice, xquad, text, ...")
@@ -59,28 +59,47 @@ def main() -> None:
     given = {"parents": str((arguments.parents or Path("parents")).resolve())}
     chosen = [load_paper(name, arguments.world, given) for name in arguments.papers]
     check_arguments(parser, arguments, chosen)
+    failure = None
     if not arguments.report:
         try:
             run_papers(arguments, chosen, seeds)
         except (OSError, ValueError) as error:  # what it found, and the remedy
             parser.exit(2, f"{error}\n")
+        except RuntimeError as error:  # a job failed, or its process was ended
+            failure = error
     from benchmarks.claims.report import write_reports
 
     written = write_reports(arguments.out, arguments.world, chosen, arguments.docs)
+    if failure is not None:
+        parser.exit(2, f"{failure}\nWhat is done stays, and the same command goes on from there.\n")
     if arguments.report and not written:
         parser.exit(1, f"There are no results in {arguments.out / arguments.world / 'runs'}: leave out --report.\n")
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """What a whole number from `least` on is read by."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return read
+
+
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, chosen: list[Paper]) -> None:
     """Ends with a message if something that was asked for is not there: now, not after hours of work."""
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: give 1 or more.")
+    if arguments.device == "cuda" and not arguments.report:
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: there is none here that PyTorch can use. Leave it out, for a CPU.")
     if arguments.report and (arguments.variants or arguments.seeds or arguments.questions):
         parser.error("--report tells of all that has been run: leave out --variants, --seeds and --questions.")
     if arguments.report and not (arguments.out / arguments.world).is_dir():
         parser.error(f"{arguments.out / arguments.world} is not there, so there is nothing to report on.")
-    if arguments.docs and (arguments.steps or arguments.limit):
-        parser.error("--docs is for whole runs: leave out --steps and --limit, or --docs.")
+    if arguments.docs and (arguments.steps or arguments.limit or arguments.questions):
+        parser.error("--docs is for whole runs: leave out --steps, --limit and --questions, or --docs.")
     if arguments.docs:
         from benchmarks.claims.report import check_page
 
@@ -115,23 +134,24 @@ def run_papers(arguments: argparse.Namespace, chosen: list[Paper], seeds: list[i
 
     world = build_world(arguments)
     overrides = {"max_steps": arguments.steps} if arguments.steps else None
-    for seed in seeds:
-        jobs: list[Job] = [
-            Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
-            for paper in chosen
-            for variant in map(asked_only, paper.variants.values())
-            if not variant.same_as
-            and (variant.name in arguments.variants if arguments.variants else not variant.by_name)
-        ]
-        for job in missing_before(jobs):
-            raise ValueError(
-                f"{job.variant.name} goes on from {job.variant.after}, which has not been run with seed {seed}. Add "
-                f"{job.variant.after} to --variants."
-            )
-        for job in jobs:  # before hours of work
+    jobs: list[Job] = [
+        Job(arguments.out, world, variant, seed, arguments.device, overrides, arguments.limit)
+        for seed in seeds
+        for paper in chosen
+        for variant in map(asked_only, paper.variants.values())
+        if not variant.same_as and (variant.name in arguments.variants if arguments.variants else not variant.by_name)
+    ]
+    for job in missing_before(jobs):  # before hours of work
+        raise ValueError(
+            f"{job.variant.name} goes on from {job.variant.after}, which has not been run with seed {job.seed}. Add "
+            f"{job.variant.after} to --variants."
+        )
+    for job in jobs:
+        if job.begun:
             check_job(job)
-        first = [job for job in jobs if job.variant.after is None]
-        for wave in (first, [job for job in jobs if job not in first]):
+    for seed in seeds:
+        for after in (False, True):
+            wave = [job for job in jobs if job.seed == seed and (job.variant.after is not None) == after]
             run_all(wave, arguments.workers, run_job)
 
 

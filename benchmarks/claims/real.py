@@ -37,6 +37,7 @@ UNSEEN_SHARE = 5  # one speaker in so many is kept from training
 ANSWER_TOKENS = 48
 ONE_UTTERANCE = ("en-transcribe", "en-one-task", "en-tasks", "six-T", "six-MI", "six-TMI")  # English, by SmolLM2
 SENTINEL = "done.json"
+BEGUN = "begun.json"  # the size of a world that is on its way
 PARENTS = ("whisper-base", "gemma3-270m", "smollm2-135m-instruct")
 SOURCES = ("common_voice", "common_voice_en", "xquad", *(f"text/ntrex/{code}.txt" for code in LANGUAGES))
 SOURCES += ("text/clinc/clinc150.tsv",)
@@ -147,6 +148,14 @@ def build(out: Path, parents: Path, data: Path, device: str = "cpu", size: Size 
         return world
     size = size or (CPU_SIZE if device == "cpu" else GPU_SIZE)
     asked = vars(size) | {"seed": seed}
+    begun = place / BEGUN
+    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != asked:
+        raise ValueError(
+            f"{place} was begun in another size: {begun.read_text(encoding='utf-8')}. Go on with the --device of "
+            "then, or give another --out."
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps(asked), encoding="utf-8")
     spoken = speak(data, place / "speech", size, seed)
     six_languages(place, data, spoken, size)
     english(place, data, world, size, seed)

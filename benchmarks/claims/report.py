@@ -7,6 +7,7 @@ outside of them, a paragraph per claim, is its author's and stays.
 """
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -55,9 +56,15 @@ def figure(result: Mapping[str, Any], path: str, system: str = "speech") -> floa
 
 
 def figures(results: Mapping[int, Mapping[str, Any]], column: Column, system: str = "speech") -> dict[int, float]:
-    """A column's figure by seed, of those that have one."""
+    """A column's figure by seed, of those that have one; see [`not_finite`]."""
     values = {seed: figure(result, column.of, system) for seed, result in results.items()}
-    return {seed: value * column.times for seed, value in values.items() if value is not None}
+    return {seed: value * column.times for seed, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def not_finite(results: Mapping[int, Mapping[str, Any]], column: Column) -> set[int]:
+    """The seeds of which a figure is NaN or infinite: trainings that diverged."""
+    values = {seed: figure(result, column.of) for seed, result in results.items()}
+    return {seed for seed, value in values.items() if value is not None and not math.isfinite(value)}
 
 
 def number(value: float) -> str:
@@ -73,6 +80,13 @@ def spread(values: Sequence[float]) -> str:
     return f"{number(statistics.fmean(values))}{deviation}"
 
 
+def cell(results: Mapping[int, Mapping[str, Any]], column: Column) -> str:
+    """A variant's mean and spread, and of how many seeds there is no finite figure."""
+    lost = not_finite(results, column)
+    told = [spread(list(figures(results, column).values())), f"({len(lost)} not finite)" * bool(lost)]
+    return " ".join(filter(None, told))
+
+
 def table(paper: Paper, results: Results) -> list[str]:
     """Markdown: a line per variant that has been run, with the name that `--variants` takes, those beside it, and
     which have not been run."""
@@ -85,7 +99,7 @@ def table(paper: Paper, results: Results) -> list[str]:
         sizes = {result["trained_parameters"] for result in found.values()}
         parts = next(iter(found.values()))["parts"]
         size = f"{parts} x " * (parts > 1) + "/".join(f"{size / 1e6:.2f}" for size in sorted(sizes))
-        cells = [spread(list(figures(found, column).values())) for column in paper.columns]
+        cells = [cell(found, column) for column in paper.columns]
         lines.append(f"| {variant.title} (`{name}`) | {size} | {len(found)} | {' | '.join(cells)} |")
     for system, title in SYSTEMS.items():
         values = beside(paper, results, system)
@@ -119,8 +133,9 @@ def verdict(claim: Claim, results: Results) -> list[str] | None:
     column = Column("", claim.of)
     better, than = (figures(results[name], column) for name in (claim.better, claim.than))
     seeds = sorted(better.keys() & than.keys())
+    lost = set().union(*(not_finite(results[name], column) for name in (claim.better, claim.than)))
     if not seeds:
-        return None
+        return ["", "", "0", f"not finite ({len(lost)})"] if lost else None
     differences = [better[seed] - than[seed] for seed in seeds]
     held = [difference > 0 if claim.higher else difference < 0 for difference in differences]
     base = statistics.fmean(than[seed] for seed in seeds)
@@ -129,6 +144,7 @@ def verdict(claim: Claim, results: Results) -> list[str] | None:
     word = "held" if all(held) else "did not hold" if not any(held) else f"in {sum(held)} of {len(held)} seeds"
     word = word if any(differences) else "no difference"
     word = word if len(seeds) > 1 else f"{word} (one seed)"
+    word += f", not finite in {len(lost)} more" * bool(lost)
     difference = spread(differences)
     difference = difference if difference.startswith("-") else f"+{difference}"
     return [f"{means[0]} against {means[1]}", f"{difference}{share}", str(len(seeds)), word]
@@ -159,10 +175,29 @@ def shortened(results: Results) -> str:
     return f"**Runs of another length than the variants' own: {', '.join(asked)}.**" if asked else ""
 
 
+def elsewhere(paper: Paper, results: Results) -> str:
+    """Which seeds of which variants were run by another device than most, and so in another precision."""
+    runs: dict[str, dict[str, list[int]]] = {}
+    for name, found in results.items():
+        for seed, result in found.items():
+            runs.setdefault(result.get("device", "cpu"), {}).setdefault(name, []).append(seed)
+    if len(runs) < 2:
+        return ""
+    most = max(runs, key=lambda device: sum(map(len, runs[device].values())))
+    told = [
+        f"with {device}: " + ", ".join(f"`{name}` {' '.join(map(str, seeds))}" for name, seeds in names.items())
+        for device, names in sorted(runs.items())
+        if device != most
+    ]
+    return f"`--device {most}`, but these seeds {'; '.join(told)}."
+
+
 def block(paper: Paper, results: Results, picture: str) -> str:
     """A paper's claims, table and picture."""
     note = [text, ""] if (text := shortened(results)) else []
-    parts = [*note, *claims_table(paper, results), "", *table(paper, results), "", cost(results), ""]
+    parts = [*note, *claims_table(paper, results), "", *table(paper, results), ""]
+    parts += [text, ""] if (text := elsewhere(paper, results)) else []
+    parts += [cost(results), ""]
     return "\n".join([*parts, f"![{paper.title}]({picture})"]).strip("\n")
 
 
@@ -214,13 +249,33 @@ def block_pattern(world: str, paper: str) -> re.Pattern:
 
 
 def lost(page: Path, world: str, paper: Paper, results: Results) -> str:
-    """That a page tells of variants, or of more seeds of them, that there are no results of, where it does."""
+    """That a page tells of variants, seeds of them or figures that there are no results of, where it does."""
     block = block_pattern(world, paper.name).search(page.read_text(encoding="utf-8"))
-    lines = re.findall(r"^\|.*\(`([^`]+)`\) \|[^|]*\| (\d+) \|", block[0] if block else "", re.MULTILINE)
-    missing = [name for name, seeds in lines if name in results and len(results[name]) < int(seeds)]
+    there = cells_of(block[0].splitlines() if block else [])
+    here = cells_of(table(paper, results))
+    known = {"seeds", *(column.title for column in paper.columns)}
+    missing = []
+    for name, cells in there.items():
+        found = here.get(name, {})
+        fewer = int(found.get("seeds") or 0) < int(cells["seeds"])
+        if name in results and (fewer or any(cells[title] and not found.get(title) for title in known & cells.keys())):
+            missing.append(name)
     if not missing:
         return ""
     return f"it tells of runs that are not here ({', '.join(missing)}). Run them too, or give another page."
+
+
+def cells_of(lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The lines of a table of variants, as [`table`] writes it: name -> title of a column -> cell."""
+    titles: list[str] = []
+    found: dict[str, dict[str, str]] = {}
+    for line in lines:
+        cells = [part.strip() for part in line.strip().strip("|").split(" | ")]
+        if line.startswith("| variant |"):
+            titles = cells
+        elif name := re.search(r"\(`([^`]+)`\) \|", line):
+            found[name[1]] = dict(zip(titles, cells, strict=False))
+    return found
 
 
 def check_page(page: Path, world: str, papers: Sequence[str]) -> None:

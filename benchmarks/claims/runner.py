@@ -51,6 +51,10 @@ class Job:
     def result(self) -> Path:
         return self.folder / "result.json"
 
+    @property
+    def begun(self) -> bool:
+        return (self.folder / "manifest.json").exists()
+
 
 def job_folder(out: Path, world: str, paper: str, variant: str, seed: int) -> Path:
     """Where a variant under a seed is kept."""
@@ -74,6 +78,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "variant": job.variant.name,
         "world": job.world.name,
         "seed": job.seed,
+        "device": job.device,
         "parts": len(found),
         **mean_of(found),
         "seconds": {name: round(sum(part["seconds"][name] for part in found), 1) for name in found[0]["seconds"]},

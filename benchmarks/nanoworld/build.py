@@ -10,6 +10,7 @@ keeps losses, validation scores and wall times.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -44,7 +45,10 @@ def build(out: Path, package: Path | None, cores: int, device: str) -> None:
     in_parallel(out, ["benchmarks.nanoworld.train_llm", "benchmarks.nanoworld.train_encoder"], cores, device)
     in_parallel(out, ["benchmarks.nanoworld.train_connector"], cores, device)
     scores, model = out / "evaluation.json", out / "nano" / "model.safetensors"
-    if not scores.exists() or scores.stat().st_mtime < model.stat().st_mtime:
+    if scores.exists() and scores.stat().st_mtime < model.stat().st_mtime:  # of a model that is no more
+        shutil.rmtree(out / "evaluation", ignore_errors=True)
+        scores.unlink()
+    if not scores.exists():
         in_parallel(out, ["benchmarks.nanoworld.evaluate"], cores, device)
     if package is not None:
         from benchmarks.nanoworld.package import make_package

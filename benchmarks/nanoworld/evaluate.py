@@ -88,16 +88,19 @@ def evaluate(
     batch_size: int = 64,
     limit: int | None = None,
 ) -> dict:
-    """Scores the saved model; prints the tables and writes `out/evaluation.json`."""
+    """Scores the saved model; prints the tables and writes `out/evaluation.json`, of another model than
+    `out/nano` `out/evaluation-of-NAME.json`."""
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"
     torch.set_num_threads(threads)
     head = model_folder / "helpers" / "ctc_head.safetensors"
     if not head.exists():
-        head.parent.mkdir()
+        head.parent.mkdir(exist_ok=True)
         shutil.copyfile(out / "ctc_head.safetensors", head)
     folder = write_questions(out, threads)
-    place = out / "evaluation" if limit is None else out / f"evaluation-{limit}"
+    own = model_folder.resolve() == (out / "nano").resolve()
+    name = "evaluation" if own else f"evaluation-of-{model_folder.resolve().name}"
+    place = out / (name if limit is None else f"{name}-{limit}")
     seen, unseen = (ask(folder / name, model_folder, place / name, batch_size, limit) for name in KINDS)
     scores = {
         "recordings": len({path.name for path in (folder / "audio").glob("*.wav")}),

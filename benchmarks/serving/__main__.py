@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -134,22 +134,31 @@ def run(options: argparse.Namespace) -> int:
         kind: pipeline.answers(asked, 1, Phase(kind, len(asked), limit), logprobs=True)
         for kind, asked in cases.items()
     }
-    measure_all(PIPELINE, pipeline, examples, options, results)
+    with told(PIPELINE, options, results):
+        measure_all(PIPELINE, pipeline, examples, options, results)
     with tempfile.TemporaryDirectory() as scratch:
         for name, start in servers(options, Path(scratch)):
             print(f"{name}, {time.strftime('%H:%M:%S')}", flush=True)
-            try:
-                with start() as engine:
-                    results["compared"][name] = compare(engine, expected, cases, limit)
-                    write(options.out, results)
-                    if name != REMOTE:  # the same engine again
-                        measure_all(name, engine, examples, options, results)
-            except (RuntimeError, OSError) as error:  # it does not start, answers no more, or is too slow
-                print(f"  failed: {error}", flush=True)
-                results["failed"][name] = str(error)
-            write(options.out, results)
+            with told(name, options, results), start() as engine:
+                results["compared"][name] = compare(engine, expected, cases, limit)
+                write(options.out, results)
+                if name != REMOTE:  # the same engine again
+                    measure_all(name, engine, examples, options, results)
     print(f"\n{(options.out / 'results.md').read_text(encoding='utf-8')}")
     return 1 if results["failed"] else 0
+
+
+@contextmanager
+def told(name: str, options: argparse.Namespace, results: dict) -> Iterator[None]:
+    """An engine that does not start, answers no more or otherwise than OpenAI's API, or is too slow is named in the
+    results, which are written, and takes no other with it."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, RuntimeError | OSError) else f"{type(error).__name__}: "
+        print(f"  failed: {kind}{error}", flush=True)
+        results["failed"][name] = f"{kind}{error}"
+    write(options.out, results)
 
 
 def measure_all(name: str, engine: Any, examples: list[dict], options: argparse.Namespace, results: dict) -> None:
