@@ -118,6 +118,8 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
                 f"storage={storage!r} is for the trained part. Add trained_only=True, or save a model in fewer bits: "
                 "model.to(torch.bfloat16).save_pretrained(folder)."
             )
+        if getattr(self, "is_quantized", False):
+            self._weight_conversions = None  # bitsandbytes' have no way back; its weights are saved as they are
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):  # what an earlier call left would be loaded in its place by some
             Path(save_directory, TRAINED_FILE).unlink(missing_ok=True)

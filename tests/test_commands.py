@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -457,7 +458,17 @@ def test_accelerate_starts_the_same_command(recipe, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(commands.torch.accelerator, "is_available", lambda: False)
     assert main(["align", "--config", path, "--accelerate_config", "ddp"]) == 2
     assert "is for several GPUs, and this machine has none. Two processes on a CPU" in capsys.readouterr().err
+    (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
+    assert main(["align", "--config", path, "--accelerate_config", str(tmp_path / "cpu.yaml")]) == 2
+    assert "starts several processes on a CPU, of which Accelerate makes one each. Two" in capsys.readouterr().err
     assert len(started) == 1
+
+
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    commands.check_processes(SimpleNamespace(world_size=2))
+    with pytest.raises(ValueError, match="2 processes were started, and Accelerate counts 1.*ACCELERATE_USE_CPU=1"):
+        commands.check_processes(SimpleNamespace(world_size=1))
 
 
 # Parts

@@ -7,6 +7,7 @@ import torch
 from conftest import random_audio, text_config, whisper_config
 from factories_processing import CHATML_MARKED, make_tokenizer
 from factories_training import tone_rows
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, WhisperFeatureExtractor, WhisperModel
 
 from modeling_speechllm import SpeechLLMForConditionalGeneration
@@ -50,7 +51,8 @@ def trainer_of(model, parents, folder, peft_config=None, **settings) -> SpeechIm
     args = SpeechImitationConfig(str(folder), **settings)
     processor = SpeechLLMProcessor.from_parts(**parents, config=model.config)
     rows = tone_rows(answered=True)
-    return SpeechImitationTrainer(model, args, train_dataset=rows, processing_class=processor, peft_config=peft_config)
+    data = {"train_dataset": rows, "eval_dataset": rows if args.eval_strategy != "no" else None}
+    return SpeechImitationTrainer(model, args, processing_class=processor, peft_config=peft_config, **data)
 
 
 def linear_types(module) -> set[str]:
@@ -100,6 +102,32 @@ def test_of_a_whole_checkpoint_the_llm_alone_is_quantized(kind, parents, tmp_pat
     )
     assert linear_types(again.model.language_model) == {KINDS[kind]}
     assert linear_types(again.model.audio_tower) == linear_types(again.model.multi_modal_projector) == {"Linear"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_quantized_checkpoint_takes_its_best_weights_and_is_trained_on(kind, parents, tmp_path):
+    SpeechLLMForConditionalGeneration.from_parts(**parents, connector=STACK).save_pretrained(tmp_path / "whole")
+    model = SpeechLLMForConditionalGeneration.from_pretrained(
+        tmp_path / "whole", quantization_config=quantization_config(kind, whole=True), dtype=torch.float32
+    )
+    model.config.parents = None  # as of a model whose parents nobody knows: checkpoints are whole
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_of(model, parents, tmp_path / "run", load_best_model_at_end=True, **saving)
+    trainer.train()
+    best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    for name, value in model.model.multi_modal_projector.named_parameters():
+        assert torch.equal(value, best[f"model.multi_modal_projector.{name}"])
+    trainer.save_model(str(tmp_path / "trained"))
+    again = SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / "trained", dtype=torch.float32)
+    assert linear_types(again.model.language_model) == {KINDS[kind]}
+    ids = torch.arange(8)[None]
+    expected = model.eval()(input_ids=ids).logits
+    trainer_of(again, parents, tmp_path / "on", max_steps=1, learning_rate=0.0).train()
+    again.save_pretrained(tmp_path / "twice")  # a model that was loaded quantised
+    twice = SpeechLLMForConditionalGeneration.from_pretrained(tmp_path / "twice", dtype=torch.float32)
+    tolerance = 0.0 if kind == "8bit" else 0.05
+    torch.testing.assert_close(twice(input_ids=ids).logits, expected, rtol=0, atol=tolerance)
 
 
 def test_lora_on_a_quantized_llm_is_held_in_float32(parents, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from conftest import name_parents
 from datasets import Dataset
 from factories_training import tiny_parts, tone, tone_rows
+from safetensors.torch import load_file, save_file
 from test_trainers import build, logged
 
 import trainers.checkpoints.whole_checkpoints as whole_checkpoints
@@ -32,6 +33,16 @@ RUNS = {
     "distillation": {"teacher_forcing": True},
     "distillation-response": {"batch_seconds": 2.0},
 }
+
+
+def test_a_resumed_run_that_has_had_all_of_its_updates_has_no_other(tmp_path):
+    finished = build("imitation", tmp_path, **SAVING)
+    finished.train()
+    again = build("imitation", tmp_path, **SAVING)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6 and logged(again, "loss") == logged(finished, "loss")
+    for left, right in zip(again.model.parameters(), finished.model.parameters(), strict=True):
+        assert torch.equal(left, right)
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -232,6 +243,23 @@ def test_averaging_needs_checkpoints_of_one_run(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds none of"):
         average_checkpoints([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_integers_are_copied_and_not_averaged(tmp_path):
+    for number in range(6):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        weights = {"bits": torch.arange(-128, 128).to(torch.int8), "weight": torch.full((2,), float(number))}
+        save_file(weights, folder / "model.safetensors")
+    folders = sorted(tmp_path.glob("checkpoint-*"))
+    found = load_file(average_checkpoints(folders, tmp_path / "averaged") / "model.safetensors")
+    assert torch.equal(found["bits"], torch.arange(-128, 128).to(torch.int8)) and found["weight"].tolist() == [
+        2.5,
+        2.5,
+    ]
+    save_file(weights | {"bits": weights["bits"] + 1}, folders[-1] / "model.safetensors")
+    with pytest.raises(ValueError, match="bits is of integers and not the same"):
+        average_checkpoints(folders, tmp_path / "other")
 
 
 def test_training_stops_early_without_progress(tmp_path):

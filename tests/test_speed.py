@@ -144,6 +144,36 @@ def test_workers_leave_a_core_to_the_training(cores, processes, workers, monkeyp
     assert spare_cores() == workers
 
 
+@pytest.mark.parametrize(
+    ("given", "launched", "bf16"), [(False, "bf16", False), (None, "bf16", True), (True, "no", True)]
+)
+def test_what_is_said_of_bf16_comes_before_what_the_launch_config_says(given, launched, bf16, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    args = SpeechImitationConfig(str(tmp_path), bf16=given, use_cpu=True)
+    assert args.bf16 == bf16 and args.mixed_precision == ("bf16" if bf16 else "no")
+
+
+def test_rows_of_all_processes_are_counted_together(tmp_path):
+    trainer = build("imitation", tmp_path, max_bad_share=0.01)
+
+    class Two:  # the other process has had as many rows and none of them bad
+        num_processes = 2
+
+        def reduce(self, counts, reduction):
+            return counts + torch.tensor([counts[0], 0])
+
+    trainer.accelerator, trainer._rows_seen, trainer._rows_bad = Two(), 126, 2
+    trainer._check_bad_rows()
+    trainer._rows_bad, trainer.state.global_step = 3, 1
+    trainer._check_bad_rows()  # every tenth update
+    trainer.state.global_step = 10
+    with pytest.raises(RuntimeError, match="3 of 252 rows"):
+        trainer._check_bad_rows()
+    trainer.eval_dataset = tone_rows(1)
+    with pytest.raises(ValueError, match="eval_dataset: 1 rows to evaluate cannot be dealt to 2 processes"):
+        trainer._check_evaluation()
+
+
 def test_workers_that_nobody_asked_for_stay_for_all_epochs_of_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.speech_config.spare_cores", lambda: 2)
     rows = tone_rows(32)

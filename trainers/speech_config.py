@@ -184,8 +184,11 @@ class SpeechTrainingConfig(SFTConfig):
         if self.workers_by_default:
             self.dataloader_num_workers = spare_cores()
         self._check_inherited()
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launch config's
         if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.accelerator.is_available()
+            self.bf16 = torch.accelerator.is_available() or launched == "bf16"
+        elif not (self.bf16 or self.fp16) and launched != "no":
+            os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # what was set has the last word
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers asks for it
         metric = (self.metric_for_best_model or "").removeprefix("eval_")

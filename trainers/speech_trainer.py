@@ -146,6 +146,7 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
                 callbacks=callbacks,
                 **kwargs,
             )
+        self._check_evaluation()
         self.compute_loss_func = compute_loss_func
         judged = languages and getattr(args, "language_weight", 0.0) and isinstance(train_dataset, Dataset)
         if judged and self.is_world_process_zero() and (finding := unlabelled_rows(train_dataset, languages)):
@@ -156,6 +157,16 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         self._check_learning_rates()
         share = self.args.device.type == "cpu" if args.share_prefix is None else args.share_prefix
         self.shared_prefix = SharedPrefix(wanted=share and not (self.is_sharded or args.torch_compile))
+
+    def _check_evaluation(self) -> None:
+        """Raises a ValueError where processes would have no row to evaluate: now, not at the first evaluation."""
+        sets, processes = self.eval_dataset, self.accelerator.num_processes
+        for name, rows in sets.items() if isinstance(sets, dict) else [("eval_dataset", sets)]:
+            if hasattr(rows, "__len__") and len(rows) < processes:
+                raise ValueError(
+                    f"{name}: {len(rows)} rows to evaluate cannot be dealt to {processes} processes. Give at least "
+                    f"{processes}, or none."
+                )
 
     def _choose_checkpointing(
         self, args: SpeechTrainingConfig, model: PreTrainedModel, rows: Any, processor: SpeechLLMProcessor
@@ -417,9 +428,26 @@ class SpeechTrainer(WholeCheckpoints, SFTTrainer):
         for batch in batches:
             self._rows_bad += batch["counts"]["bad_rows"]
             self._rows_seen += batch["counts"]["rows"] + batch["counts"]["bad_rows"]
-        self.bad_rows.check(self._rows_seen, self._rows_bad)
+        self._check_bad_rows()
         self._busy += time.monotonic() - begin
         return batches, counts
+
+    def _check_bad_rows(self) -> None:
+        """Stops a run with too many bad rows: of all processes, which look at each other's every tenth update."""
+        seen, bad = self._rows_seen, self._rows_bad
+        if self.accelerator.num_processes > 1:
+            if self.state.global_step % 10:
+                return
+            both = torch.tensor([seen, bad], dtype=torch.long, device=self.args.device)
+            seen, bad = self.accelerator.reduce(both, reduction="sum").tolist()
+        self.bad_rows.check(seen, bad)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in Trainer, but of a resumed run that has had all of its updates none."""
+        if 0 < self.state.max_steps <= self.state.global_step:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         begin = time.monotonic()

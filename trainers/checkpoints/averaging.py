@@ -35,7 +35,8 @@ def best_checkpoints(
 
 
 def average_checkpoints(folders: list[Path], output: str | Path) -> Path:
-    """Mean of the weights of several checkpoints of one run, in their dtype, into a folder like theirs.
+    """Mean of the weights of several checkpoints of one run, in their dtype, into a folder like theirs. Integers, such
+    as a frozen LLM's in 8 or 4 bits, are copied.
 
     Raises:
         ValueError: checkpoints without weights, or with different ones.
@@ -50,7 +51,12 @@ def average_checkpoints(folders: list[Path], output: str | Path) -> Path:
         if state.keys() != first.keys():
             raise ValueError(f"{folder} and {folders[0]} hold different weights. Average checkpoints of one run.")
         for key, value in state.items():
-            total[key] = total.get(key, 0) + value.double() / len(folders)
+            if value.is_floating_point():
+                total[key] = total.get(key, 0) + value.double() / len(folders)
+                continue
+            if not torch.equal(value, first[key]):
+                raise ValueError(f"{key} is of integers and not the same in {folder} and {folders[0]}.")
+            total[key] = value
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     for path in folders[0].iterdir():  # configs and processor

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -108,8 +109,9 @@ class WholeCheckpoints(WritesCard):
                 mark_whole(folder)
         except Exception as error:
             raise RuntimeError(
-                f"Checkpoint {folder} could not be written: {error}. It will not be resumed from. Free some disk "
-                "space or correct the folder, then resume with resume_from_checkpoint=True from the last whole one."
+                f"Checkpoint {folder} could not be written: {error or type(error).__name__}. It will not be resumed "
+                "from. Free some disk space or correct the folder, then resume with resume_from_checkpoint=True from "
+                "the last whole one."
             ) from error
         finally:
             self.args.save_total_limit = limit
@@ -144,9 +146,12 @@ class WholeCheckpoints(WritesCard):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = os.path.join(resume_from_checkpoint, TRAINED_FILE)
-        if not os.path.isfile(path):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         speech_model = self.speech_model
+        if not os.path.isfile(path):
+            whole = os.path.join(resume_from_checkpoint, "model.safetensors")
+            if getattr(speech_model, "is_quantized", False) and os.path.isfile(whole):
+                return load_trainable(speech_model, load_file(whole))
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         groups = trained_groups(resume_from_checkpoint, {})  # those trained here, and what differed from the parents
         loaded, expected = load_file(path), speech_model.group_keys(groups)
         check_keys(resume_from_checkpoint, expected - loaded.keys(), loaded.keys() - expected, [])
@@ -181,6 +186,20 @@ class WholeCheckpoints(WritesCard):
         else:
             self._load_from_checkpoint(folder)
         self.save_model(folder)
+
+
+def load_trainable(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    """Of the weights of a whole quantised model those that are trained: its 8 bits cannot be loaded twice.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                if name not in weights:
+                    raise ValueError(f"The checkpoint has no {name}, which is trained. Give one of this run.")
+                parameter.copy_(weights[name])
 
 
 __all__ = ["WholeCheckpoints"]

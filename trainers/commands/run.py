@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
 from transformers import set_seed
 
 from hub_cards.dataset_card import write_dataset_card
@@ -224,11 +223,28 @@ def check_devices(config: str, command: str) -> None:
     """
     path = launch_config(config)
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    alone = settings.get("distributed_type", "NO") == "NO" or settings.get("use_cpu")
-    if not (alone or torch.accelerator.is_available()):
+    several = settings.get("distributed_type", "NO") != "NO"
+    on_cpu = settings.get("use_cpu") and (settings.get("num_processes") or 1) > 1  # Accelerate would start but one
+    if several and (on_cpu or not (settings.get("use_cpu") or torch.accelerator.is_available())):
+        found = "starts several processes on a CPU, of which Accelerate makes one each"
+        found = found if on_cpu else "is for several GPUs, and this machine has none"
         raise ValueError(
-            f"accelerate_config {config!r} is for several GPUs, and this machine has none. Two processes on a CPU: "
+            f"accelerate_config {config!r} {found}. Two processes on a CPU: "
             f"ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m speechllm_cli.main {command} ..."
+        )
+
+
+def check_processes(args: SpeechTrainingConfig) -> None:
+    """
+    Raises:
+        ValueError: this is one of several processes that Accelerate takes for one each; all would train alone, into
+            one folder.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > args.world_size:
+        raise ValueError(
+            f"{started} processes were started, and Accelerate counts {args.world_size}: each would train alone, into "
+            "the same folder. On a CPU set ACCELERATE_USE_CPU=1 beside torchrun."
         )
 
 
@@ -256,6 +272,12 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     """Builds what the settings name, trains, and leaves a model in `output_dir` that `from_pretrained` loads."""
     if args.output_dir is None:
         raise ValueError("Say where the model goes: output_dir: FOLDER.")
+    check_processes(args)
+    if script.quantization is not None and getattr(args, "cached_teacher", False):
+        raise ValueError(
+            "A cached teacher is the LLM in its own precision, and here it is quantised. Leave out cached_teacher, or "
+            "quantization."
+        )
     say = _say if args.process_index == 0 else _say_nothing
     checkpoint = find_checkpoint(args)
     args.resume_from_checkpoint = None
@@ -269,6 +291,8 @@ def train(trainer_class: type[SpeechTrainer], args: SpeechTrainingConfig, script
     set_seed(args.seed)  # a new connector is drawn by it
     model, processor = load_speech_model(script, args.train_groups, script.quantization)
     adapters = None
+    if script.lora_groups and script.model is None and keeps_adapters(script):
+        name_base(args, model, processor)
     if script.lora_groups:
         settings = script.lora_rank, script.lora_alpha, script.lora_dropout, script.lora_modules
         adapters = lora_config(model, script.lora_groups, *settings)
@@ -398,6 +422,20 @@ def _results(folder: Path) -> list[str]:
     return whole + [path.name for name in files for path in folder.glob(name)]
 
 
+def keeps_adapters(script: ScriptArguments) -> bool:
+    """Whether a training will end with adapters beside a model and not with a model that they are merged into."""
+    return script.quantization is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def name_base(args: SpeechTrainingConfig, model: Any, processor: Any) -> None:
+    """Saves what was composed of two parents into `base`, whose name the adapters keep, so that they can be loaded."""
+    base = Path(args.output_dir) / "base"
+    if args.process_index == 0 and not (base / "config.json").is_file():
+        model.save_pretrained(base, trained_only=True)
+        processor.save_pretrained(base)
+    model.name_or_path = str(base)
+
+
 def save_final(trainer: SpeechTrainer, processor: Any) -> Path:
     """Saves the trained model with its processor and the history of losses to `output_dir`; returns the model's place.
 
@@ -447,7 +485,7 @@ def encode(config: EncodeConfig, data: DataArguments) -> None:
     """Writes the cache of the rows, and says what it holds."""
     config.check_names()
     # The first process to finish waits for the last one: longer than the half hour that is the default.
-    state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=7))
+    state = process_state(cpu=config.device == "cpu", timeout=timedelta(days=7))
     # Not the folder's `bad_rows`, which a new run empties.
     bad_rows = BadRows(Path(config.output_dir) / UNREADABLE_ROWS, config.max_bad_share, ROWS_BEFORE_JUDGING)
     with state.main_process_first():

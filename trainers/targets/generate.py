@@ -181,10 +181,16 @@ def generate_targets(config: TargetsConfig, dataset: Dataset, backend: Backend |
     return close_run(output, fingerprint, shards, partial(summary, len(source)))
 
 
-def process_state() -> PartialState:
-    """This process and the others."""
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu)  # without the flag it takes processes on a CPU for one each
+def process_state(cpu: bool = False, **options: Any) -> PartialState:
+    """
+    This process and the others.
+
+    Args:
+        cpu: whether they are to run on one, where there are accelerators too.
+        **options: of the process group, as `timeout`.
+    """
+    on_cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, **options)  # without the flag it takes processes on a CPU for one each
 
 
 def main(config: TargetsConfig, dataset: Dataset) -> dict[str, Any]:
