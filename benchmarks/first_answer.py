@@ -9,12 +9,12 @@ Each run is a process of its own, in turns: nothing but the imports that any pip
 import argparse
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import speechllm
+
+from .long_audio import child_output
 
 IMPORTS = """
 import torch
@@ -33,11 +33,11 @@ CASES = {
 }
 
 
-def run(arguments: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a process."""
+def run(arguments: list[str], name: str) -> tuple[float, float]:
+    """Wall and CPU seconds of a process; `name` says which one failed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    child_output(arguments, name)
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -53,7 +53,7 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
     for turn in range(arguments.turns + 1):
         for name, case in CASES.items():
-            times = run(case)
+            times = run(case, name)
             if turn:  # the first brings files into the disk cache
                 found[name].append(times)
     print("| process | wall s | CPU s |\n|---|---:|---:|")

@@ -12,7 +12,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,5 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    Path("build").mkdir(exist_ok=True)
     main()

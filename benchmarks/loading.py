@@ -120,7 +120,8 @@ def by_the_clock(build_loader: Callable, collate: Any, settings: Any, rows: list
     """Seconds of audio per second out of the workers, their start left out."""
     from datasets import Dataset
 
-    many = Dataset.from_list([row | {"id": str(number)} for number in range(12) for row in rows])
+    batches = max(12, 6 * settings.dataloader_num_workers)
+    many = Dataset.from_list([row | {"id": str(number)} for number in range(batches) for row in rows])
     loader = build_loader(many, collate, settings, 0, 1, training=True)
     times = []
     for _ in loader:
@@ -130,5 +131,4 @@ def by_the_clock(build_loader: Callable, collate: Any, settings: Any, rows: list
 
 
 if __name__ == "__main__":
-    Path("build").mkdir(exist_ok=True)
     main()

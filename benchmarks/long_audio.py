@@ -48,6 +48,20 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def child_output(arguments: list[str], name: str) -> str:
+    """
+    What Python prints with these arguments, in a process of its own.
+
+    Raises:
+        SystemExit: it fails; by `name` and the last line of what it said.
+    """
+    ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines() or ["it said nothing (killed, as where memory runs out?)"]
+        raise SystemExit(f"{name} failed with status {ended.returncode}: {said[-1]}")
+    return ended.stdout
+
+
 def measure(encoder: str, connector: str, minutes: float, no_encoder: bool) -> dict[str, float]:
     """Megabytes and seconds of one forward pass; runs in a process of its own."""
     import torch
@@ -133,10 +147,10 @@ def main() -> None:
     for connector in arguments.connectors:
         cells = []
         for minutes in arguments.minutes:
-            command = [sys.executable, "-m", "benchmarks.long_audio", "--encoder", arguments.encoder, "--one"]
+            command = ["-m", "benchmarks.long_audio", "--encoder", arguments.encoder, "--one"]
             command += ["--connectors", connector, "--minutes", str(minutes)]
             command += ["--no_encoder"] * arguments.no_encoder
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = child_output(command, f"{connector}, {minutes:g} min")
             found = json.loads(output.strip().splitlines()[-1])
             cells += [f"{found['megabytes']:,.0f}", f"{found['encoder']:.1f}", f"{found['connector']:.1f}"]
             cells.append(f"{found['tokens']:,}")

@@ -6,7 +6,8 @@ FOLDER holds a manifest.jsonl with `audio`, `text` and `speaker`. Speakers are a
 settings `speechllm encode` writes the frames once and `speechllm align` trains a `ctc_compress` to spell the letters,
 with equal seeds, steps and batches: some thirty classes can be learned from minutes of speech, an LLM's tokens cannot.
 In both settings the connector hears the frames of the audio alone; what differs is the silence that the encoder sees
-behind it. `OUT/commands.txt` has every command; the same call goes on where a stopped one was.
+behind it. `OUT/commands.txt` has every command; the same call goes on where a stopped one was, with more seeds too.
+Settings other than those in `OUT/settings.json` are refused.
 """
 
 import argparse
@@ -47,6 +48,37 @@ TRAINING = {
     "logging_steps": 10,
     "eval_strategy": "steps",
 }
+
+
+def check_settings(file: Path, settings: dict[str, object], used: bool) -> None:
+    """
+    Keeps in `file` what the results beside it depend on; where there are results, checks that it is the same.
+
+    Args:
+        used: whether there are.
+
+    Raises:
+        SystemExit: it is not, by name of what changed; or there are results of settings that nobody kept.
+    """
+    if not used:
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, file)
+        return
+    if not file.exists():
+        raise SystemExit(f"{file.parent} has results and no {file.name} that says of what. Give another --out.")
+    old = json.loads(file.read_text(encoding="utf-8"))
+    changed = [f"{name} was {old.get(name)} and is {new}" for name, new in settings.items() if old.get(name) != new]
+    if changed:
+        raise SystemExit(
+            f"{file.parent} has results of other settings: {'; '.join(changed)}. Go on with those, or give another "
+            "--out."
+        )
+
+
+def digest_of(manifest: Path) -> str:
+    """What tells the content of a manifest from others."""
+    return hashlib.sha1(manifest.read_bytes()).hexdigest()[:12]
 
 
 def is_test(speaker: str) -> bool:
@@ -187,6 +219,9 @@ def report(out: Path, seeds: int, symbols: float) -> str:
 def main(data: Path, audio: str, text: str, out: Path, seeds: int, steps: int) -> None:
     """Manifests, frames, trainings, table."""
     out.mkdir(parents=True, exist_ok=True)
+    settings = {"data": str(data), "manifest": digest_of(data / "manifest.jsonl"), "audio": audio, "text": text}
+    used = any(path for pattern in ("frames-*", "reader-*", "align-*") for path in out.glob(pattern))
+    check_settings(out / "settings.json", settings | {"steps": steps}, used)
     rows = split_rows(data)
     manifests = write_manifests(rows, out)
     for name, part in rows.items():

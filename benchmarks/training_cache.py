@@ -60,10 +60,19 @@ def load_parts(encoder: str | None) -> tuple[SpeechLLMForConditionalGeneration, 
 
 
 def load_data(data: Path | None, count: int) -> Dataset:
-    """`count` rows of a folder, or the packaged recordings again and again."""
+    """`count` rows of a folder, or the packaged recordings again and again.
+
+    Raises:
+        SystemExit: the folder has fewer.
+    """
     if data is not None:
         rows = with_durations(load_rows(data))
-        return rows.shuffle(seed=0).select(range(min(count, len(rows))))
+        if len(rows) < count:
+            raise SystemExit(
+                f"{data} has {len(rows)} rows, and {count} are needed: a batch for each step and one to warm up. "
+                "Give more rows, fewer --steps or a smaller --batch."
+            )
+        return rows.shuffle(seed=0).select(range(count))
     examples = Path(speechllm.NANO) / "examples"
     spoken = json.loads((examples / "examples.json").read_text(encoding="utf-8"))
     listed = [
@@ -109,6 +118,7 @@ def main(encoder: str | None, data: Path | None, steps: int, batch: int, threads
             for way, extra in (("on line", {}), ("cached", cached)):
                 model, processor = load_parts(encoder)
                 common = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+                common |= {"dataloader_num_workers": 0}  # reading a batch is a part of the step that is timed
                 arguments = config_class(
                     f"{folder}/{way}", per_device_train_batch_size=batch, **common, **settings, **extra
                 )

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoFeatureExtractor
 
+from benchmarks.padding import check_settings, digest_of
 from modeling_speechllm import build_audio_tower
 from modeling_speechllm.audio_encoders import load_encoder
 from modeling_speechllm.connector_base import zero_past
@@ -35,8 +36,14 @@ def fold_of(speaker: str) -> int:
 
 @torch.no_grad()
 def encode(data: Path, encoder: str, rows: list[dict], cache: Path) -> dict[str, torch.Tensor]:
-    """Frames (frames, dim) in half precision of every clip, by its path; one file per language, made once."""
+    """Frames (frames, dim) in half precision of every clip, by its path; one file per language, made once.
+
+    Raises:
+        SystemExit: the cache has frames of another encoder or of other clips.
+    """
     cache.mkdir(parents=True, exist_ok=True)
+    settings = {"encoder": encoder, "data": str(data), "manifest": digest_of(data / "manifest.jsonl")}
+    check_settings(cache / "settings.json", settings, any(cache.glob("*.st")))
     by_language = collections.defaultdict(list)
     for row in rows:
         by_language[row["language"]].append(row["audio"])
@@ -63,6 +70,13 @@ def encode(data: Path, encoder: str, rows: list[dict], cache: Path) -> dict[str,
         with safe_open(cache / f"{language}.st", "pt") as file:
             frames |= {clip: file.get_tensor(clip) for clip in file.keys()}
     return frames
+
+
+def split(rows: list[dict], languages: list[str], fold: int) -> tuple[list[dict], list[dict]]:
+    """The rows in these languages to train on and to test with, of a fold."""
+    chosen = [row for row in rows if row["language"] in languages]
+    test = [row for row in chosen if fold_of(row["speaker"]) == fold]
+    return [row for row in chosen if fold_of(row["speaker"]) != fold], test
 
 
 def batch_of(clips: list[torch.Tensor], crop: int | None, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -136,26 +150,33 @@ def main() -> None:
     parser.add_argument("--encoder", required=True, help="Hub id or folder of a Whisper checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder for cache, results and pictures")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--folds-all", type=int, default=1, help="folds run for all languages (1 to 4)")
+    folds = range(1, FOLDS + 1)
+    parser.add_argument("--folds-all", type=int, default=1, choices=folds, help="folds run for all languages")
     arguments = parser.parse_args()
     with open(arguments.data / "manifest.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    frames = encode(arguments.data, arguments.encoder, rows, arguments.out / "frames")
     everything = sorted({row["language"] for row in rows})
+    sets = (("six", list(PAPER_LANGUAGES), FOLDS), ("all", everything, arguments.folds_all))
+    for _, languages, folds in sets:
+        least = min(len(split(rows, languages, fold)[0]) for fold in range(folds))
+        if least < BATCH:
+            parser.error(
+                f"a fold has {least} clips in {', '.join(languages)} to train on, and a batch has {BATCH}. Give "
+                "--data with more clips of more speakers."
+            )
+    if arguments.epochs < 1:
+        parser.error(f"--epochs {arguments.epochs}: give 1 or more")
+    frames = encode(arguments.data, arguments.encoder, rows, arguments.out / "frames")
     results = {}
-    for name, languages, folds in (
-        ("six", list(PAPER_LANGUAGES), FOLDS),
-        ("all", everything, arguments.folds_all),
-    ):
+    for name, languages, folds in sets:
         for kind in GATES:
             started = time.perf_counter()
             confusion = torch.zeros(len(languages), len(languages), dtype=torch.long)
             for fold in range(folds):
-                train, test = [], []
-                for row in rows:
-                    if row["language"] in languages:
-                        side = test if fold_of(row["speaker"]) == fold else train
-                        side.append((frames[row["audio"]], languages.index(row["language"])))
+                train, test = (
+                    [(frames[row["audio"]], languages.index(row["language"])) for row in part]
+                    for part in split(rows, languages, fold)
+                )
                 confusion += train_gate(kind, train, test, len(languages), arguments.epochs, seed=fold)
             accuracy = float(confusion.diagonal().sum() / confusion.sum())
             recall = confusion.diagonal() / confusion.sum(1).clamp(min=1)

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,10 @@ class Results:
     def __init__(self, file: Path, facts: dict[str, Any]):
         self.file = file
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if found and found["facts"]["settings"] != facts["settings"]:
+        if found and (changes := differences(found["facts"], facts)):
             raise SystemExit(
-                f"{file} was measured with other settings: {found['facts']['settings']}. Give another --out."
+                f"{file} was measured with other settings, versions or on another machine: {'; '.join(changes)}. "
+                "Go on with those, or give another --out."
             )
         self.measured: dict[str, list[dict]] = found.get("measured", {})
         self.failed: dict[str, str] = {}
@@ -91,6 +92,21 @@ class Results:
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
         partial.replace(self.file)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What figures depend on and differs between the facts of two runs, as `rounds was 3 and is 2`."""
+
+    def flat(facts: dict[str, Any]) -> dict[str, Any]:
+        named = {"processor": facts.get("processor"), "name of the device": facts.get("device")}
+        return facts["settings"] | named | facts.get("versions", {})
+
+    before, now = flat(old), flat(new)
+    return [
+        f"{name} was {before.get(name)} and is {now.get(name)}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
 
 
 def turns(cases: list[Case], rounds: int, results: Results) -> Iterator[tuple[int, Case]]:
@@ -151,6 +167,22 @@ def processor_name() -> str:
     return f"{model} ({', '.join(flags) or 'no bf16'})"
 
 
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """What a number above zero is read by."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not value > 0:
+            name = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is no {name} above 0")
+        return value
+
+    return read
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", type=Path, help="folder with whisper-base and smollm2-135m-instruct")
@@ -159,20 +191,24 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=None)
     parser.add_argument("--quick", action="store_true", help="bf16 alone, fewer rounds, no training of other families")
-    parser.add_argument("--rounds", type=int, help="turns of every case")
-    parser.add_argument("--minutes", type=float, help="stop measuring after so long; the report says what is missing")
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU; with one, processor time is taken")
+    parser.add_argument("--rounds", type=positive(int), help="turns of every case")
+    stop = "stop measuring after so long; the report says what is missing"
+    parser.add_argument("--minutes", type=positive(float), help=stop)
+    parser.add_argument("--threads", type=positive(int), default=1, help="on a CPU; with one, processor time is taken")
     parser.add_argument("--only", default="", help='cases whose name has this in it, such as "divergence"')
     args = parser.parse_args()
     begin = time.monotonic()
-    if args.device == "cpu":
-        torch.set_num_threads(args.threads)
     if args.random == (args.parents is not None):
         parser.error("give --parents FOLDER or --random, one of them")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     args.dtypes = args.dtypes or (["bf16"] if args.quick else ["bf16", "float32"])
+    cases = all_cases(args)
+    if not cases:
+        parser.error(f"--only {args.only!r}: no case has this in its name, such as 'training | divergence | bf16'")
     on_gpu = args.device == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(args.threads)
     args.minutes = args.minutes or (QUICK_MINUTES if args.quick and on_gpu else None)
     rounds = args.rounds or (2 if args.quick else 3)
     steps, repeats = ((16, 3) if args.quick else (48, 5)) if on_gpu else ((3, 1) if args.quick else (5, 2))
@@ -181,7 +217,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     parts = random_parts() if args.random else parts_from(args.parents)
     results = Results(args.out / "results.json", machine(args, parts, sizes))
-    bench, cases = Bench(args, parts, sizes), all_cases(args)
+    bench = Bench(args, parts, sizes)
     slowest: dict[str, float] = {}
     for number, case in turns(cases, sizes.rounds, results):
         expected = slowest.get(case.key, 0.0)
@@ -199,7 +235,7 @@ def main() -> None:
         slowest[case.key] = time.monotonic() - started
         shown = values.get("samples_per_second") or min(values["seconds"])
         print(f"[{time.monotonic() - begin:5.0f} s] round {number + 1}, {case.key}: {shown:.3g}", flush=True)
-    print(write_report(args.out, results.facts, results.measured, results.failed))
+    print(write_report(args.out, results.facts, results.measured, results.failed, [case.key for case in cases]))
 
 
 if __name__ == "__main__":

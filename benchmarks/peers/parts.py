@@ -110,12 +110,17 @@ def parts_from(folder: Path) -> Parts:
     )
 
 
+def takes_processor_time(device: str) -> bool:
+    """Whether what is timed is the process's own time, in which that of data loader workers is not."""
+    return device == "cpu" and torch.get_num_threads() == 1
+
+
 def clock(device: str) -> float:
     """Seconds to take differences of: of the GPU's work done; on one CPU thread of the processor's time, which other
     work on the machine does not lengthen; on several of the clock on the wall."""
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+    return time.process_time() if takes_processor_time(device) else time.perf_counter()
 
 
 def noise(seconds: float, seed: int) -> np.ndarray:
@@ -159,4 +164,5 @@ __all__ = [
     "noise_rows",
     "parts_from",
     "random_parts",
+    "takes_processor_time",
 ]

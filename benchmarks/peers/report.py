@@ -1,6 +1,7 @@
 """Tables, goals and the picture from the measurements."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,41 +39,53 @@ def table(group: tuple[str, str, str], systems: dict[str, list[float]]) -> list[
     lines = [
         f"### {kind}: {work}, {dtype}",
         "",
-        f"| system | {unit} | least to most | ours / it |",
-        "|---|---:|---:|---:|",
+        f"| system | {unit} | least to most | ours / it | rounds |",
+        "|---|---:|---:|---:|---:|",
     ]
     ours = systems.get(training.OURS)
     for system, values in systems.items():
         compared = f"{ratio(kind, ours, values):.2f}" if ours and system != training.OURS else ""
         low, high = min(values), max(values)
-        lines.append(f"| {system} | {statistics.median(values):.3g} | {low:.3g} to {high:.3g} | {compared} |")
+        figures = f"{statistics.median(values):.3g} | {low:.3g} to {high:.3g} | {compared} | {len(values)}"
+        lines.append(f"| {system} | {figures} |")
     return [*lines, ""]
 
 
-def goals(groups: dict[tuple[str, str, str], dict[str, list[float]]]) -> list[tuple[str, float, float, bool]]:
-    """What was aimed at: the goal in words, the ratio measured, the bar, whether it is met."""
+def goals(groups: dict[tuple[str, str, str], dict[str, list[float]]]) -> list[tuple[str, float | None, bool]]:
+    """What was aimed at: the goal in words, the ratio measured (None: a side was not), whether it is met."""
     found = []
 
-    def check(name: str, group: tuple, mine: str, other: str, bar: float) -> None:
-        systems = groups.get(group, {})
+    def check(group: tuple, mine: str, other: str, bar: float) -> None:
+        systems, faster = groups[group], group[0] == "training"
+        name = f"{', '.join(group)}: {mine} / {other} {'>=' if faster else '<='} {bar}"
         if mine in systems and other in systems:
             value = ratio(group[0], systems[mine], systems[other])
-            faster = group[0] == "training"
-            sign = ">=" if faster else "<="
-            met = value >= bar if faster else value <= bar
-            found.append((f"{group[0]}, {group[1]}, {group[2]}: {mine} / {other} {sign} {bar}", value, bar, met))
+            found.append((name, value, value >= bar if faster else value <= bar))
+        else:
+            found.append((name, None, False))
 
     for group in groups:
         kind, work, _ = group
         if kind == "training":
-            check("", group, training.OURS, training.ULTRAVOX, 1.3)
-            check("", group, training.CACHED, training.ULTRAVOX, 2.0 if work == "cross-entropy" else 3.0)
-            check("", group, training.OURS, training.PLAIN, 1.5)
+            check(group, training.OURS, training.ULTRAVOX, 1.3)
+            check(group, training.CACHED, training.ULTRAVOX, 2.0 if work == "cross-entropy" else 3.0)
+            if training.PLAIN in training.LOSSES[work]:
+                check(group, training.OURS, training.PLAIN, 1.5)
         else:
-            check("", group, first_token.OURS, first_token.ULTRAVOX, 1.05)
+            check(group, first_token.OURS, first_token.ULTRAVOX, 1.05)
             for peer in first_token.PADDING:
-                check("", group, first_token.OURS, peer, 0.5)
+                check(group, first_token.OURS, peer, 0.5)
     return found
+
+
+def left_out(asked: Sequence[str], rounds: int, measured: Measured, failed: dict[str, str]) -> list[str]:
+    """The cases that have not had all their rounds, with how many they had."""
+    lines = []
+    for key in asked:
+        count = len(measured.get(key, []))
+        if count < rounds and key not in failed:
+            lines.append(f"- {key}" + f" ({count} of {rounds} rounds measured)" * bool(count))
+    return lines
 
 
 def picture(file: Path, groups: dict[tuple[str, str, str], dict[str, list[float]]]) -> None:
@@ -106,8 +119,18 @@ def picture(file: Path, groups: dict[tuple[str, str, str], dict[str, list[float]
     pyplot.close(figure)
 
 
-def write_report(folder: Path, facts: dict[str, Any], measured: Measured, failed: dict[str, str]) -> str:
-    """Writes `report.md` and, where matplotlib is installed, `report.png`; returns the Markdown."""
+def write_report(
+    folder: Path, facts: dict[str, Any], measured: Measured, failed: dict[str, str], asked: Sequence[str] = ()
+) -> str:
+    """
+    Writes `report.md` and, where matplotlib is installed and anything was measured, `report.png`.
+
+    Args:
+        asked: keys of all cases that this run was to measure; those that it had no time for are listed.
+
+    Returns:
+        the Markdown.
+    """
     groups = grouped(measured)
     loads = [entry["load"] for rounds in measured.values() for entry in rounds if entry["load"] is not None]
     lines = [
@@ -123,13 +146,20 @@ def write_report(folder: Path, facts: dict[str, Any], measured: Measured, failed
     lines.append("Medians of the rounds; ratios are medians of the rounds' own ratios.\n")
     for group, systems in groups.items():
         lines += table(group, systems)
-    reached = goals(groups)
+    wanted = {(kind, work, dtype): {} for kind, work, dtype, _ in (key.split(" | ") for key in asked)}
+    reached = goals(wanted | groups)
     if reached:
         lines += ["### Goals", "", "| goal | measured | met |", "|---|---:|---|"]
-        lines += [f"| {name} | {value:.2f} | {'yes' if met else '**no**'} |" for name, value, _, met in reached]
+        for name, value, met in reached:
+            figure = "not measured | " if value is None else f"{value:.2f} | {'yes' if met else '**no**'}"
+            lines.append(f"| {name} | {figure} |")
+    if missing := left_out(asked, facts["settings"].get("rounds", 0), measured, failed):
+        lines += ["", "Left out for time:", "", *missing]
     lines += [f"\nNot measured: {key}: {reason}" for key, reason in failed.items()]
     text = "\n".join(lines) + "\n"
     (folder / "report.md").write_text(text, encoding="utf-8")
+    if not groups:
+        return text
     try:
         picture(folder / "report.png", groups)
     except ImportError:

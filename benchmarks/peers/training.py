@@ -16,7 +16,7 @@ from trainers.cache.encode import encode_dataset
 from trainers.commands.teacher_prompts import make_teacher_inputs
 
 from .audio_llms import FAMILIES, build
-from .parts import CONNECTOR, INSTRUCTION, Parts, clock
+from .parts import CONNECTOR, INSTRUCTION, Parts, clock, takes_processor_time
 from .ultravox_form import UltravoxCollator, UltravoxForm
 
 DIVERGENCE = {"cross_entropy_weight": 0.0, "divergence_weight": 1.0, "end_token_weight": 1.0, "temperature": 2.0}
@@ -94,7 +94,8 @@ def make_cache(work: Work, folder: Path) -> str:
 
 
 def make_trainer(loop: str, loss: str, work: Work, folder: str, cache: str | None, watch: Clock, seed: int) -> Trainer:
-    """A trainer with the settings that its users get by default; batch, precision and number of steps are given."""
+    """A trainer with the settings that its users get by default; batch, precision and number of steps are given. Where
+    the processor's time of the process is taken, nobody has workers: what they read would not be in it."""
     common = {
         **{
             "per_device_train_batch_size": work.batch,
@@ -111,6 +112,8 @@ def make_trainer(loop: str, loss: str, work: Work, folder: str, cache: str | Non
         settings = common | (DIVERGENCE if divergence else {})
         if loop == CACHED:
             settings |= {"frames_cache": cache, "cached_teacher": divergence}
+        if takes_processor_time(work.device):
+            settings |= {"dataloader_num_workers": 0}
         args = SpeechImitationConfig(folder, bf16=work.bf16, **settings)
         trainer_class = counted(SpeechImitationTrainer, watch)
         return trainer_class(model, args, train_dataset=work.rows, processing_class=processor, callbacks=[watch])

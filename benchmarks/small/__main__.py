@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from benchmarks.small.accepting import PARTS
 from benchmarks.small.adapting import AdaptSettings
 from benchmarks.small.imitating import ImitationSettings
 from benchmarks.small.reading import BINS, ReadingSettings
@@ -102,9 +103,9 @@ def ship(arguments: argparse.Namespace) -> None:
 
 def accept(arguments: argparse.Namespace) -> None:
     """Whether a shipped model is good enough, as a table."""
-    from benchmarks.small.accepting import PARTS, accept
+    from benchmarks.small.accepting import accept
 
-    parts = tuple(arguments.parts or PARTS)
+    parts = tuple(arguments.parts)
     accept(arguments.model, arguments.parents, arguments.data, arguments.out, arguments.count, parts, arguments.dtype)
 
 
@@ -204,7 +205,7 @@ def main() -> None:
     ):
         stage.add_argument(f"--{name}", type=Path, required=True, help=text)
     stage.add_argument("--count", type=int, default=150, help="rows of each part at most")
-    stage.add_argument("--parts", nargs="+", help="by default all")
+    stage.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
     stage.add_argument("--dtype", default="auto", help="precision in which models answer")
     stage = stages.add_parser("silence", help=silence.__doc__)
     stage.set_defaults(run=silence)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from .launches import CONFIGS, TRAINERS, run_all, run_one
+from .measuring import COMPARED
 from .one_gpu import run_forms
 
 MEASURED = (
@@ -98,6 +99,13 @@ def main() -> int:
     parser.add_argument("--result", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.batch_size = args.batch_size or (32 if args.one_gpu and not args.tiny else 8)
+    if args.warmup < 1 or args.steps < 1:
+        parser.error("give --warmup and --steps 1 or more: the clock starts at the end of the last step that warms up")
+    if args.warmup + args.steps < COMPARED + 1 and not args.one_gpu:
+        parser.error(
+            f"--warmup and --steps together are {args.warmup + args.steps}, and whether the loss falls is told by its "
+            f"first {COMPARED} and last {COMPARED} steps: give {COMPARED + 1} or more"
+        )
     if args.trainer:
         run_one(args)
         return 0

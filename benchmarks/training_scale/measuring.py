@@ -9,6 +9,8 @@ import torch
 
 from .parts import parameter_counts, peak_tflops, training_flops
 
+COMPARED = 3  # losses from the first and from the last on, whose means say whether it falls
+
 
 def synchronize() -> None:
     """Waits for the GPU, where there is one."""
@@ -93,7 +95,7 @@ def measured_training(
         "tflops_per_process": flops / elapsed / 1e12,
         "share_of_peak": None if peak is None else flops / elapsed / 1e12 / peak,
         "peak_gib": peak_memory(),
-        "first_loss": float(np.mean(losses[:3])),
-        "last_loss": float(np.mean(losses[-3:])),
+        "first_loss": float(np.mean(losses[:COMPARED])),
+        "last_loss": float(np.mean(losses[-COMPARED:])),
         "losses": losses,
     }
