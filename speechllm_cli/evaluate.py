@@ -39,8 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         from speechllm.evaluation.config import EvaluationConfig
         from speechllm.evaluation.run import evaluate, with_known_models
         from trainers.commands.arguments import LaunchArguments
+        from trainers.commands.launch import LAUNCHED, check_devices, start_through_accelerate
         from trainers.commands.parsing import parse
-        from trainers.commands.run import LAUNCHED, start_through_accelerate
         from trainers.targets.endpoints import BackendError
     except (ImportError, OSError, RuntimeError) as error:
         report(f"a package is missing or broken ({error}). Run: speechllm doctor")
@@ -55,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
             EXAMPLE,
         )
         if launch.accelerate_config is not None and LAUNCHED not in os.environ:
+            check_devices(launch.accelerate_config, NAME)
             return start_through_accelerate(launch.accelerate_config, NAME, arguments)
         logging.set_verbosity_error()  # its remarks on pipelines and caches are about our code, not the user's
         place = f"the same command goes on with what {config.output_dir} holds by now"

@@ -455,7 +455,7 @@ def test_accelerate_starts_the_same_command(recipe, tmp_path, monkeypatch, capsy
     )
     assert main(["align", "--config", path, "--accelerate_config", "five"]) == 2
     assert "no file 'five'" in capsys.readouterr().err
-    monkeypatch.setattr(commands.torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert main(["align", "--config", path, "--accelerate_config", "ddp"]) == 2
     assert "is for several GPUs, and this machine has none. Two processes on a CPU" in capsys.readouterr().err
     (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")

@@ -24,8 +24,8 @@ from transformers import (
 
 from modeling_speechllm.configuration_connectors import connector_config
 from speechllm_cli.main import main
+from trainers.commands.launch import LAUNCHED
 from trainers.commands.parsing import RECIPES
-from trainers.commands.run import LAUNCHED
 from trainers.targets.prompts import load_tasks, save_tasks
 
 pytestmark = pytest.mark.slow
