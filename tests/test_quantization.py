@@ -1,12 +1,14 @@
 """LLMs in 8 and 4 bits: a connector is trained on them as they are, saved, and loaded with them again."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import random_audio, text_config, whisper_config
 from factories_processing import CHATML_MARKED, make_tokenizer
 from factories_training import tone_rows
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, WhisperFeatureExtractor, WhisperModel
 
@@ -15,6 +17,7 @@ from modeling_speechllm.quantization import quantization_config
 from processing_speechllm import SpeechLLMProcessor
 from trainers import SpeechImitationConfig, SpeechImitationTrainer
 from trainers.checkpoints.lora import lora_config
+from trainers.commands.run import name_base
 
 KINDS = {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}
 STACK = {"type": "stack_mlp", "stride": 4}
@@ -137,6 +140,21 @@ def test_lora_on_a_quantized_llm_is_held_in_float32(parents, tmp_path):
     assert any("lora_" in name for name in trained) and any("multi_modal_projector" in name for name in trained)
     assert {value.dtype for value in trained.values()} == {torch.float32}
     trainer.train()
+
+
+def test_adapters_on_a_composed_quantized_llm_name_a_base_that_loads(parents, tmp_path):
+    model = quantized(parents, "4bit")
+    trained_with = SpeechLLMProcessor.from_parts(**parents, config=model.config)
+    name_base(SimpleNamespace(output_dir=str(tmp_path), process_index=0), model, trained_with)
+    trainer = trainer_of(model, parents, tmp_path, lora_config(model, ["llm"], rank=2), max_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    settings = PeftConfig.from_pretrained(str(tmp_path / "adapter"))
+    assert settings.base_model_name_or_path == str(tmp_path / "base")
+    base = SpeechLLMForConditionalGeneration.from_pretrained(settings.base_model_name_or_path, dtype=torch.float32)
+    found = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).state_dict()
+    expected = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert expected and all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_what_cannot_be_quantized_or_trained_says_so(parents, tmp_path, monkeypatch):
