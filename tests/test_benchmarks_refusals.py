@@ -38,8 +38,8 @@ def refusal(module, monkeypatch, capsys, *arguments) -> str:
     [
         (("--minutes", "0"), "'0' is no number above 0"),
         (("--minutes", "nan"), "'nan' is no number above 0"),
-        (("--rounds", "0"), "'0' is no whole number above 0"),
-        (("--rounds", "1.5"), "'1.5' is no whole number above 0"),
+        (("--rounds", "0"), "'0' is no whole number from 1 on"),
+        (("--rounds", "1.5"), "'1.5' is no whole number from 1 on"),
         (("--only", "nothing"), "no case has this in its name"),
     ],
 )

@@ -18,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.options import whole
+
 if TYPE_CHECKING:  # what it imports must not be imported before the environment is set
     from benchmarks.claims.runner import Job
     from benchmarks.claims.variants import Paper, Variant
@@ -74,17 +76,6 @@ def main() -> None:
         parser.exit(2, f"{failure}\nWhat is done stays, and the same command goes on from there.\n")
     if arguments.report and not written:
         parser.exit(1, f"There are no results in {arguments.out / arguments.world / 'runs'}: leave out --report.\n")
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """What a whole number from `least` on is read by."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
-        return int(text)
-
-    return read
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace, chosen: list[Paper]) -> None:

@@ -10,13 +10,15 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from benchmarks.options import above_zero, whole
 
 from . import first_token, training
 from .parts import DTYPES, Parts, noise_rows, parts_from, random_parts
@@ -167,22 +169,6 @@ def processor_name() -> str:
     return f"{model} ({', '.join(flags) or 'no bf16'})"
 
 
-def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """What a number above zero is read by."""
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not value > 0:
-            name = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is no {name} above 0")
-        return value
-
-    return read
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", type=Path, help="folder with whisper-base and smollm2-135m-instruct")
@@ -191,10 +177,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=None)
     parser.add_argument("--quick", action="store_true", help="bf16 alone, fewer rounds, no training of other families")
-    parser.add_argument("--rounds", type=positive(int), help="turns of every case")
+    parser.add_argument("--rounds", type=whole(1), help="turns of every case")
     stop = "stop measuring after so long; the report says what is missing"
-    parser.add_argument("--minutes", type=positive(float), help=stop)
-    parser.add_argument("--threads", type=positive(int), default=1, help="on a CPU; with one, processor time is taken")
+    parser.add_argument("--minutes", type=above_zero, help=stop)
+    parser.add_argument("--threads", type=whole(1), default=1, help="on a CPU; with one, processor time is taken")
     parser.add_argument("--only", default="", help='cases whose name has this in it, such as "divergence"')
     args = parser.parse_args()
     begin = time.monotonic()

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import whole
+
 from .cases import Case, comparison_cases, load_cases, load_examples
 from .engines import Answer, PipelineEngine, ServerEngine, transformers_server, vllm_server
 from .environment import make_environment, versions
@@ -169,12 +171,6 @@ def measure_all(name: str, engine: Any, examples: list[dict], options: argparse.
         write(options.out, results)
 
 
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return int(text)
-
-
 def main() -> int:
     import speechllm
 
@@ -190,9 +186,9 @@ def main() -> int:
     measuring.add_argument("--serve", action="store_true", help="measure `speechllm serve` too")
     measuring.add_argument("--url", nargs="+", metavar="ADDRESS", help="servers that run already: http://host:port")
     measuring.add_argument("--model", default=speechllm.NANO, help="checkpoint with examples (the embedded one)")
-    measuring.add_argument("--requests", type=_positive, default=128, help="requests of a measurement (128)")
-    measuring.add_argument("--at-once", type=_positive, nargs="+", default=[1, 4, 16, 64], help="1 4 16 64")
-    measuring.add_argument("--phase-seconds", type=_positive, default=900, help="longest time of one phase (900)")
+    measuring.add_argument("--requests", type=whole(1), default=128, help="requests of a measurement (128)")
+    measuring.add_argument("--at-once", type=whole(1), nargs="+", default=[1, 4, 16, 64], help="1 4 16 64")
+    measuring.add_argument("--phase-seconds", type=whole(1), default=900, help="longest time of one phase (900)")
     measuring.set_defaults(run=run)
     options = parser.parse_args()
     return options.run(options) or 0
